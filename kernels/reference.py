@@ -1,0 +1,102 @@
+"""The oracle: dense, masked, in float64. Slow and memory-hungry on purpose; used by tests and `engine="reference"`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svg_compile.mask import attends, band_block, band_rank
+from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.layout import HeadKind, VideoLayout
+
+
+def attention_mask(layout: VideoLayout, half_width: int, kind: HeadKind | int, device: torch.device | str = "cpu") -> Tensor:
+    """The bool mask [N, N] of one head, True where the query (row) attends the key (column)."""
+    position = torch.arange(layout.tokens, device=device)
+    if HeadKind(kind) is HeadKind.DENSE:
+        return torch.ones(layout.tokens, layout.tokens, dtype=torch.bool, device=device)
+    video = position - layout.video_start
+    is_text = (video < 0) | (video >= layout.video)
+    video = video.clamp(0, layout.video - 1)
+    frame, place = video // layout.area, video % layout.area
+    rank = band_rank(frame, place, layout.frames, layout.area, int(kind))
+    block = band_block(rank, layout.area, layout.block)
+    return attends(is_text[:, None], is_text[None], frame[None], block[:, None], block[None], half_width)
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(QK^T * scale) V over the keys that `mask` shows, in float64; rows that see no key give 0.
+
+    query [..., M, D], key [..., N, D], value [..., N, Dv], mask broadcastable to [..., M, N] -> float64 [..., M, Dv].
+    """
+    query, key, value = query.double(), key.double(), value.double()
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
+    weights = torch.softmax(scores, dim=-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    # A hidden key may hold NaN: 0 * NaN is NaN, so hidden values are cleared row by row where that matters.
+    if not bool(torch.isfinite(value).all()):
+        clean = value.nan_to_num(0.0, 0.0, 0.0)
+        touched = ((weights != 0) & mask).double() @ (~torch.isfinite(value)).double()
+        return (weights.nan_to_num(0.0) @ clean).masked_fill(touched > 0, float("nan"))
+    return weights @ value
+
+
+def sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Tensor,
+    layout: VideoLayout,
+    *,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Sparse attention by the plan, float64. q, k, v [B, H, N, D], plan int32 [B, H, 2] -> [B, H, N, D]."""
+    output = torch.empty(*query.shape[:3], value.shape[3], dtype=torch.float64, device=query.device)
+    for batch in range(query.shape[0]):
+        for head in range(query.shape[1]):
+            kind, half_width = plan[batch, head].tolist()
+            mask = attention_mask(layout, half_width, kind, query.device)
+            if key_mask is not None:
+                mask = mask & key_mask[batch]
+            output[batch, head] = masked_attention(query[batch, head], key[batch, head], value[batch, head], mask, scale)
+    return output
+
+
+def profile_errors(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VideoLayout,
+    *,
+    density: float,
+    sampled_rows: int,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Mean squared error against dense of (spatial, temporal) attention on the sampled rows, float64 [B, H, 2]."""
+    count = min(sampled_rows, layout.video)
+    rows = layout.video_start + sampled_video_token(torch.arange(count, device=query.device), count, layout.video)
+    seen = torch.ones(1, 1, 1, layout.tokens, dtype=torch.bool, device=query.device)
+    if key_mask is not None:
+        seen = key_mask[:, None, None, :]
+    dense = masked_attention(query[:, :, rows], key, value, seen, scale)
+    errors = []
+    for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL):
+        mask = attention_mask(layout, layout.half_width_for(density, kind), kind, query.device)[rows]
+        sparse = masked_attention(query[:, :, rows], key, value, seen & mask, scale)
+        errors.append((sparse - dense).square().mean((-1, -2)))
+    return torch.stack(errors, dim=-1)
+
+
+def plan_from_errors(errors: Tensor, layout: VideoLayout, density: float) -> Tensor:
+    """The plan, int32 [B, H, 2], for errors [B, H, 2]: the smaller error wins, a tie is spatial.
+
+    An error that is not finite never wins; where neither is finite the head stays dense.
+    """
+    errors = torch.where(torch.isfinite(errors), errors, float("inf"))
+    kind = torch.where(errors[..., 1] < errors[..., 0], int(HeadKind.TEMPORAL), int(HeadKind.SPATIAL))
+    kind = torch.where(torch.isinf(errors).all(-1), int(HeadKind.DENSE), kind)
+    widths = [layout.half_width_for(density, k) for k in (HeadKind.SPATIAL, HeadKind.TEMPORAL)]
+    widths.append(layout.full_half_width)
+    return torch.stack((kind, torch.tensor(widths, device=errors.device)[kind]), dim=-1).to(torch.int32)

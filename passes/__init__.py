@@ -1,0 +1,1 @@
+"""Graph passes of svg_compile, one a file."""

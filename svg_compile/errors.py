@@ -1,0 +1,17 @@
+"""The errors that svg_compile raises: each says what was expected, what came and what to do."""
+
+
+class SvgError(Exception):
+    """Base of every error that svg_compile raises itself."""
+
+
+class OptionError(SvgError, ValueError):
+    """An option of `torch.compile(..., backend="svg", options=...)` is unknown or has a value that cannot be used."""
+
+
+class LayoutError(SvgError, ValueError):
+    """A `VideoLayout` is impossible, or the tensors given with it do not fit it."""
+
+
+class NothingRewritten(SvgError, RuntimeError):
+    """`strict=True` and no attention of the graph could be made sparse."""
