@@ -18,16 +18,11 @@ import torch
 from torch import Tensor
 
 from svg_compile.errors import LayoutError
+from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
 ABI = 1
 ENGINES = ("auto", "cpu", "triton", "reference")
-
-
-def empty_output(query: Tensor, value: Tensor) -> Tensor:
-    """Uninitialised [B, H, N, D] over [B, N, H, D] storage: what every engine and the fake return."""
-    batch, heads, tokens, _ = query.shape
-    return query.new_empty(batch, tokens, heads, value.shape[3]).transpose(1, 2)
 
 
 def engine_for(query: Tensor, engine: str) -> str:
@@ -100,8 +95,7 @@ def _profile_host(
     if engine == "reference":
         from svg_compile.kernels import reference
 
-        errors = reference.profile_errors(query, key, value, layout, **options)
-        return reference.plan_from_errors(errors, layout, density)
+        return reference.profile_heads(query, key, value, layout, **options)
     from svg_compile.kernels.cpu_profile import profile_heads
 
     return profile_heads(query, key, value, layout, **options)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from svg_compile.mask import attends, band_block, band_rank
+from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import HeadKind, VideoLayout
 
@@ -89,14 +90,17 @@ def profile_errors(
     return torch.stack(errors, dim=-1)
 
 
-def plan_from_errors(errors: Tensor, layout: VideoLayout, density: float) -> Tensor:
-    """The plan, int32 [B, H, 2], for errors [B, H, 2]: the smaller error wins, a tie is spatial.
-
-    An error that is not finite never wins; where neither is finite the head stays dense.
-    """
-    errors = torch.where(torch.isfinite(errors), errors, float("inf"))
-    kind = torch.where(errors[..., 1] < errors[..., 0], int(HeadKind.TEMPORAL), int(HeadKind.SPATIAL))
-    kind = torch.where(torch.isinf(errors).all(-1), int(HeadKind.DENSE), kind)
-    widths = [layout.half_width_for(density, k) for k in (HeadKind.SPATIAL, HeadKind.TEMPORAL)]
-    widths.append(layout.full_half_width)
-    return torch.stack((kind, torch.tensor(widths, device=errors.device)[kind]), dim=-1).to(torch.int32)
+def profile_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VideoLayout,
+    *,
+    density: float,
+    sampled_rows: int,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The plan, int32 [B, H, 2], that `profile_errors` lead to."""
+    options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
+    return plan_from_errors(profile_errors(query, key, value, layout, **options), layout, density)

@@ -1,0 +1,54 @@
+"""svg_compile: `torch.compile(dit, backend="svg")` makes video attention spatially and temporally sparse.
+
+Importing this package loads neither Inductor, Triton nor diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from svg_compile.errors import LayoutError, NothingRewritten, OptionError, SvgError
+from svg_compile.layout import HeadKind, VideoLayout
+
+if TYPE_CHECKING:
+    from svg_compile.dry_run import explain
+    from svg_compile.functional import profile_heads, sparse_attention
+    from svg_compile.report import Reason, Report, Site
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "explain": "svg_compile.dry_run",
+    "profile_heads": "svg_compile.functional",
+    "sparse_attention": "svg_compile.functional",
+    "Reason": "svg_compile.report",
+    "Report": "svg_compile.report",
+    "Site": "svg_compile.report",
+}
+
+__all__ = [
+    "HeadKind",
+    "LayoutError",
+    "NothingRewritten",
+    "OptionError",
+    "Reason",
+    "Report",
+    "Site",
+    "SvgError",
+    "VideoLayout",
+    "explain",
+    "profile_heads",
+    "sparse_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'svg_compile' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))

@@ -1,0 +1,91 @@
+"""Profiling and sparse attention as plain functions, for people who write their own models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svg_compile.errors import LayoutError
+from svg_compile.kernels import ops
+from svg_compile.layout import VideoLayout
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def profile_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VideoLayout,
+    *,
+    density: float = 0.3,
+    sampled_rows: int = 64,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Choose each head's kind: the one whose output on sampled query rows is nearer to dense attention.
+
+    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. key_mask: bool [B, N], True where a
+    key may be seen. scale: of the scores, default D ** -0.5.
+    Returns the plan, int32 [B, H, 2] = (`HeadKind`, half-width in blocks), on the tensors' device.
+    """
+    _check(query, key, value, layout, key_mask)
+    # Checks the density as well.
+    layout.half_width_for(density, 0)
+    if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
+        raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
+    options = (float(density), sampled_rows, scale, "auto", ops.ABI)
+    plan: Tensor = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
+    return plan
+
+
+def sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Tensor,
+    layout: VideoLayout,
+    *,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention in which each head sees what its entry of the plan says; rows that see no key give 0.
+
+    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. plan: int32 [B, H, 2] as
+    `profile_heads` gives it. key_mask: bool [B, N], True where a key may be seen. scale: default D ** -0.5.
+    Returns [B, H, N, D] over [B, N, H, D] storage.
+    """
+    _check(query, key, value, layout, key_mask)
+    if plan.dtype is not torch.int32 or tuple(plan.shape) != (query.shape[0], query.shape[1], 2):
+        raise LayoutError(
+            f"plan must be int32 of shape {[query.shape[0], query.shape[1], 2]}, got {plan.dtype} {list(plan.shape)}."
+        )
+    if plan.device != query.device:
+        raise LayoutError(f"plan is on {plan.device}, query on {query.device}: move the plan there.")
+    out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *_grid(layout), scale, "auto", ops.ABI)
+    return out
+
+
+def _grid(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
+    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, key_mask: Tensor | None) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4 or tensor.shape[2] != layout.tokens:
+            raise LayoutError(
+                f"{name} must be [B, H, {layout.tokens}, D] for {layout}, got {list(tensor.shape)}. "
+                "Is the layout in tokens, not in pixels or latents?"
+            )
+        if tensor.shape != query.shape:
+            raise LayoutError(f"query, key and value must have one shape, got {list(query.shape)}, {list(tensor.shape)}.")
+        if tensor.dtype is not query.dtype or tensor.dtype not in _DTYPES:
+            raise LayoutError(f"query, key and value must all be float32, bfloat16 or float16, {name} is {tensor.dtype}.")
+        if tensor.device != query.device:
+            raise LayoutError(f"query is on {query.device}, {name} on {tensor.device}: move them to one device.")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise LayoutError(f"{name} needs gradients; svg_compile is for inference: use torch.no_grad().")
+    if key_mask is not None and (key_mask.dtype is not torch.bool or key_mask.shape != (query.shape[0], layout.tokens)):
+        raise LayoutError(
+            f"key_mask must be bool of shape {[query.shape[0], layout.tokens]}, got {key_mask.dtype} {list(key_mask.shape)}."
+        )

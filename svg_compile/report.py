@@ -1,0 +1,125 @@
+"""What became of each attention: rewritten, or left as it was and why."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass
+
+from svg_compile.layout import VideoLayout
+
+
+class Reason(enum.Enum):
+    """Why an attention was left dense: (what was found, what to do about it)."""
+
+    CROSS_ATTENTION = (
+        "cross-attention: query and key run over different tokens",
+        "nothing to do: only self-attention over video tokens is made sparse",
+    )
+    NOT_VIDEO = (
+        "no video tokens: the sequence is one plain axis of an input (text, audio, or packed latents)",
+        "if it is packed video, pass options={'layout': (frames, height, width)}",
+    )
+    UNKNOWN_GRID = (
+        "the token grid could not be proven: tokens were cut, windowed, reordered, or passed an unknown operator",
+        "if the tokens are in raster order, pass options={'layout': (frames, height, width)}",
+    )
+    SEVERAL_GRIDS = (
+        "several token grids in one sequence",
+        "nothing to do: one video segment with text on one side is supported",
+    )
+    LAYOUT_CONFLICT = (
+        "options['layout'] contradicts the grid found in the graph",
+        "correct or drop options['layout']",
+    )
+    SINGLE_FRAME = ("a single frame: there is no time to be sparse in", "generate more than one latent frame")
+    TOO_SHORT = ("fewer tokens than min_tokens", "lower options['min_tokens'] if dense attention is slow here")
+    DENSE_LAYER = ("one of the first dense_layers layers", "lower options['dense_layers'] to make it sparse")
+    MASK = (
+        "an attention mask that is not a boolean key-padding mask [B, 1, 1, N]",
+        "pass no mask, or a boolean one that hides keys alone",
+    )
+    CAUSAL = ("causal attention", "nothing to do: causal attention is left as it is")
+    DROPOUT = ("attention dropout", "call model.eval()")
+    GROUPED_QUERY = ("grouped-query attention, or operands that broadcast", "use equal batch and head counts")
+    GRADIENT = ("an operand needs gradients", "run under torch.no_grad() or torch.inference_mode(): inference only")
+    SCALE = ("a scale that is not a number", "pass scale as a float")
+    DTYPE = ("an unsupported dtype", "use float32, bfloat16 or float16")
+    HEAD_DIM = ("an unsupported head dimension", "query, key and value need one head dimension the engine supports")
+    DEVICE = ("a device that the chosen engine does not run on", "use options={'engine': 'auto'} on a CPU or GPU")
+    HIGHER_ORDER = (
+        "inside a higher-order operator whose body is not understood",
+        "call the attention outside checkpointing, control flow or custom autograd functions",
+    )
+    SYMBOLIC = (
+        "its grid depends on sizes that are not inputs of the graph it stands in",
+        "compile with dynamic=False, or pass options={'layout': (frames, height, width)}",
+    )
+
+    @property
+    def text(self) -> str:
+        return str(self.value[0])
+
+    @property
+    def remedy(self) -> str:
+        return str(self.value[1])
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention of the graph. layer is its module path; layout its grid where one was found, in traced sizes."""
+
+    rewritten: bool
+    reason: Reason | None
+    layer: str
+    layout: VideoLayout | None
+    batch: int
+    heads: int
+    head_dim: int
+    tokens: int
+    key_tokens: int
+    sequence: str = ""
+    source: str = ""
+    detail: str = ""
+
+    @property
+    def decision(self) -> str:
+        """One line: what was done, or why nothing was."""
+        if self.reason is None:
+            return "sparse"
+        return f"{self.reason.text}: {self.detail}" if self.detail else self.reason.text
+
+
+@dataclass(frozen=True)
+class Report:
+    """All attentions of one model or graph, in the order in which they run."""
+
+    sites: tuple[Site, ...] = ()
+    graphs: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rewritten(self) -> int:
+        return sum(site.rewritten for site in self.sites)
+
+    def __str__(self) -> str:
+        lines = [f"{self.rewritten} of {len(self.sites)} attentions rewritten, {self.graphs} graph(s)"]
+        if self.sites:
+            rows = [("layer", "B x H x D", "tokens", "sequence", "decision")]
+            rows += [
+                (
+                    site.layer or site.source or "?",
+                    f"{site.batch}x{site.heads}x{site.head_dim}",
+                    str(site.tokens) if site.tokens == site.key_tokens else f"{site.tokens} x {site.key_tokens}",
+                    site.sequence,
+                    site.decision,
+                )
+                for site in self.sites
+            ]
+            widths = [max(len(row[column]) for row in rows) for column in range(4)]
+            for row in rows:
+                lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + "  " + row[4])
+        reasons = Counter(site.reason for site in self.sites if site.reason is not None)
+        lines += [f"  {reason.text} ({count}x): {reason.remedy}" for reason, count in reasons.items()]
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join(lines)
