@@ -22,7 +22,9 @@ from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
 ABI = 1
-ENGINES = ("auto", "cpu", "triton", "reference")
+# The ops read every stride, so Inductor may hand over its operands as they lie; the default tag would have it copy
+# them once for each op.
+_ANY_STRIDES = (torch.Tag.flexible_layout,)
 
 
 def engine_for(query: Tensor, engine: str) -> str:
@@ -37,7 +39,7 @@ def engine_for(query: Tensor, engine: str) -> str:
     return engine
 
 
-@torch.library.custom_op("svg::attention_host", mutates_args=())
+@torch.library.custom_op("svg::attention_host", mutates_args=(), tags=_ANY_STRIDES)
 def _attention_host(
     query: Tensor,
     key: Tensor,
@@ -71,7 +73,7 @@ def _(query, key, value, plan, key_mask, *constants):  # type: ignore[no-untyped
     return empty_output(query, value)
 
 
-@torch.library.custom_op("svg::profile_host", mutates_args=())
+@torch.library.custom_op("svg::profile_host", mutates_args=(), tags=_ANY_STRIDES)
 def _profile_host(
     query: Tensor,
     key: Tensor,

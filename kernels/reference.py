@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svg_compile.mask import attends, band_block, band_rank
 from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import HeadKind, VideoLayout
+from svg_compile.mask import attends, band_block, band_rank
 
 
 def attention_mask(layout: VideoLayout, half_width: int, kind: HeadKind | int, device: torch.device | str = "cpu") -> Tensor:

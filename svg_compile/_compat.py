@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -117,3 +118,12 @@ def to_fake(fake_mode: Any, tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, FakeTensor):
         return tensor
     return fake_mode.from_tensor(tensor, static_shapes=True)
+
+
+def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """A copy of a graph that Dynamo accepts in its place: `copy.deepcopy` drops what Dynamo pins to placeholders."""
+    twin = copy.deepcopy(graph)
+    for old, new in zip(graph.nodes, twin.nodes, strict=True):
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    return twin

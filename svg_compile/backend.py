@@ -5,7 +5,6 @@ Found by name through the entry point group `torch_dynamo_backends`; no import i
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from svg_compile._compat import copy_graph
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.errors import NothingRewritten
 from svg_compile.report import Report
@@ -66,7 +66,7 @@ class _Snapshot:
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         modules = [module for module in graph_module.modules() if isinstance(module, fx.GraphModule)]
-        self._graphs = [(module, copy.deepcopy(module.graph)) for module in modules]
+        self._graphs = [(module, copy_graph(module.graph)) for module in modules]
 
     def restore(self) -> None:
         for module, graph in self._graphs:

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-slow lint bench clean
+
+help:
+	@echo "make demo       run a video transformer dense and sparse on this machine and compare"
+	@echo "make test       make the environment and run the tests (about 10 minutes on 2 cores)"
+	@echo "make test-slow  the tests that take minutes each"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      benchmark the CPU engine against dense attention and FlexAttention"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,lint]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/quickstart.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy svg_compile passes kernels
+
+bench: $(INSTALLED)
+	$(BIN)/python -m svg_compile.bench cpu
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info

@@ -1,0 +1,65 @@
+"""A head kind's order of the tokens, as the CPU engine gathers them: body keys by rank, query rows by tile of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from svg_compile.layout import HeadKind, VideoLayout
+from svg_compile.mask import band_block, band_rank
+
+# Query rows of a tile at least: with a smaller `block`, rows of several blocks share a tile and its edges are masked.
+MIN_TILE = 64
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """Positions are in the sequence, text included; R rows a tile, T tiles.
+
+    tile: ranks a tile spans, a multiple of the block. first_tile: index of tile 0 of the tensors below (negative where
+    frame 0 has negative ranks). body int64 [M]: the body's positions in rank order. rows int64 [T, R]: positions of
+    the tile's queries, frame 0 included, padded by repeating the tile's last one. row_block int64 [T, R]: their blocks.
+    slot int64 [F * S]: the place in `rows` (flattened) of each video token.
+    """
+
+    tile: int
+    first_tile: int
+    body: Tensor
+    rows: Tensor
+    row_block: Tensor
+    slot: Tensor
+
+
+@lru_cache(maxsize=32)
+def token_order(layout: VideoLayout, kind: HeadKind) -> TokenOrder:
+    """The order of a spatial or temporal head."""
+    tile = max(layout.block, MIN_TILE)
+    video = torch.arange(layout.video, device="cpu")
+    frame, place = video // layout.area, video % layout.area
+    rank = band_rank(frame, place, layout.frames, layout.area, int(kind))
+    body = torch.empty(layout.body, dtype=torch.int64, device="cpu")
+    body[rank[layout.area :]] = video[layout.area :]
+
+    tile_of = torch.div(rank, tile, rounding_mode="floor")
+    first_tile = int(tile_of.min())
+    # Stable: a tile's rows keep the raster order, which is kinder to the caches than any other.
+    by_tile = torch.argsort(tile_of, stable=True)
+    counts = torch.bincount(tile_of - first_tile)
+    starts = counts.cumsum(0) - counts
+    widest = int(counts.max())
+    column = torch.minimum(torch.arange(widest, device="cpu"), counts[:, None] - 1)
+    tokens = by_tile[starts[:, None] + column]
+    slot = torch.empty_like(video)
+    within = torch.arange(layout.video, device="cpu") - starts[tile_of[by_tile] - first_tile]
+    slot[by_tile] = (tile_of[by_tile] - first_tile) * widest + within
+    return TokenOrder(
+        tile=tile,
+        first_tile=first_tile,
+        body=body + layout.video_start,
+        rows=tokens + layout.video_start,
+        row_block=band_block(rank, layout.area, layout.block)[tokens],
+        slot=slot,
+    )

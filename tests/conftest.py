@@ -1,0 +1,29 @@
+"""What every test shares: import paths, threads and Hypothesis' profile."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+
+# The checkout's `kernels` and `passes` are packages of svg_compile; as top-level names they would shadow others.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != TESTS.parent]
+if str(TESTS) not in sys.path:
+    sys.path.insert(0, str(TESTS))
+
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ci")
+
+torch.set_num_threads(2)

@@ -1,0 +1,84 @@
+"""Options: what is accepted, and what the errors say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from svg_compile import OptionError, VideoLayout
+from svg_compile.config import SvgConfig, split_options
+
+
+def test_defaults_are_those_of_the_docs() -> None:
+    config = SvgConfig.from_options(None)
+    assert (config.density, config.dense_steps, config.num_inference_steps, config.dense_layers) == (0.3, 0.25, 50, 1)
+    assert (config.sampled_rows, config.profile_every, config.layout, config.block) == (64, 1, None, 128)
+    assert (config.min_tokens, config.engine, config.on_error, config.strict) == (2048, "auto", "fallback", False)
+    assert config.dump_dir is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("density", 0, "above 0 and up to 1"),
+        ("density", 1.01, "above 0 and up to 1"),
+        ("density", float("nan"), "above 0 and up to 1"),
+        ("density", "0.3", "above 0 and up to 1"),
+        ("density", True, "above 0 and up to 1"),
+        ("dense_steps", -1, "a count of steps"),
+        ("dense_steps", 1.5, "a share of them"),
+        ("dense_steps", float("inf"), "a share of them"),
+        ("dense_steps", float("nan"), "a share of them"),
+        ("dense_steps", False, "a count of steps"),
+        ("dense_layers", -1, "at least 0"),
+        ("dense_layers", 1.0, "an integer"),
+        ("num_inference_steps", 0, "at least 1"),
+        ("sampled_rows", 0, "at least 1"),
+        ("sampled_rows", 2**40, "too large"),
+        ("profile_every", 0, "at least 1"),
+        ("layout", (4, 8), "(frames, height, width)"),
+        ("layout", (4, 8, 8, 3, "middle"), "'middle'"),
+        ("layout", (4, 8, -1), "width must be an integer of at least 1"),
+        ("layout", (4, 8, 8.0), "width must be an integer"),
+        ("layout", "4x8x8", "(frames, height, width)"),
+        ("block", 96, "power of two"),
+        ("block", 0, "at least 1"),
+        ("min_tokens", -5, "at least 0"),
+        ("engine", "cuda", "'auto'"),
+        ("engine", None, "'auto'"),
+        ("on_error", "ignore", "'fallback'"),
+        ("strict", 1, "True or False"),
+        ("dump_dir", 7, "path of a folder"),
+        ("dump_dir", "", "path of a folder"),
+    ],
+)
+def test_a_bad_value_says_what_was_expected_and_what_came(key: str, value: Any, expected: str) -> None:
+    with pytest.raises(OptionError) as error:
+        SvgConfig.from_options({key: value})
+    assert expected in str(error.value)
+    assert f"'{key}'" in str(error.value)
+
+
+def test_an_unknown_option_names_the_nearest_one() -> None:
+    with pytest.raises(OptionError, match="unknown option 'densty'. Did you mean 'density'"):
+        split_options({"densty": 0.3})
+
+
+def test_layout_takes_text_and_the_block_option() -> None:
+    config = SvgConfig.from_options({"layout": (4, 8, 6, 11, "first"), "block": 64})
+    assert config.layout == VideoLayout(4, 8, 6, 11, True, 64)
+    assert SvgConfig.from_options({"layout": [4, 8, 6]}).layout == VideoLayout(4, 8, 6)
+
+
+def test_inductor_options_and_mode_pass_through() -> None:
+    config, patches = split_options({"density": 0.2, "max_autotune": True, "mode": "max-autotune-no-cudagraphs"})
+    assert config.density == 0.2
+    assert patches["max_autotune"] is True
+    assert "triton.cudagraphs" not in patches or patches["triton.cudagraphs"] is False
+    assert split_options(None, "reduce-overhead")[1]["triton.cudagraphs"] is True
+
+
+def test_an_unknown_mode_is_an_error() -> None:
+    with pytest.raises(OptionError, match="'fastest'"):
+        split_options({"mode": "fastest"})

@@ -1,0 +1,70 @@
+"""The house's one direction of imports, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A module may import modules of its own layer and of the layers before it.
+LAYERS = (
+    {"errors", "mask", "layout", "config", "report", "_compat"},
+    {"kernels"},
+    {"functional"},
+    {"passes"},
+    {"backend", "dry_run"},
+    {"bench", "cli"},
+)
+
+
+def layer(module: str) -> int:
+    name = module.removeprefix("svg_compile").removeprefix(".").split(".")[0]
+    return next((depth for depth, names in enumerate(LAYERS) if name in names), len(LAYERS))
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = [(f"svg_compile.{path.stem}", path) for path in (ROOT / "svg_compile").glob("*.py")]
+    for package in ("kernels", "passes"):
+        found += [(f"svg_compile.{package}.{path.stem}", path) for path in (ROOT / package).glob("*.py")]
+    return [(name, path) for name, path in sorted(found) if name != "svg_compile.__init__"]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "svg_compile"}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: str(value).rsplit("/", 1)[-1])
+def test_imports_run_one_way(module: str, path: Path) -> None:
+    names = imported(path)
+    for name in names:
+        if name.startswith("svg_compile."):
+            assert layer(name) <= layer(module), f"{module} imports {name}"
+    if not module.startswith("svg_compile.attach"):
+        assert not any(name.split(".")[0] == "diffusers" for name in names)
+    private = {name for name in names if name.startswith(("torch._dynamo", "torch._guards", "torch._subclasses"))}
+    assert not private or module in ("svg_compile._compat", "svg_compile.bench"), f"{module}: {private}"
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [name for name, _ in modules() if layer(name) == len(LAYERS)] == []
+
+
+def test_importing_svg_compile_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, svg_compile; svg_compile.VideoLayout(2, 2, 2);"
+        "print([m for m in ('torch._inductor', 'torch._dynamo', 'triton', 'diffusers') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

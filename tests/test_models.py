@@ -1,0 +1,133 @@
+"""Real diffusers transformers: every attention is decided rightly, and the rewritten model computes what it should.
+
+At density 1 the model must equal `backend="inductor"`; at density 0.3 it must equal the eager model whose attention
+over the video is replaced by the float64 oracle with the plans that the compiled model used.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import models
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import svg_compile
+from svg_compile import Reason, VideoLayout
+from svg_compile.kernels import cpu_profile, reference
+
+BLOCK = 8
+OPTIONS = {"min_tokens": 0, "dense_layers": 0, "block": BLOCK, "on_error": "raise", "strict": True}
+REASONS = {
+    "cross": {Reason.CROSS_ATTENTION},
+    "image cross": {Reason.CROSS_ATTENTION},
+    "audio video cross": {Reason.CROSS_ATTENTION},
+    "text": {Reason.NOT_VIDEO},
+    "text pool": {Reason.CROSS_ATTENTION},
+    "audio": {Reason.NOT_VIDEO},
+    "image": {Reason.NOT_VIDEO, Reason.UNKNOWN_GRID, Reason.SINGLE_FRAME},
+    "spatial": {Reason.UNKNOWN_GRID, Reason.NOT_VIDEO},
+    "temporal": {Reason.UNKNOWN_GRID, Reason.NOT_VIDEO},
+}
+COMPILED = (
+    *("wan", "wan_ti2v", "wan_vace", "skyreels_v2", "hunyuan_video", "cogvideox_5b", "cogvideox_1_5", "ltx_video"),
+    *("allegro", "easyanimate"),
+)
+# One graph of the forward holds every attention, and the grid with it.
+WHOLE = [case for case in models.CASES if case.fullgraph and case.grid_in_graph and not case.per_sample]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def layout_of(case: models.Case) -> VideoLayout:
+    return VideoLayout(*case.grid, case.text_len, case.text_first, BLOCK)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
+def test_every_attention_is_decided_rightly(case: models.Case, batch: int) -> None:
+    model = case.build()
+    with torch.no_grad():
+        options = {"min_tokens": 0, "dense_layers": 0, "block": BLOCK}
+        report = svg_compile.explain(model, options=options, **case.inputs(batch, case.grid))
+    assert report.graphs == 1
+    rewritten = [site for site in report.sites if site.rewritten]
+    assert len(rewritten) == case.video_sites
+    assert {site.layout for site in rewritten} <= {layout_of(case)}
+    assert all(site.batch == batch and site.tokens == layout_of(case).tokens for site in rewritten)
+    refused = Counter(site.reason for site in report.sites if not site.rewritten)
+    for kind, count in case.other_sites.items():
+        found = sum(refused[reason] for reason in REASONS[kind])
+        assert found >= count, f"{kind}: {refused}"
+    assert sum(refused.values()) == sum(case.other_sites.values())
+
+
+@contextmanager
+def recorded_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    plans: list[Tensor] = []
+    profile = cpu_profile.profile_heads
+
+    def record(*args: Any, **kwargs: Any) -> Tensor:
+        plans.append(profile(*args, **kwargs))
+        return plans[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_profile, "profile_heads", record)
+        yield plans
+
+
+def oracle_sdpa(plans: list[Tensor], layout: VideoLayout, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    remaining = iter(plans)
+
+    def sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any) -> Tensor:
+        if query.shape[2] != layout.tokens or key.shape[2] != layout.tokens:
+            return real(query, key, value, attn_mask, *args, **kw)
+        key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(query.shape[0], -1)
+        out = reference.sparse_attention(query, key, value, next(remaining), layout, key_mask=key_mask)
+        return out.to(query.dtype)
+
+    return sdpa
+
+
+def assert_near(actual: Tensor, expected: Tensor, noise: float) -> None:
+    """float32: at most ten times the noise of compiling itself plus ten roundings of the largest value."""
+    bound = 10 * (noise + torch.finfo(torch.float32).eps * float(expected.abs().max()))
+    assert float((actual - expected).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_model_equals_inductor_when_full_and_the_oracle_when_sparse(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = models.case(name)
+    model, inputs, layout = case.build(), case.inputs(2, case.grid), layout_of(case)
+    with torch.no_grad():
+        eager = models.output(model(**inputs))
+        dense = models.output(torch.compile(model, backend="inductor")(**inputs))
+        noise = float((dense - eager).abs().max())
+
+        torch._dynamo.reset()
+        full = torch.compile(model, backend="svg", fullgraph=True, options={**OPTIONS, "density": 1.0})
+        assert_near(models.output(full(**inputs)), dense, noise)
+
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="svg", fullgraph=True, options={**OPTIONS, "density": 0.3})
+        with recorded_plans(monkeypatch) as plans:
+            sparse = models.output(compiled(**inputs))
+        assert len(plans) == case.video_sites
+        with monkeypatch.context() as patch:
+            sdpa = oracle_sdpa(plans, layout, F.scaled_dot_product_attention)
+            patch.setattr(F, "scaled_dot_product_attention", sdpa)
+            expected = models.output(model(**inputs))
+    assert_near(sparse, expected, noise)
+    assert float((expected - eager).abs().max()) > 100 * noise, "the plan changed nothing: the test is blind"

@@ -1,0 +1,78 @@
+"""A wheel, installed away from the checkout, works by its entry point alone and claims no other top-level name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+USE = """
+import sys, torch
+assert "svg_compile" not in sys.modules
+class Attend(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = torch.nn.Conv3d(4, 32, 1)
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2).unflatten(-1, (2, 16)).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+options = {"min_tokens": 0, "dense_layers": 0, "block": 8, "strict": True, "on_error": "raise"}
+with torch.no_grad():
+    out = torch.compile(Attend(), backend="svg", options=options)(torch.randn(1, 4, 5, 7, 3))
+import importlib.util, svg_compile
+print(out.shape, svg_compile.__file__)
+assert not svg_compile.__file__.startswith(CHECKOUT), svg_compile.__file__
+assert importlib.util.find_spec("passes") is None
+assert importlib.util.find_spec("kernels").origin.endswith("hub_kernels/kernels/__init__.py")
+import kernels
+assert kernels.WHOSE == "the hub's"
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source")
+    for name in ("svg_compile", "passes", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_one_top_level_name_and_every_module(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"svg_compile"}
+    for folder, inside in (("svg_compile", "svg_compile"), ("passes", "svg_compile/passes"), ("kernels", "svg_compile/kernels")):
+        for path in (ROOT / folder).glob("*.py"):
+            assert f"{inside}/{path.name}" in names
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_the_wheel_works_by_entry_point_alone_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    # Hugging Face's `kernels` is installed beside us on many machines.
+    hub = tmp_path / "hub_kernels" / "kernels"
+    hub.mkdir(parents=True)
+    (hub / "__init__.py").write_text('WHOSE = "the hub\'s"\n')
+    # The editable install of the checkout must not answer in the wheel's place: take only its dependencies.
+    code = (
+        "import sys\n"
+        f"CHECKOUT = {str(ROOT)!r}\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in getattr(f, '__module__', str(f))]\n"
+        f"sys.path[:0] = [{str(site)!r}, {str(hub.parent)!r}]\n" + USE
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "torch.Size([1, 2, 105, 16])" in result.stdout
