@@ -155,9 +155,7 @@ def profile(
     """Profile the heads: q, k, v [B, H, N, D], key_mask bool [B, N] -> plan int32 [B, H, 2] = (kind, half-width)."""
     grid = (frames, height, width, text_len, text_first, block)
     if engine_for(query, engine) != "triton":
-        return torch.ops.svg.profile_host(
-            query, key, value, key_mask, *grid, density, sampled_rows, scale, engine, abi
-        )
+        return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, density, sampled_rows, scale, engine, abi)
     from svg_compile.kernels.triton_profile import profile_heads
 
     return profile_heads(query, key, value, key_mask, *grid, density, sampled_rows, scale)

@@ -11,7 +11,9 @@ from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import attends, band_block, band_rank
 
 
-def attention_mask(layout: VideoLayout, half_width: int, kind: HeadKind | int, device: torch.device | str = "cpu") -> Tensor:
+def attention_mask(
+    layout: VideoLayout, half_width: int, kind: HeadKind | int, device: torch.device | str = "cpu"
+) -> Tensor:
     """The bool mask [N, N] of one head, True where the query (row) attends the key (column)."""
     position = torch.arange(layout.tokens, device=device)
     if HeadKind(kind) is HeadKind.DENSE:
@@ -60,7 +62,9 @@ def sparse_attention(
             mask = attention_mask(layout, half_width, kind, query.device)
             if key_mask is not None:
                 mask = mask & key_mask[batch]
-            output[batch, head] = masked_attention(query[batch, head], key[batch, head], value[batch, head], mask, scale)
+            output[batch, head] = masked_attention(
+                query[batch, head], key[batch, head], value[batch, head], mask, scale
+            )
     return output
 
 

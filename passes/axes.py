@@ -1,58 +1,72 @@
-"""What an axis of a tensor is made of: atoms, their products and concatenations, and how two axes are unified.
+"""What an axis of a tensor is made of: atoms, their products and concatenations, and how two axes are aligned.
 
 An axis is a tuple of parts, its ordered (row-major) product; () has size 1. A part is an `Atom`, one coordinate, or a
-`Concat`, segments laid one after another. Two axes are unified when an operation aligns them index by index: then
-their coordinates are the same. An atom is
+`Concat`, segments laid one after another. An atom is, by its `kind`,
 
-    free      nothing is known of it (a table, a weight, an empty buffer); takes the meaning of what it is aligned with
-    named     an axis of an input, or an axis derived from one; never merged with a contradicting axis
-    opaque    known to be something else than it looks like (rolled, shuffled, cut); absorbs whatever meets it
+    TABLE    of no input's data (a weight, a constant, an empty buffer): fits whatever it is aligned with
+    COORD    a table that counts positions (arange): evidence of a grid for the input axis that it is aligned with
+    NAMED    an axis of an input, or one derived from it that keeps its order
+    MIXED    made by the model out of data (channels, heads): of no order that matters, never tokens
+    OPAQUE   known to be something else than it looks like (rolled, shuffled, cut); absorbs whatever meets it
 
-so that an axis ends up named only where every operation that made it keeps the order of the tokens.
+so that an axis ends up NAMED only where every operation that made it keeps the order of the tokens. Aligning axes
+changes neither of them: a table shared by a video and a text of equal length must not carry names from one to the
+other. Two things alone are written into an atom: how it is split by a view, which is only its structure, and the grid
+that coordinates prove of an input's packed axis.
 """
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Union
 
-from svg_compile._compat import divides, equal, holds
+from svg_compile._compat import divides, equal, holds, product_of
 
 Part = Union["Atom", "Concat"]
 Axis = tuple[Part, ...]
 
 
+class Kind(enum.Enum):
+    """What is known of an atom; see the module's docstring."""
+
+    TABLE = "table"
+    COORD = "coord"
+    NAMED = "named"
+    MIXED = "mixed"
+    OPAQUE = "opaque"
+
+
 @dataclass(frozen=True)
 class Origin:
-    """Where a named atom comes from: dimension `dim` of input `source`; of an arange where `source` is "arange"."""
+    """The input axis a named atom comes from: its dimension, then which coordinate of it; the input's rank."""
 
     source: str
-    dim: int
+    path: tuple[int, ...]
     rank: int
 
 
 class Atom:
-    """One coordinate of `size` values. Union-find: `same_as` forwards to an equal atom, `parts` to a product."""
+    """One coordinate of `size` values; `parts` is what a view has split it into, or what coordinates have proven."""
 
-    __slots__ = ("inner", "opaque", "origin", "parts", "root", "same_as", "size")
+    __slots__ = ("derived", "inner", "kind", "origin", "parent", "parts", "root", "size")
 
-    def __init__(self, size: Any, origin: Origin | None = None, *, opaque: bool = False) -> None:
+    def __init__(self, size: Any, kind: Kind = Kind.TABLE, origin: Origin | None = None) -> None:
         self.size = size
+        self.kind = kind
         self.origin = origin
-        self.opaque = opaque
-        self.same_as: Atom | None = None
         self.parts: Axis | None = None
         # An atom split off another one: the leading part counts tokens, an inner part only positions in a token.
         self.root: Atom = self
+        self.parent: Atom | None = None
         self.inner = False
+        # What convolutions made of it, by their geometry: two alike give the same positions.
+        self.derived: dict[Any, Atom] = {}
 
     @property
-    def free(self) -> bool:
-        return self.origin is None and self.root is self and not self.opaque
-
-    @property
-    def is_arange(self) -> bool:
-        return self.origin is not None and self.origin.source == "arange" and not self.inner and not self.opaque
+    def opaque(self) -> bool:
+        return self.kind is Kind.OPAQUE
 
 
 class Concat:
@@ -65,12 +79,20 @@ class Concat:
         self.size = size
 
 
+_TABLES = (Kind.TABLE, Kind.COORD)
+
+
+def axis_of(size: Any, kind: Kind, origin: Origin | None = None) -> Axis:
+    """An axis of one new atom."""
+    return () if is_one(size) else (Atom(size, kind, origin),)
+
+
 def free_axis(size: Any) -> Axis:
-    return () if is_one(size) else (Atom(size),)
+    return axis_of(size, Kind.TABLE)
 
 
 def opaque_axis(size: Any) -> Axis:
-    return () if is_one(size) else (Atom(size, opaque=True),)
+    return axis_of(size, Kind.OPAQUE)
 
 
 def is_one(size: Any) -> bool:
@@ -78,16 +100,12 @@ def is_one(size: Any) -> bool:
 
 
 def expand(axis: Axis) -> Axis:
-    """The axis with every forwarded or refined atom replaced by what it stands for, sizes of 1 dropped."""
+    """The axis with every split or refined atom replaced by its parts, sizes of 1 dropped."""
     out: list[Part] = []
     for part in axis:
-        if isinstance(part, Atom):
-            while part.same_as is not None:
-                part = part.same_as
-            if part.parts is not None:
-                out += expand(part.parts)
-                continue
-        if not is_one(part.size):
+        if isinstance(part, Atom) and part.parts is not None:
+            out += expand(part.parts)
+        elif not is_one(part.size):
             out.append(part)
     return tuple(out)
 
@@ -110,12 +128,33 @@ def flat_segments(concat: Concat) -> list[Axis]:
     """The segments with nested concatenations spliced in and empty ones dropped."""
     out: list[Axis] = []
     for segment in concat.segments:
-        segment = expand(segment)
+        segment = segment if _is_single(segment) else expand(segment)
         if len(segment) == 1 and isinstance(segment[0], Concat):
             out += flat_segments(segment[0])
         elif not any(isinstance(part.size, int) and part.size == 0 for part in segment):
             out.append(segment)
     return out
+
+
+def _is_single(segment: Axis) -> bool:
+    """A segment of one position keeps its atom, which `expand` would drop, so that it stays a segment."""
+    return len(segment) == 1 and is_one(segment[0].size)
+
+
+def joined(axis: Axis) -> Axis:
+    """`expand`, with atoms whose parts stand whole and in order put together again, as after a window's reverse."""
+    out: list[Part] = []
+    for part in expand(axis):
+        out.append(part)
+        while True:
+            parent = out[-1].parent if isinstance(out[-1], Atom) else None
+            if parent is None or parent.parts is None or len(out) < 2:
+                break
+            whole = tuple(part for part in joined(parent.parts[:1]) + joined(parent.parts[1:]))
+            if len(whole) != 2 or out[-2] is not whole[0] or out[-1] is not whole[1]:
+                break
+            out[-2:] = [parent]
+    return tuple(out)
 
 
 def same_axis(left: Axis, right: Axis) -> bool:
@@ -135,137 +174,61 @@ def same_axis(left: Axis, right: Axis) -> bool:
 
 
 def length(axis: Axis) -> Any:
-    total: Any = 1
-    for part in axis:
-        total = total * part.size
-    return total
+    return product_of([part.size for part in axis])
+
+
+def atoms_of(axis: Axis) -> Iterator[Atom]:
+    """Every atom, also those of segments."""
+    for part in expand(axis):
+        if isinstance(part, Atom):
+            yield part
+        else:
+            for segment in part.segments:
+                yield from atoms_of(segment)
 
 
 def is_opaque(axis: Axis) -> bool:
+    """Whether the product itself has an opaque part; a concatenation with an opaque segment has not."""
     return any(isinstance(part, Atom) and part.opaque for part in expand(axis))
 
 
 def is_table(axis: Axis) -> bool:
-    """Whether the axis names no tokens: nothing is known of any part of it, or it is one arange of coordinates."""
-    parts = expand(axis)
-    if len(parts) == 1 and isinstance(parts[0], Atom) and parts[0].is_arange:
-        return True
-    return all(isinstance(part, Atom) and part.free for part in parts)
+    """Whether nothing along the axis is an input's data."""
+    return all(atom.kind in _TABLES for atom in atoms_of(axis))
 
 
-def table_axis(size: Any, like: Axis) -> Axis:
-    """A new axis of `size` that is a table as `like` is, opaque where `like` is none."""
-    if not is_table(like):
-        return opaque_axis(size)
+def is_plain(axis: Axis) -> bool:
+    """Whether no order along the axis matters: tables, channels, heads."""
+    return all(atom.kind in _TABLES or atom.kind is Kind.MIXED for atom in atoms_of(axis))
+
+
+def other_positions(size: Any, like: Axis) -> Axis:
+    """A new axis over some positions of `like`, in an order that is not followed: opaque where that could matter."""
     parts = expand(like)
-    coordinates = len(parts) == 1 and isinstance(parts[0], Atom) and parts[0].is_arange
-    return arange_axis(size) if coordinates else free_axis(size)
+    kinds = {part.kind if isinstance(part, Atom) else Kind.OPAQUE for part in parts}
+    if not kinds or kinds == {Kind.TABLE}:
+        return free_axis(size)
+    if kinds == {Kind.COORD} and len(parts) == 1 and isinstance(parts[0], Atom) and not parts[0].inner:
+        return axis_of(size, Kind.COORD)
+    return axis_of(size, Kind.MIXED if is_plain(like) else Kind.OPAQUE)
 
 
-def arange_axis(size: Any) -> Axis:
-    return () if is_one(size) else (Atom(size, Origin("arange", 0, 1)),)
-
-
-def unify(left: Axis, right: Axis, size: Any) -> Axis:
-    """Align two axes of `size`, index by index: free atoms take the other's meaning. Returns the common axis.
-
-    Where the two contradict each other, the result is opaque and neither is changed by that.
-    """
-    a, b = expand(left), expand(right)
-    if a == b:
-        return a
-    if is_opaque(a) or is_opaque(b):
-        if is_opaque(a) and is_opaque(b):
-            return opaque_axis(size)
-        return a if is_opaque(a) else b
-    out: list[Part] = []
-    while a and b:
-        x, y = a[0], b[0]
-        if x is y:
-            out.append(x)
-            a, b = a[1:], b[1:]
-        elif holds(equal, x.size, y.size):
-            if not _merge(x, y):
-                return opaque_axis(size)
-            out += expand((x,))
-            a, b = a[1:], b[1:]
-        else:
-            taken = _refine(x, b)
-            if taken:
-                out += b[:taken]
-                a, b = a[1:], b[taken:]
-                continue
-            taken = _refine(y, a)
-            if not taken:
-                return opaque_axis(size)
-            out += a[:taken]
-            a, b = a[taken:], b[1:]
-    return tuple(out) if not a and not b else opaque_axis(size)
-
-
-def _merge(x: Part, y: Part) -> bool:
-    """Make two parts of one size the same; False where they contradict each other."""
-    if isinstance(x, Concat) and isinstance(y, Concat):
-        left, right = flat_segments(x), flat_segments(y)
-        if len(left) != len(right):
-            return False
-        sizes = [(length(p), length(q)) for p, q in zip(left, right)]
-        if not all(holds(equal, m, n) for m, n in sizes):
-            return False
-        return not any(is_opaque(unify(p, q, m)) for p, q, (m, _) in zip(left, right, sizes))
-    if isinstance(x, Concat) or isinstance(y, Concat):
-        atom, concat = (y, x) if isinstance(x, Concat) else (x, y)
-        return _bind(atom, (concat,))
-    if x.free or (x.is_arange and not y.free):
-        x.same_as = y
-        return True
-    if y.free or y.is_arange:
-        y.same_as = x
-        return True
-    if x.inner or y.inner:
-        return False
-    if x.origin and y.origin and x.origin.source == y.origin.source and x.origin != y.origin:
-        return False
-    # The input of higher rank speaks for both: latents [B, C, F, H, W] rather than a timestep [B, F].
-    if (x.origin.rank if x.origin else 0) < (y.origin.rank if y.origin else 0):
-        x, y = y, x
-    y.same_as = x
-    return True
-
-
-def _refine(atom: Part, product: Axis) -> int:
-    """Let `atom` be the product of the leading parts of `product` whose sizes multiply to its own; how many, or 0."""
-    if not isinstance(atom, Atom):
-        return 0
-    total: Any = 1
-    for count, part in enumerate(product, 1):
-        total = total * part.size
-        if holds(equal, total, atom.size):
-            return count if count > 1 and _bind(atom, product[:count]) else 0
-        if not holds(divides, total, atom.size):
-            return 0
-    return 0
-
-
-def _bind(atom: Part, parts: Axis) -> bool:
-    # An inner part counts positions inside a token, and what is opaque stays so: neither may stand for tokens.
-    if not isinstance(atom, Atom) or atom.inner or atom.opaque or _mentions(parts, atom):
-        return False
-    atom.parts = parts
-    return True
-
-
-def _mentions(axis: Axis, atom: Atom) -> bool:
-    return any(
-        part is atom or (isinstance(part, Concat) and any(_mentions(segment, atom) for segment in part.segments))
-        for part in expand(axis)
-    )
+def mixed_in(axis: Axis) -> Axis:
+    """The axis of a result into which data flowed along another axis: what was a table there, is one no more."""
+    if not any(atom.kind in _TABLES for atom in atoms_of(axis)):
+        return axis
+    if all(isinstance(part, Atom) for part in expand(axis)):
+        return tuple(
+            Atom(part.size, Kind.MIXED) if isinstance(part, Atom) and part.kind in _TABLES else part
+            for part in expand(axis)
+        )
+    return axis_of(length(axis), Kind.MIXED if is_plain(axis) else Kind.OPAQUE)
 
 
 def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:
     """The axes of a view of shape `shape`: the atoms in row-major order, handed out again, split where they must be."""
     if any(isinstance(size, int) and size == 0 for size in shape):
-        return [free_axis(size) for size in shape]
+        return [opaque_axis(size) for size in shape]
     flat = [part for axis in axes for part in expand(axis)]
     out: list[Axis] = []
     at = 0
@@ -274,7 +237,11 @@ def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:
         rest = size
         while not holds(equal, rest, 1):
             part = flat[at] if at < len(flat) else None
-            if part is not None and holds(divides, part.size, rest):
+            if part is not None and holds(equal, part.size, rest):
+                axis.append(part)
+                rest = 1
+                at += 1
+            elif part is not None and holds(divides, part.size, rest):
                 axis.append(part)
                 rest = rest // part.size
                 at += 1
@@ -288,9 +255,10 @@ def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:
 
 def _split(atom: Atom, outer: Any) -> list[Part]:
     """Split an atom into `outer` times the rest; the atom itself becomes that product."""
-    leading = Atom(outer, atom.origin, opaque=atom.opaque)
-    inner = Atom(atom.size // outer, atom.origin, opaque=atom.opaque)
+    leading = Atom(outer, atom.kind, atom.origin)
+    inner = Atom(atom.size // outer, atom.kind, atom.origin)
     leading.root = inner.root = atom.root
+    leading.parent = inner.parent = atom
     leading.inner, inner.inner = atom.inner, True
     atom.parts = (leading, inner)
     return [leading, inner]

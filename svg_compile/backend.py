@@ -83,8 +83,8 @@ def _tell(graph_module: fx.GraphModule, report: Report, config: SvgConfig) -> No
             # A fragment between graph breaks, not a transformer.
             return
         why = (
-            "the graph holds no scaled_dot_product_attention. If the model uses another attention backend (flash, sage, "
-            "xformers, flex), select the native one (diffusers: model.set_attention_backend('native')); if its "
+            "the graph holds no scaled_dot_product_attention. If the model uses another attention backend (flash, "
+            "sage, xformers, flex), select the native one (diffusers: model.set_attention_backend('native')); if its "
             "attention runs between graph breaks, look for them with TORCH_LOGS=graph_breaks"
         )
     else:

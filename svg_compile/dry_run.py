@@ -13,9 +13,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.report import Report, Site
 
 
-def explain(
-    model: Callable[..., Any], *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
-) -> Report:
+def explain(model: Callable[..., Any], *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
     """Trace `model(*args, **kwargs)` and report each attention: rewritten, or why not.
 
     No graph of the model is run and nothing of it is changed: each traced graph is answered with zeros of the right

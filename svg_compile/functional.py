@@ -78,14 +78,18 @@ def _check(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, key_m
                 "Is the layout in tokens, not in pixels or latents?"
             )
         if tensor.shape != query.shape:
-            raise LayoutError(f"query, key and value must have one shape, got {list(query.shape)}, {list(tensor.shape)}.")
+            raise LayoutError(
+                f"query, key and value must have one shape, got {list(query.shape)}, {list(tensor.shape)}."
+            )
         if tensor.dtype is not query.dtype or tensor.dtype not in _DTYPES:
-            raise LayoutError(f"query, key and value must all be float32, bfloat16 or float16, {name} is {tensor.dtype}.")
+            raise LayoutError(
+                f"query, key and value must all be float32, bfloat16 or float16, {name} is {tensor.dtype}."
+            )
         if tensor.device != query.device:
             raise LayoutError(f"query is on {query.device}, {name} on {tensor.device}: move them to one device.")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise LayoutError(f"{name} needs gradients; svg_compile is for inference: use torch.no_grad().")
-    if key_mask is not None and (key_mask.dtype is not torch.bool or key_mask.shape != (query.shape[0], layout.tokens)):
-        raise LayoutError(
-            f"key_mask must be bool of shape {[query.shape[0], layout.tokens]}, got {key_mask.dtype} {list(key_mask.shape)}."
-        )
+    expected = (query.shape[0], layout.tokens)
+    if key_mask is not None and (key_mask.dtype is not torch.bool or tuple(key_mask.shape) != expected):
+        got = f"{key_mask.dtype} {list(key_mask.shape)}"
+        raise LayoutError(f"key_mask must be bool of shape {list(expected)}, got {got}.")

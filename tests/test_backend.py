@@ -69,12 +69,10 @@ def test_a_pass_that_raises_after_changing_the_graph_leaves_plain_inductor(
     real = getattr(passes, fail_in)
 
     def broken(first: Any, *args: Any, **kwargs: Any) -> Any:
-        result = real(first, *args, **kwargs)
+        real(first, *args, **kwargs)
         module = first if isinstance(first, fx.GraphModule) else first[0].module
-        for node in list(module.graph.nodes):
-            if node.op == "call_function":
-                node.replace_all_uses_with(next(iter(module.graph.nodes)))
-                break
+        first_call = next(node for node in module.graph.nodes if node.op == "call_function")
+        first_call.replace_all_uses_with(next(iter(module.graph.nodes)))
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(passes, fail_in, broken)
@@ -142,9 +140,7 @@ def test_dynamic_shapes_are_right_at_every_resolution_and_recompile_little() -> 
     dynamic = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
     for shape in [(5, 7, 3), (6, 9, 4), (5, 4, 8), (5, 8, 4), (7, 5, 6)]:
         x = latents(1, *shape)
-        static = torch.compile(
-            model, backend="svg", dynamic=False, options={**options, "engine": "reference"}
-        )(x)
+        static = torch.compile(model, backend="svg", dynamic=False, options={**options, "engine": "reference"})(x)
         torch.testing.assert_close(dynamic(x), static, atol=2e-5, rtol=2e-5)
     assert counter.frame_count <= 2
 

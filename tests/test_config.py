@@ -61,7 +61,7 @@ def test_a_bad_value_says_what_was_expected_and_what_came(key: str, value: Any, 
 
 
 def test_an_unknown_option_names_the_nearest_one() -> None:
-    with pytest.raises(OptionError, match="unknown option 'densty'. Did you mean 'density'"):
+    with pytest.raises(OptionError, match=r"unknown option 'densty'\. Did you mean 'density'"):
         split_options({"densty": 0.3})
 
 

@@ -89,7 +89,9 @@ def recorded_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 def oracle_sdpa(plans: list[Tensor], layout: VideoLayout, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
     remaining = iter(plans)
 
-    def sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any) -> Tensor:
+    def sdpa(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any
+    ) -> Tensor:
         if query.shape[2] != layout.tokens or key.shape[2] != layout.tokens:
             return real(query, key, value, attn_mask, *args, **kw)
         key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(query.shape[0], -1)

@@ -52,7 +52,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_one_top_level_name_and_every_module(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"svg_compile"}
-    for folder, inside in (("svg_compile", "svg_compile"), ("passes", "svg_compile/passes"), ("kernels", "svg_compile/kernels")):
+    for folder, inside in (
+        ("svg_compile", "svg_compile"),
+        ("passes", "svg_compile/passes"),
+        ("kernels", "svg_compile/kernels"),
+    ):
         for path in (ROOT / folder).glob("*.py"):
             assert f"{inside}/{path.name}" in names
     assert any(name.endswith("LICENSE") for name in names)
@@ -60,7 +64,18 @@ def test_the_wheel_holds_one_top_level_name_and_every_module(wheel: Path) -> Non
 
 def test_the_wheel_works_by_entry_point_alone_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(command, check=True, capture_output=True, text=True)
     # Hugging Face's `kernels` is installed beside us on many machines.
     hub = tmp_path / "hub_kernels" / "kernels"
