@@ -53,7 +53,7 @@ def main() -> None:
     model = build(args.layers, args.heads).to(device, torch.bfloat16)
     latents = torch.randn(1, 4, args.frames, 2 * args.height, 2 * args.width, dtype=torch.bfloat16)
     inputs = (latents.to(device), torch.tensor([500], device=device), torch.randn(1, 32, 64).to(device, torch.bfloat16))
-    options = {"density": args.density, "dense_layers": 0}
+    options = {"density": args.density, "dense_layers": 0, "dense_steps": 0}
 
     with torch.inference_mode():
         print(svg_compile.explain(model, *inputs, options=options), "\n")

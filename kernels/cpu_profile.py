@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -64,8 +65,11 @@ def _band_errors(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Te
     outputs = query.new_zeros(heads, 3 * count, value.shape[2])
     sums = query.new_zeros(heads, 3, count)
     zero = query.new_zeros(())
+    # One buffer for all parts: first touches of fresh memory would cost more than the arithmetic.
+    buffer = query.new_empty(heads * 3 * count * scores[0].shape[2])
     for part, values, seen in zip(scores, value.split(columns, dim=1), masks.split(columns, dim=2), strict=True):
-        weights = query.new_empty(heads, 3, count, part.shape[2])
+        shape = (heads, 3, count, part.shape[2])
+        weights = buffer[: math.prod(shape)].view(shape)
         torch.sub(part, highest, out=weights[:, 0]).exp_()
         torch.where(seen, weights[:, :1], zero, out=weights[:, 1:])
         sums += weights.sum(-1)

@@ -106,5 +106,7 @@ def profile_heads(
     scale: float | None = None,
 ) -> Tensor:
     """The plan, int32 [B, H, 2], that `profile_errors` lead to."""
-    options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
-    return plan_from_errors(profile_errors(query, key, value, layout, **options), layout, density)
+    errors = profile_errors(
+        query, key, value, layout, density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale
+    )
+    return plan_from_errors(errors, layout, density)

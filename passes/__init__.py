@@ -6,20 +6,34 @@ from torch import fx
 
 from svg_compile._compat import fake_mode_of
 from svg_compile.config import SvgConfig
+from svg_compile.dump import GraphDump
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.rewrite_attention import rewrite_attention
-from svg_compile.passes.token_axes import infer_token_axes
+from svg_compile.passes.token_axes import infer_token_axes, table
 from svg_compile.report import Report
 
 
-def run_passes(graph_module: fx.GraphModule, config: SvgConfig, *, rewrite: bool = True) -> Report:
-    """Infer the axes, find the attention, rewrite it; the graph is changed in place unless `rewrite` is False."""
+def run_passes(
+    graph_module: fx.GraphModule, config: SvgConfig, *, rewrite: bool = True, dump: GraphDump | None = None
+) -> Report:
+    """Infer the axes, find the attention, rewrite it; the graph is changed in place unless `rewrite` is False.
+
+    What each pass saw and left is written to `dump`, if there is one.
+    """
+    if dump is not None:
+        dump.graph("dynamo", graph_module)
     fake_mode = fake_mode_of(graph_module)
     if fake_mode is None or not any(attention_nodes(graph_module)):
         return Report()
     axes = infer_token_axes(graph_module, fake_mode)
+    if dump is not None:
+        dump.text("token_axes", table(axes))
     candidates = find_attention(graph_module, axes, config)
     report = Report(tuple(candidate.site(config.block) for candidate in candidates))
+    if dump is not None:
+        dump.report(report)
     if rewrite:
         rewrite_attention(candidates, config)
+        if dump is not None:
+            dump.graph("rewrite_attention", graph_module)
     return report

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Union
 
-from svg_compile._compat import divides, equal, holds, product_of
+from svg_compile._compat import divides, equal, holds, product_is, product_of, within
 
 Part = Union["Atom", "Concat"]
 Axis = tuple[Part, ...]
@@ -61,7 +61,7 @@ class Atom:
         self.root: Atom = self
         self.parent: Atom | None = None
         self.inner = False
-        # What convolutions made of it, by their geometry: two alike give the same positions.
+        # What convolutions made of it, by their geometry, and what it is once data flowed along it: the same each time.
         self.derived: dict[Any, Atom] = {}
 
     @property
@@ -215,14 +215,14 @@ def other_positions(size: Any, like: Axis) -> Axis:
 
 def mixed_in(axis: Axis) -> Axis:
     """The axis of a result into which data flowed along another axis: what was a table there, is one no more."""
-    if not any(atom.kind in _TABLES for atom in atoms_of(axis)):
-        return axis
-    if all(isinstance(part, Atom) for part in expand(axis)):
-        return tuple(
-            Atom(part.size, Kind.MIXED) if isinstance(part, Atom) and part.kind in _TABLES else part
-            for part in expand(axis)
-        )
-    return axis_of(length(axis), Kind.MIXED if is_plain(axis) else Kind.OPAQUE)
+    out: list[Part] = []
+    for part in expand(axis):
+        if isinstance(part, Atom) and part.kind in _TABLES:
+            part = part.derived.setdefault(Kind.MIXED, Atom(part.size, Kind.MIXED))
+        elif isinstance(part, Concat):
+            part = Concat(tuple(mixed_in(segment) for segment in flat_segments(part)), part.size)
+        out.append(part)
+    return tuple(out)
 
 
 def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:
@@ -231,29 +231,26 @@ def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:
         return [opaque_axis(size) for size in shape]
     flat = [part for axis in axes for part in expand(axis)]
     out: list[Axis] = []
-    at = 0
     for position, size in enumerate(shape):
         axis: list[Part] = []
-        rest = size
-        while not holds(equal, rest, 1):
-            part = flat[at] if at < len(flat) else None
-            if part is not None and holds(equal, part.size, rest):
-                axis.append(part)
-                rest = 1
-                at += 1
-            elif part is not None and holds(divides, part.size, rest):
-                axis.append(part)
-                rest = rest // part.size
-                at += 1
-            elif isinstance(part, Atom) and holds(divides, rest, part.size):
-                flat[at : at + 1] = _split(part, rest)
-            else:
+        sizes: list[Any] = []
+        while not is_one(size) and not (sizes and product_is(sizes, size)):
+            part = flat.pop(0) if flat else None
+            if part is None:
                 return out + [opaque_axis(n) for n in shape[position:]]
+            if not holds(equal, part.size, size) and not within([*sizes, part.size], size):
+                rest = size // product_of(sizes)
+                if isinstance(part, Concat) or not holds(divides, rest, part.size):
+                    return out + [opaque_axis(n) for n in shape[position:]]
+                part, inner = _split(part, rest)
+                flat.insert(0, inner)
+            axis.append(part)
+            sizes.append(part.size)
         out.append(tuple(axis))
     return out
 
 
-def _split(atom: Atom, outer: Any) -> list[Part]:
+def _split(atom: Atom, outer: Any) -> tuple[Atom, Atom]:
     """Split an atom into `outer` times the rest; the atom itself becomes that product."""
     leading = Atom(outer, atom.kind, atom.origin)
     inner = Atom(atom.size // outer, atom.kind, atom.origin)
@@ -261,4 +258,4 @@ def _split(atom: Atom, outer: Any) -> list[Part]:
     leading.parent = inner.parent = atom
     leading.inner, inner.inner = atom.inner, True
     atom.parts = (leading, inner)
-    return [leading, inner]
+    return leading, inner

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from svg_compile._compat import constant, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.kernels.ops import ABI
+from svg_compile.passes.attention_call import example
 from svg_compile.passes.find_attention import Candidate
 from svg_compile.passes.symbols import emit_size
 
 _META = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "custom", "seq_nr")
+
+# The op stores its result [B, H, N, D] as [B, N, H, D].
+_OP_ORDER = (0, 2, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -43,32 +48,61 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> fx.Node:
     node, call, grid = candidate.node, candidate.call, candidate.grid
     assert grid is not None
     graph = candidate.module.graph
-    query, key, value = call["query"], call["key"], call["value"]
-    with graph.inserting_before(node):
+    shown = example(node)
+    with graph.inserting_before(node), shown.fake_mode:
+        query, key, value = (_emit_cast(graph, call[name], shown.dtype) for name in ("query", "key", "value"))
         sizes = [emit_size(graph, size) for size in grid.sizes]
         layout = (*sizes, grid.text_first, config.block)
         key_mask = None if call["attn_mask"] is None else _emit_key_mask(graph, call["attn_mask"], query)
-        scale = None if call["scale"] is None else float(call["scale"])
+        scale = None if call["scale"] is None else constant(example(call["scale"]))
+        scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
         profiled = (query, key, value, key_mask, *layout, config.density, config.sampled_rows, *tail)
         plan = graph.call_function(torch.ops.svg.profile.default, profiled)
         out = graph.call_function(torch.ops.svg.attention.default, (query, key, value, plan, key_mask, *layout, *tail))
         for new in (plan, out):
             new.meta.update({name: node.meta[name] for name in _META if name in node.meta})
-        out.meta["example_value"] = node.meta["example_value"]
-        result = out
-        if not _kept_by_op(node.meta["example_value"]):
-            # A model that reads the result by another storage order than [B, N, H, D] goes on doing so.
-            result = graph.call_method("contiguous", (out,))
-            result.meta.update(out.meta)
+        plan.meta["example_value"] = shown.new_empty((*shown.shape[:2], 2), dtype=torch.int32)
+        out.meta["example_value"] = _as_stored(shown, _OP_ORDER)
+        order = _storage_order(shown)
+        result = out if order == _OP_ORDER else _emit_order(graph, out, order)
+        result.meta["example_value"] = shown if result is not out else out.meta["example_value"]
     node.replace_all_uses_with(result)
     graph.erase_node(node)
     return out
 
 
-def _kept_by_op(example: torch.Tensor) -> bool:
-    """Whether SDPA's result had the op's storage order, [B, N, H, D]."""
-    return example.transpose(1, 2).is_contiguous()
+def _emit_cast(graph: fx.Graph, operand: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """What autocast does of itself to the operands of SDPA, and not to those of other operators."""
+    shown = example(operand)
+    if shown.dtype is dtype:
+        return operand
+    cast = graph.call_method("to", (operand, dtype))
+    cast.meta["example_value"] = shown.to(dtype)
+    return cast
+
+
+def _storage_order(shown: torch.Tensor) -> tuple[int, ...]:
+    """The dimensions of a result from the widest stride to the narrowest; the op's own where that is one of them."""
+    if shown.transpose(1, 2).is_contiguous():
+        return _OP_ORDER
+    return tuple(sorted(range(4), key=lambda dim: -size_hint(shown.stride(dim))))
+
+
+def _as_stored(shown: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
+    return shown.new_empty([shown.shape[dim] for dim in order]).permute(_inverse(order))
+
+
+def _emit_order(graph: fx.Graph, out: fx.Node, order: tuple[int, ...]) -> fx.Node:
+    """A model that reads the result by another storage order than [B, N, H, D], as a view does, goes on doing so."""
+    moved = graph.call_method("contiguous", (graph.call_method("permute", (out, order)),))
+    result = graph.call_method("permute", (moved, _inverse(order)))
+    result.meta.update(out.meta)
+    return result
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(dim) for dim in range(len(order)))
 
 
 def _emit_key_mask(graph: fx.Graph, mask: fx.Node, query: fx.Node) -> fx.Node:

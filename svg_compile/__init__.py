@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from svg_compile.errors import LayoutError, NothingRewritten, OptionError, SvgError
+from svg_compile.errors import LayoutError, NothingRewritten, OptionError, ScheduleError, SvgError
 from svg_compile.layout import HeadKind, VideoLayout
 
 if TYPE_CHECKING:
+    from svg_compile.attachment import attach, denoising
     from svg_compile.dry_run import explain
     from svg_compile.functional import profile_heads, sparse_attention
     from svg_compile.report import Reason, Report, Site
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "attach": "svg_compile.attachment",
+    "denoising": "svg_compile.attachment",
     "explain": "svg_compile.dry_run",
     "profile_heads": "svg_compile.functional",
     "sparse_attention": "svg_compile.functional",
@@ -33,9 +36,12 @@ __all__ = [
     "OptionError",
     "Reason",
     "Report",
+    "ScheduleError",
     "Site",
     "SvgError",
     "VideoLayout",
+    "attach",
+    "denoising",
     "explain",
     "profile_heads",
     "sparse_attention",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import sympy
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -28,6 +33,41 @@ def fake_mode_of(graph_module: torch.fx.GraphModule) -> Any:
         if isinstance(value := node.meta.get("example_value"), FakeTensor):
             return value.fake_mode
     return None
+
+
+@contextlib.contextmanager
+def keep_torch_state() -> Iterator[None]:
+    """Put gradient mode and autocast back as they were, whatever runs inside."""
+    grad_enabled = torch.is_grad_enabled()
+    devices = ("cpu", "cuda")
+    autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    cached = torch.is_autocast_cache_enabled()
+    nesting = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad_enabled)
+        for device, enabled, dtype in autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(cached)
+        while torch.autocast_increment_nesting() - 1 > nesting:
+            torch.autocast_decrement_nesting()
+            torch.autocast_decrement_nesting()
+        torch.autocast_decrement_nesting()
+
+
+@contextlib.contextmanager
+def symbolic_run(fake_mode: Any) -> Iterator[None]:
+    """Run a graph on fake tensors as Dynamo does: symbolic sizes reach every operator.
+
+    Sizes that depend on data may be made without anybody binding them.
+    """
+    environment = fake_mode.shape_env
+    fresh = contextlib.nullcontext() if environment is None else environment.ignore_fresh_unbacked_symbols()
+    with fresh, enable_python_dispatcher(), fake_mode:
+        yield
 
 
 def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
@@ -69,18 +109,51 @@ def holds(fact: Callable[..., Any], *sizes: Any) -> bool:
     symbolic = next((size for size in sizes if not isinstance(size, int)), None)
     if symbolic is None:
         return bool(fact(*sizes))
+    # The cheap answers first: the same expression, then the example.
+    terms = tuple(map(expression, sizes))
+    if fact in (equal, at_most) and terms[0] == terms[1]:
+        return True
+    hints = [_hint(size) for size in sizes]
+    if None not in hints and not fact(*hints):
+        return False
     decided = _DECIDED.setdefault(symbolic.node.shape_env, {})
-    key = (fact, *map(expression, sizes))
+    key = (fact, *terms)
     if key not in decided:
-        decided[key] = _decide(fact, sizes)
+        claim = fact(*sizes)
+        decided[key] = statically_known_true(claim) if None in hints else bool(claim)
     return bool(decided[key])
 
 
-def _decide(fact: Callable[..., Any], sizes: tuple[Any, ...]) -> bool:
-    hints = [_hint(size) for size in sizes]
-    if any(hint is None for hint in hints):
+def settled(fact: Callable[..., Any], *sizes: Any) -> bool:
+    """Whether a fact holds, guarded either way: an input that decides otherwise recompiles. False where it is open."""
+    if all(isinstance(size, int) for size in sizes):
+        return bool(fact(*sizes))
+    if None in map(_hint, sizes):
         return statically_known_true(fact(*sizes))
-    return bool(fact(*hints)) and (statically_known_true(fact(*sizes)) or bool(fact(*sizes)))
+    return bool(fact(*sizes))
+
+
+def product_is(factors: Sequence[Any], size: Any) -> bool:
+    """`holds` of: the product of `factors` is `size`; mostly decided without a symbolic product."""
+    hints = [_hint(factor) for factor in (*factors, size)]
+    known = [hint for hint in hints if hint is not None]
+    if len(known) == len(hints) and math.prod(known[:-1]) != known[-1]:
+        return False
+    if all(isinstance(factor, int) for factor in (*factors, size)):
+        return True
+    product, whole = sympy.Mul(*map(expression, factors)), sympy.sympify(expression(size))
+    return bool(product == whole or sympy.expand(product) == sympy.expand(whole)) or holds(
+        equal, product_of(factors), size
+    )
+
+
+def within(factors: Sequence[Any], size: Any) -> bool:
+    """Whether the product of `factors` divides `size` in the traced example; nothing is proven or guarded by it."""
+    hints = [_hint(factor) for factor in (*factors, size)]
+    if any(not hint for hint in hints):
+        return False
+    known = [hint for hint in hints if hint is not None]
+    return known[-1] % math.prod(known[:-1]) == 0
 
 
 def equal(left: Any, right: Any) -> Any:
@@ -103,9 +176,31 @@ def negative(size: Any) -> Any:
     return size < 0
 
 
+def product_of(sizes: Sequence[Any]) -> Any:
+    """The product of sizes."""
+    total: Any = 1
+    for size in sizes:
+        total = size if isinstance(total, int) and total == 1 else total * size
+    return total
+
+
 def expression(size: Any) -> Any:
     """A size as a sympy expression, or the int that it is."""
     return size if isinstance(size, int) else size.node.expr
+
+
+def constant(value: Any, only: float | None = None) -> int | float | None:
+    """A number as a Python number; a symbolic one by a guard that fixes it to the traced example's.
+
+    None where it is no number, or depends on data. With `only`, a symbolic number is fixed to that value or left.
+    """
+    if isinstance(value, (int, float)):
+        return value
+    if not isinstance(value, (torch.SymInt, torch.SymFloat)) or not value.node.has_hint():
+        return None
+    if only is not None and value.node.hint != only:
+        return None
+    return int(value) if isinstance(value, torch.SymInt) else float(value)
 
 
 def is_symbolic(size: Any) -> bool:
@@ -127,3 +222,107 @@ def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
     return twin
+
+
+@contextlib.contextmanager
+def output_code(collect: Callable[[str], object]) -> Iterator[None]:
+    """Give `collect` each piece of code that Inductor generates, or finds in its cache, in the block."""
+    from torch._inductor.graph import GraphLowering
+
+    previous = GraphLowering.save_output_code
+    GraphLowering.save_output_code = collect  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        GraphLowering.save_output_code = previous
+
+
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Put a text into torch's structured trace (TORCH_TRACE), where tlparse shows it; free when no trace is taken."""
+    from torch._logging import trace_structured
+
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "string"}, payload_fn=text)
+
+
+def copy_graph_module(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy of a Dynamo graph module with graphs of its own; parameters, constants and node values are shared.
+
+    It can be changed and compiled beside the original within one backend call.
+    """
+    twin = torch.fx.GraphModule(graph_module, copy_graph(graph_module.graph), type(graph_module).__name__)
+    for name, child in graph_module.named_children():
+        if isinstance(child, torch.fx.GraphModule) and hasattr(twin, name):
+            setattr(twin, name, copy_graph_module(child))
+    for name, value in vars(graph_module).items():
+        # What Dynamo pins to its graph module (_param_name_to_source, ...), which AOTAutograd looks for.
+        vars(twin).setdefault(name, value)
+    twin.meta = dict(graph_module.meta)
+    return twin
+
+
+def argument_name(placeholder: torch.fx.Node) -> str | None:
+    """The name under which the traced call got a graph input, None for what is no argument of its own.
+
+    A keyword behind `**kwargs` is known by its key; a positional argument behind `*args`, as decorators of `forward`
+    take it, by the parameter of the module's own forward.
+    """
+    return _name_of(getattr(placeholder, "_dynamo_source", None))
+
+
+def constant_arguments() -> dict[str, float]:
+    """The numbers among the arguments of the call being traced that Dynamo made constants of the graph, by name."""
+    frame = _traced_frame()
+    found: dict[str, float] = {}
+    for guard in () if frame is None else frame.output.guards:
+        if guard.create_fn_name() in ("CONSTANT_MATCH", "EQUALS_MATCH"):
+            source = guard.originating_source
+            name, value = _name_of(source), _value_of(source, frame.f_locals)
+            if name is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[name] = value
+    return found
+
+
+def _traced_frame() -> Any:
+    """Dynamo's record of the function being compiled, None outside a compile."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return InstructionTranslator.current_tx().output.root_tx
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _name_of(source: Any) -> str | None:
+    from torch._dynamo.source import LocalSource
+
+    if isinstance(source, LocalSource):
+        return source.local_name
+    base, index = getattr(source, "base", None), getattr(source, "index", None)
+    if not isinstance(base, LocalSource):
+        return None
+    if isinstance(index, str):
+        return index
+    return _positional_name(base.local_name, index) if isinstance(index, int) else None
+
+
+def _value_of(source: Any, local: dict[str, Any]) -> Any:
+    from torch._dynamo.source import LocalSource
+
+    if isinstance(source, LocalSource):
+        return local.get(source.local_name)
+    return local[source.base.local_name][source.index] if _name_of(source) is not None else None
+
+
+def _positional_name(varargs: str, index: int) -> str | None:
+    """The parameter of a module's forward that entry `index` of the traced frame's `*varargs` stands for."""
+    frame = _traced_frame()
+    if frame is None or inspect.getargs(frame.f_code).varargs != varargs:
+        return None
+    named = [frame.f_locals.get(name) for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]]
+    given = [*named, *frame.f_locals[varargs]]
+    at = next((place for place, value in enumerate(given) if isinstance(value, torch.nn.Module)), None)
+    if at is None:
+        return None
+    parameters = list(inspect.signature(type(given[at]).forward).parameters)
+    place = len(named) + index - at
+    return parameters[place] if 0 <= place < len(parameters) else None

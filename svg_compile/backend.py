@@ -8,15 +8,19 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import fx
 
-from svg_compile._compat import copy_graph
+from svg_compile._compat import copy_graph_module, trace_artifact
 from svg_compile.config import SvgConfig, split_options
+from svg_compile.dump import GraphDump, process_dump
 from svg_compile.errors import NothingRewritten
 from svg_compile.report import Report
+from svg_compile.schedule import Dispatcher, key_parameter
+from svg_compile.timestep import find_timestep
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +33,54 @@ def svg(
     mode: str | None = None,
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
+    config, patches = split_options(options, mode)
+    if config.always_dense:
+        log.info("dense_steps is 1.0: the graph is compiled by Inductor as it is")
+        return lower(graph_module, example_inputs, patches)
+    # The passes get a copy: the graph that Dynamo handed over stays as it was, for the dense steps, and for all of them
+    # where a pass fails.
+    sparse_module = copy_graph_module(graph_module)
+    process = None if config.dump_dir is None else process_dump(config.dump_dir)
+    dump = None if process is None else process.new_graph()
+    try:
+        report = rewrite(sparse_module, config, dump)
+        _tell(graph_module, report, config)
+        with nullcontext() if dump is None else dump.inductor_code():
+            if not report.rewritten:
+                return lower(graph_module, example_inputs, patches)
+            trace_artifact("svg_rewritten_graph", lambda: sparse_module.print_readable(print_output=False))
+            if config.always_sparse:
+                return lower(sparse_module, example_inputs, patches)
+            # Both now: guards on shapes reach Dynamo only from inside this call.
+            timestep, parameter = find_timestep(graph_module, report), key_parameter(graph_module)
+            log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
+            dense = lower(graph_module, example_inputs, patches)
+            sparse = lower(sparse_module, example_inputs, patches)
+            return Dispatcher(dense, sparse, config, timestep, parameter)
+    finally:
+        if process is not None:
+            process.write_index()
+
+
+def lower(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Compile a graph by Inductor, all of it; Inductor may change the graph module."""
     from torch._inductor.compile_fx import compile_fx
 
-    config, inductor_options = split_options(options, mode)
-    report = rewrite(graph_module, config)
-    _tell(graph_module, report, config)
-    compiled = compile_fx(graph_module, list(example_inputs), config_patches=inductor_options)
-    return cast("Callable[..., Any]", compiled)
+    return cast("Callable[..., Any]", compile_fx(graph_module, list(example_inputs), config_patches=dict(patches)))
 
 
-def rewrite(graph_module: fx.GraphModule, config: SvgConfig) -> Report:
+def rewrite(graph_module: fx.GraphModule, config: SvgConfig, dump: GraphDump | None = None) -> Report:
     """Run the passes over a Dynamo graph, in place; returns what was done.
 
-    A pass that fails leaves the graph as it was and one warning, or raises with `on_error="raise"`.
+    A pass that fails leaves one warning and a graph that must be thrown away, or raises with `on_error="raise"`.
     """
     from svg_compile.passes import run_passes
 
-    snapshot = _Snapshot(graph_module)
     try:
-        return run_passes(graph_module, config)
+        return run_passes(graph_module, config, dump=dump)
     except Exception as error:
-        snapshot.restore()
         if config.on_error == "raise":
             raise
         log.debug("the svg passes failed", exc_info=True)
@@ -61,24 +92,15 @@ def rewrite(graph_module: fx.GraphModule, config: SvgConfig) -> Report:
         return Report(notes=(f"a pass failed: {type(error).__name__}: {error}",))
 
 
-class _Snapshot:
-    """The graphs of a module and its child graph modules, as they were."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        modules = [module for module in graph_module.modules() if isinstance(module, fx.GraphModule)]
-        self._graphs = [(module, copy_graph(module.graph)) for module in modules]
-
-    def restore(self) -> None:
-        for module, graph in self._graphs:
-            module.graph = graph
-
-
 def _tell(graph_module: fx.GraphModule, report: Report, config: SvgConfig) -> None:
     """Log what was done; warn once, or raise where `strict`, when a graph of attention-like work stayed as it was."""
     log.info("%s", report)
-    if report.rewritten or report.notes:
+    trace_artifact("svg_decisions", lambda: str(report))
+    if report.rewritten or (report.notes and not config.strict):
         return
-    if not report.sites:
+    if report.notes:
+        why = "; ".join(report.notes)
+    elif not report.sites:
         if not _multiplies(graph_module):
             # A fragment between graph breaks, not a transformer.
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,23 @@ class SvgConfig:
     on_error: str = "fallback"
     strict: bool = False
     dump_dir: str | None = None
+
+    @property
+    def always_sparse(self) -> bool:
+        """Whether no step is left dense."""
+        return self.dense_steps == 0
+
+    @property
+    def always_dense(self) -> bool:
+        """Whether every step is left dense: the fraction 1.0, not a count of one step."""
+        return isinstance(self.dense_steps, float) and self.dense_steps == 1.0
+
+    def dense_until(self, total: int) -> int:
+        """How many of the first steps of a run of `total` are dense; a started step counts whole."""
+        if isinstance(self.dense_steps, int):
+            return self.dense_steps
+        # 0.1 * 30 is 3.0000000000000004: three steps, not four.
+        return math.ceil(round(self.dense_steps * total, 9))
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> SvgConfig:

@@ -15,3 +15,7 @@ class LayoutError(SvgError, ValueError):
 
 class NothingRewritten(SvgError, RuntimeError):
     """`strict=True` and no attention of the graph could be made sparse."""
+
+
+class ScheduleError(SvgError, ValueError):
+    """A pipeline or loop cannot tell the steps of its models, or `denoising` is used against its contract."""

@@ -20,7 +20,7 @@ import svg_compile
 from svg_compile import NothingRewritten, OptionError, Reason
 from svg_compile.backend import svg
 
-OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise"}
+OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": 8, "on_error": "raise"}
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import json, sys, torch
 sys.path.insert(0, sys.argv[1])
 from toy import ToyVideoDiT, latents
 from torch._dynamo.utils import counters
-base = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "strict": True}
+base = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": 8, "on_error": "raise", "strict": True}
 out = {}
 with torch.no_grad():
     for name, options in json.loads(sys.argv[2]).items():

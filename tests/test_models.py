@@ -22,7 +22,7 @@ from svg_compile import Reason, VideoLayout
 from svg_compile.kernels import cpu_profile, reference
 
 BLOCK = 8
-OPTIONS = {"min_tokens": 0, "dense_layers": 0, "block": BLOCK, "on_error": "raise", "strict": True}
+OPTIONS = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": BLOCK, "on_error": "raise", "strict": True}
 REASONS = {
     "cross": {Reason.CROSS_ATTENTION},
     "image cross": {Reason.CROSS_ATTENTION},

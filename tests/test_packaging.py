@@ -22,7 +22,7 @@ class Attend(torch.nn.Module):
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2).unflatten(-1, (2, 16)).transpose(1, 2)
         return torch.nn.functional.scaled_dot_product_attention(x, x, x)
-options = {"min_tokens": 0, "dense_layers": 0, "block": 8, "strict": True, "on_error": "raise"}
+options = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": 8, "strict": True, "on_error": "raise"}
 with torch.no_grad():
     out = torch.compile(Attend(), backend="svg", options=options)(torch.randn(1, 4, 5, 7, 3))
 import importlib.util, svg_compile

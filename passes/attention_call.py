@@ -1,0 +1,70 @@
+"""How one attention is called, and what of the call itself, apart from its tokens, cannot be rewritten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from svg_compile._compat import constant, equal, holds
+from svg_compile.config import SvgConfig
+from svg_compile.report import Reason
+
+_PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TRITON_HEAD_DIMS = range(16, 257)
+
+Call = dict[str, Any]
+
+
+def call_of(node: fx.Node) -> Call:
+    """The arguments of an SDPA node by name, defaults filled in."""
+    return dict(_DEFAULTS) | dict(zip(_PARAMETERS, node.args)) | dict(node.kwargs)
+
+
+def example(value: Any) -> Any:
+    """The traced example of a node; another value as it is."""
+    return value.meta["example_value"] if isinstance(value, fx.Node) else value
+
+
+def refused_call(call: Call, out: Tensor, config: SvgConfig) -> tuple[Reason, str] | None:
+    """What of the call itself, apart from the tokens, cannot be rewritten."""
+    query, key, value = (example(call[name]) for name in ("query", "key", "value"))
+    if any(tensor.requires_grad for tensor in (query, key, value)):
+        return Reason.GRADIENT, ""
+    if call["is_causal"] is not False:
+        return Reason.CAUSAL, ""
+    if constant(example(call["dropout_p"]), 0) != 0:
+        return Reason.DROPOUT, f"dropout_p={call['dropout_p']}"
+    alike = all(holds(equal, query.shape[d], t.shape[d]) for t in (key, value) for d in range(query.dim() - 2))
+    if call["enable_gqa"] is not False or not query.dim() == key.dim() == value.dim() == 4 or not alike:
+        return Reason.GROUPED_QUERY, f"query {list(query.shape)}, key {list(key.shape)}"
+    if call["attn_mask"] is not None and not _is_key_mask(example(call["attn_mask"]), query):
+        mask = example(call["attn_mask"])
+        return Reason.MASK, f"{mask.dtype} {list(mask.shape)}".replace("torch.", "")
+    dtypes = [tensor.dtype for tensor in (query, key, value, out)]
+    # Autocast may turn the operands into the result's dtype; without it they are of one dtype anyway.
+    if not all(dtype in _DTYPES for dtype in dtypes):
+        return Reason.DTYPE, ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    on_gpu = query.device.type == "cuda"
+    head_dims = [tensor.shape[-1] for tensor in (query, key, value)]
+    if not all(isinstance(size, int) for size in head_dims) or len(set(head_dims)) != 1:
+        return Reason.HEAD_DIM, f"{head_dims}"
+    if on_gpu and config.engine in ("auto", "triton") and head_dims[0] not in _TRITON_HEAD_DIMS:
+        return Reason.HEAD_DIM, f"{head_dims[0]}"
+    if query.device.type not in ("cpu", "cuda") or config.engine == ("cpu" if on_gpu else "triton"):
+        return Reason.DEVICE, f"{query.device.type}, engine {config.engine!r}"
+    if call["scale"] is not None and constant(example(call["scale"])) is None:
+        return Reason.SCALE, ""
+    return None
+
+
+def _is_key_mask(mask: Tensor, query: Tensor) -> bool:
+    """A boolean [B, 1, 1, N] or [1, 1, 1, N] hides keys from all queries alike, whatever made it."""
+    if mask.dtype is not torch.bool or mask.dim() != 4:
+        return False
+    batch, heads, rows, columns = mask.shape
+    one_batch = holds(equal, batch, 1) or holds(equal, batch, query.shape[0])
+    return one_batch and holds(equal, heads, 1) and holds(equal, rows, 1) and holds(equal, columns, query.shape[2])

@@ -1,0 +1,266 @@
+"""How operators that move, cut, join and repeat elements carry axes; see `axis_rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svg_compile._compat import at_most, holds, product_of
+from svg_compile.passes.align import unify
+from svg_compile.passes.axes import (
+    Atom,
+    Axis,
+    Concat,
+    Kind,
+    atoms_of,
+    axis_of,
+    free_axis,
+    is_one,
+    is_table,
+    length,
+    opaque_axis,
+    other_positions,
+    regroup,
+)
+from svg_compile.passes.axis_rules import Bound, State, aligned, begins_at, cut, rule, same_size, thinned
+
+aten = torch.ops.aten
+
+# More copies than a batch is ever repeated: then the axis is not worth a list of segments.
+_MOST_COPIES = 16
+
+# ---- views -------------------------------------------------------------------------------------------------------
+
+
+@rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias)
+def _view(state: State, a: Bound, out: Tensor) -> None:
+    if "dtype" in a:
+        axes = list(state.of(a["self"]))
+        if out.shape[-1:] != a["self"].shape[-1:]:
+            axes[-1] = opaque_axis(out.shape[-1])
+        return state.name(out, axes)
+    state.name(out, regroup(state.of(a["self"]), tuple(out.shape)))
+
+
+@rule(aten.permute)
+def _permute(state: State, a: Bound, out: Tensor) -> None:
+    axes = state.of(a["self"])
+    state.name(out, [axes[dim] for dim in a["dims"]])
+
+
+@rule(aten.transpose)
+def _transpose(state: State, a: Bound, out: Tensor) -> None:
+    axes = list(state.of(a["self"]))
+    if axes:
+        axes[a["dim0"]], axes[a["dim1"]] = axes[a["dim1"]], axes[a["dim0"]]
+    state.name(out, axes)
+
+
+@rule(aten.t, aten.numpy_T)
+def _t(state: State, a: Bound, out: Tensor) -> None:
+    state.name(out, state.of(a["self"])[::-1])
+
+
+@rule(aten.unsqueeze)
+def _unsqueeze(state: State, a: Bound, out: Tensor) -> None:
+    axes = list(state.of(a["self"]))
+    axes.insert(a["dim"] % out.dim(), ())
+    state.name(out, axes)
+
+
+@rule(aten.squeeze)
+def _squeeze(state: State, a: Bound, out: Tensor) -> None:
+    source = a["self"]
+    dims = a.get("dim", tuple(range(source.dim())))
+    dims = {dim % max(source.dim(), 1) for dim in (dims if isinstance(dims, (list, tuple)) else (dims,))}
+    kept = [axis for dim, axis in enumerate(state.of(source)) if not (dim in dims and same_size(source.shape[dim], 1))]
+    state.name(out, kept)
+
+
+@rule(aten.expand)
+def _expand(state: State, a: Bound, out: Tensor) -> None:
+    state.name(out, aligned(state, [a["self"]], tuple(out.shape)))
+
+
+@rule(aten.select)
+def _select(state: State, a: Bound, out: Tensor) -> None:
+    dim = a["dim"] % a["self"].dim()
+    axes = thinned(state.of(a["self"]), dim)
+    del axes[dim]
+    state.name(out, axes)
+
+
+@rule(aten.unbind)
+def _unbind(state: State, a: Bound, out: Any) -> None:
+    dim = a.get("dim", 0) % a["self"].dim()
+    axes = thinned(state.of(a["self"]), dim)
+    del axes[dim]
+    for piece in out:
+        state.name(piece, axes)
+
+
+@rule(aten.slice)
+def _slice(state: State, a: Bound, out: Tensor) -> None:
+    source, dim = a["self"], a.get("dim", 0) % a["self"].dim()
+    axes, size = state.of(source), out.shape[dim]
+    if not same_size(size, source.shape[dim]):
+        start = 0 if a.get("start") is None else begins_at(a["start"], source.shape[dim])
+        part = other_positions(size, axes[dim])
+        if is_one(a.get("step", 1)) and start is not None:
+            part = cut(axes[dim], start, start + size, size)
+        axes = thinned(axes, dim)
+        axes[dim] = part
+    state.name(out, axes)
+
+
+@rule(aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk, aten.tensor_split)
+def _split(state: State, a: Bound, out: Any) -> None:
+    source = a["self"]
+    dim, at = a.get("dim", 0) % source.dim(), 0
+    for piece in out:
+        axes, size = state.of(source), piece.shape[dim]
+        if not same_size(size, source.shape[dim]):
+            part = cut(axes[dim], at, at + size, size)
+            axes = thinned(axes, dim)
+            axes[dim] = part
+        at = at + size
+        state.name(piece, axes)
+
+
+@rule(aten.view_as_complex)
+def _view_as_complex(state: State, a: Bound, out: Tensor) -> None:
+    state.name(out, state.of(a["self"])[:-1])
+
+
+@rule(aten.view_as_real)
+def _view_as_real(state: State, a: Bound, out: Tensor) -> None:
+    state.name(out, [*state.of(a["self"]), _of_pieces([a["self"]], state, 2)])
+
+
+# ---- joining, repeating, moving ----------------------------------------------------------------------------------
+
+
+def _of_pieces(pieces: Iterable[Tensor], state: State, size: Any) -> Axis:
+    """A new axis that counts tensors: a table where they are, else in an order that only the model knows."""
+    tables = all(is_table(axis) for piece in pieces for axis in state.of(piece))
+    return axis_of(size, Kind.TABLE if tables else Kind.MIXED)
+
+
+@rule(aten.cat, aten.concat, aten.concatenate)
+def _cat(state: State, a: Bound, out: Tensor) -> None:
+    # Legacy: cat skips tensors of shape [0] whatever the rank of the others.
+    pieces = [t for t in a["tensors"] if t.dim() == out.dim()]
+    dim = a.get("dim", 0) % out.dim()
+    axes = list(state.of(pieces[0]))
+    for piece in pieces[1:]:
+        for other in range(out.dim()):
+            if other != dim:
+                axes[other] = unify(axes[other], state.of(piece)[other], out.shape[other])
+    pieces = [piece for piece in pieces if not same_size(piece.shape[dim], 0)] or pieces[:1]
+    segments = tuple(_segment(state, piece, dim) for piece in pieces)
+    axes[dim] = segments[0] if len(segments) == 1 else (Concat(segments, out.shape[dim]),)
+    state.name(out, axes)
+
+
+def _segment(state: State, piece: Tensor, dim: int) -> Axis:
+    # A segment of one position is still a segment: sizes of 1 are dropped from products, so it needs an atom.
+    tables = all(is_table(axis) for axis in state.of(piece))
+    return state.of(piece)[dim] or (Atom(piece.shape[dim], Kind.TABLE if tables else Kind.MIXED),)
+
+
+@rule(aten.stack)
+def _stack(state: State, a: Bound, out: Tensor) -> None:
+    pieces = a["tensors"]
+    axes = list(state.of(pieces[0]))
+    for piece in pieces[1:]:
+        axes = [unify(x, y, size) for x, y, size in zip(axes, state.of(piece), piece.shape)]
+    axes.insert(a.get("dim", 0) % out.dim(), _of_pieces(pieces, state, len(pieces)))
+    state.name(out, axes)
+
+
+@rule(aten.repeat, aten.tile)
+def _repeat(state: State, a: Bound, out: Tensor) -> None:
+    source = a["self"]
+    pad = out.dim() - source.dim()
+    axes: list[Axis] = [free_axis(size) for size in out.shape[:pad]]
+    for axis, before, after in zip(state.of(source), source.shape, out.shape[pad:]):
+        if is_one(before):
+            axes.append(free_axis(after))
+        elif same_size(before, after):
+            axes.append(axis)
+        elif isinstance(after, int) and isinstance(before, int) and after // before <= _MOST_COPIES:
+            axes.append((Concat((axis,) * (after // before), after),))
+        else:
+            axes.append(other_positions(after, axis))
+    state.name(out, axes)
+
+
+@rule(aten.repeat_interleave)
+def _repeat_interleave(state: State, a: Bound, out: Tensor) -> None:
+    if not isinstance(a.get("self"), Tensor) or a.get("dim") is None:
+        return state.name(out, [opaque_axis(size) for size in out.shape])
+    axes, dim = list(state.of(a["self"])), a["dim"] % out.dim()
+    axes[dim] = other_positions(out.shape[dim], axes[dim])
+    state.name(out, axes)
+
+
+@rule(aten.roll, aten.flip, aten.constant_pad_nd, aten.index_select, aten.cumsum, aten.cumprod)
+def _moved(state: State, a: Bound, out: Tensor) -> None:
+    """Positions along some dimensions move or change their meaning; those become unknown, the others stay."""
+    source = a["self"]
+    dims = a.get("dims", a.get("dim"))
+    if "pad" in a:
+        pairs = [a["pad"][i : i + 2] for i in range(0, len(a["pad"]), 2)]
+        none = [all(isinstance(size, int) and size == 0 for size in pair) for pair in pairs]
+        dims = [source.dim() - 1 - i for i, nothing in enumerate(none) if not nothing]
+    if dims is None or dims == []:
+        dims = range(source.dim()) if "pad" not in a else []
+    moved = {dim % max(source.dim(), 1) for dim in (dims if isinstance(dims, Iterable) else [dims])}
+    axes = list(state.of(source))
+    for dim in moved if axes else ():
+        axes = thinned(axes, dim)
+        axes[dim] = other_positions(out.shape[dim], state.of(source)[dim])
+    state.name(out, axes)
+
+
+@rule(aten.index)
+def _index(state: State, a: Bound, out: Tensor) -> None:
+    """Advanced indexing: looking up a table takes the index's axes; picking from named tokens is a shuffle."""
+    source, indices = a["self"], list(a["indices"])
+    used = [dim for dim, index in enumerate(indices) if index is not None]
+    contiguous = used == list(range(used[0], used[-1] + 1))
+    if not contiguous or any(indices[dim].dtype in (torch.bool, torch.uint8) for dim in used):
+        return state.name(out, [opaque_axis(size) for size in out.shape])
+    axes = state.of(source)
+    kept = len(axes) - len(used)
+    shape = tuple(out.shape[used[0] : out.dim() - (kept - used[0])])
+    if all(is_table(axes[dim]) for dim in used):
+        picked = aligned(state, [indices[dim] for dim in used], shape)
+    elif len(used) == len(shape) == 1:
+        picked = [other_positions(shape[0], axes[used[0]])]
+    else:
+        picked = [opaque_axis(size) for size in shape]
+    for dim in used:
+        axes = thinned(axes, dim)
+    state.name(out, [*axes[: used[0]], *picked, *axes[used[-1] + 1 :]])
+
+
+@rule(aten.embedding)
+def _embedding(state: State, a: Bound, out: Tensor) -> None:
+    rows, columns = state.of(a["weight"])
+    found = state.of(a["indices"])
+    if not is_table(rows) and not _is_lookup(rows, found):
+        found = [opaque_axis(size) for size in out.shape[:-1]]
+    state.name(out, [*found, columns])
+
+
+def _is_lookup(rows: Axis, found: list[Axis]) -> bool:
+    """Whether rows of a table that is an input, [frames, dim] say, are looked up: fewer than there are indices.
+
+    As many or more could be tokens, and the look-up a shuffle of them.
+    """
+    small = all(atom.origin is not None and atom.origin.rank == 2 for atom in atoms_of(rows))
+    return small and holds(at_most, length(rows) + 1, product_of([length(axis) for axis in found]))

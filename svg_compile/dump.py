@@ -1,0 +1,173 @@
+"""Graph dumps: what every pass saw and left, as numbered text files with an index to open in a browser.
+
+    dump_dir/pid4711-x1y2z3/            one folder a process, readable by its owner alone
+        index.html
+        graph_000/
+            00_dynamo.txt               the graph that Dynamo traced, shapes and dtypes in its comments
+            01_token_axes.txt           what the axes of each attention are made of
+            02_find_attention.txt       the decision table
+            03_rewrite_attention.txt    the graph after the rewrite
+            04_op_counts.txt            how often each operator stands before and after
+            05_inductor_000.txt         the code that Inductor made
+
+Text only: no tensor values are written. Graph text can show paths and the model's structure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from torch import fx
+
+from svg_compile import _compat
+from svg_compile.errors import OptionError
+from svg_compile.report import Report
+
+# One file, and all files of one process, at most.
+MAX_FILE_BYTES = 64 * 2**20
+MAX_TOTAL_BYTES = 1024 * 2**20
+
+_INDEX = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>svg_compile graph dump</title>
+<style>
+ body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
+ pre { background: #f6f6f4; padding: 1em; overflow-x: auto; font-size: 13px }
+ h2 { margin-top: 2em; border-bottom: 1px solid #ddd } li span { color: #777; margin-left: .8em }
+ .note { color: #8a4b00 }
+</style>
+<h1>svg_compile graph dump</h1>
+<p>process {{ pid }}, {{ graphs|length }} graph{{ "" if graphs|length == 1 else "s" }}</p>
+{% for graph in graphs %}
+<h2>{{ graph.name }}</h2>
+<pre>{{ graph.summary }}</pre>
+{% for note in graph.notes %}<p class="note">{{ note }}</p>{% endfor %}
+<ol>
+{% for file, size in graph.files %}
+<li><a href="{{ graph.name }}/{{ file }}">{{ file }}</a><span>{{ size }} bytes</span></li>
+{% endfor %}</ol>
+{% endfor %}
+</html>
+"""
+
+
+@dataclass
+class GraphDump:
+    """The dump of one graph, filled stage by stage as the passes run."""
+
+    folder: Path
+    summary: str = ""
+    notes: list[str] = field(default_factory=list)
+    files: list[tuple[str, int]] = field(default_factory=list)
+    before: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def graph(self, stage: str, graph_module: fx.GraphModule) -> None:
+        """Write a graph as Python code, with shapes, strides, dtypes and devices."""
+        text = graph_module.print_readable(print_output=False, include_stride=True, include_device=True)
+        self.text(stage, str(text))
+        counts = op_counts(graph_module)
+        if not self.before:
+            self.before = counts
+        elif counts != self.before:
+            self.text("op_counts", op_count_diff(self.before, counts))
+
+    def text(self, stage: str, text: str) -> None:
+        """Write a numbered text file; a file over the cap is cut and says so."""
+        data = text.encode("utf-8", "replace")
+        room = min(MAX_FILE_BYTES, MAX_TOTAL_BYTES - _written(self.folder.parent))
+        if len(data) > room:
+            data = data[: max(room, 0)] + b"\n[cut: the dump's size cap was reached]\n"
+        file = f"{len(self.files):02d}_{re.sub(r'[^a-z0-9_]', '_', stage.lower())}.txt"
+        # Exclusive: nothing that lies there already, a link least of all, is written through.
+        with open(self.folder / file, "xb") as handle:
+            handle.write(data)
+        self.files.append((file, len(data)))
+
+    def report(self, report: Report) -> None:
+        """The decision table, shown in the index as well."""
+        self.summary = str(report)
+        self.text("find_attention", self.summary + "\n")
+
+    @contextmanager
+    def inductor_code(self) -> Iterator[None]:
+        """Collect the code that Inductor makes, or loads from its cache, in the block."""
+        codes: list[str] = []
+        with _compat.output_code(codes.append):
+            yield
+        for index, code in enumerate(codes):
+            self.text(f"inductor_{index:03d}", code)
+        if not codes:
+            self.notes.append("Inductor's code came from a cache that does not show it; clear the cache to see it.")
+
+
+@dataclass
+class ProcessDump:
+    """The dumps of one process under one folder."""
+
+    folder: Path
+    graphs: list[GraphDump] = field(default_factory=list)
+
+    def new_graph(self) -> GraphDump:
+        folder = self.folder / f"graph_{len(self.graphs):03d}"
+        folder.mkdir(mode=0o700)
+        self.graphs.append(GraphDump(folder))
+        return self.graphs[-1]
+
+    def write_index(self) -> None:
+        """Write index.html over everything dumped so far; replaced in one step, so a reader never sees half of it."""
+        import jinja2
+
+        template = jinja2.Environment(autoescape=True).from_string(_INDEX)
+        text = template.render(pid=os.getpid(), graphs=self.graphs)
+        handle, path = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(path, self.folder / "index.html")
+
+
+def process_dump(dump_dir: str) -> ProcessDump:
+    """This process's dump under `dump_dir`, made at first use."""
+    return _process_dump(os.path.abspath(dump_dir), os.getpid())
+
+
+@cache
+def _process_dump(dump_dir: str, pid: int) -> ProcessDump:
+    try:
+        os.makedirs(dump_dir, mode=0o700, exist_ok=True)
+        return ProcessDump(Path(tempfile.mkdtemp(prefix=f"pid{pid}-", dir=dump_dir)))
+    except OSError as error:
+        raise OptionError(f"option 'dump_dir': cannot make a folder in {dump_dir!r}: {error}") from error
+
+
+def op_counts(graph_module: fx.GraphModule) -> Counter[str]:
+    """How often each operator is called in a graph and its child graphs."""
+    counts: Counter[str] = Counter()
+    for module in graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                if node.op in ("call_function", "call_method", "call_module"):
+                    counts[node._pretty_print_target(node.target)] += 1
+    return counts
+
+
+def op_count_diff(before: Counter[str], after: Counter[str]) -> str:
+    """One line an operator whose count changed."""
+    changed = sorted(name for name in before | after if before[name] != after[name])
+    width = max(map(len, changed))
+    lines = [f"{name:{width}}  {before[name]:5d} -> {after[name]:5d}" for name in changed]
+    return "\n".join(lines) + "\n"
+
+
+def _written(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*.txt"))

@@ -1,0 +1,429 @@
+"""`attach`, `denoising`, and real diffusers pipelines under both ways of telling the step.
+
+The pipelines run their own loops and schedulers; their transformers' compiled graphs are replaced by stand-ins that
+answer with zeros, so that fifty steps cost seconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pipelines
+import pytest
+import torch
+from pipelines import Spec, TimedDiT
+from torch import Tensor, fx
+from toy import latents
+
+import svg_compile
+from svg_compile import ScheduleError, backend, dry_run, schedule
+from svg_compile.schedule import Decision
+from svg_compile.timestep import Timestep
+
+OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "strict": True}
+TIMES = (1000.0, 750.5, 500.0, 2.5)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    before = schedule.registered()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+    gc.collect()
+    assert schedule.registered() == before, "a test left a schedule registered"
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
+    """Stands in for Inductor: graphs that answer with zeros; collects what was compiled."""
+    graphs: list[fx.GraphModule] = []
+
+    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
+        graphs.append(graph_module)
+        return dry_run._answer_with_zeros(graph_module)
+
+    monkeypatch.setattr(backend, "lower", lower)
+    return graphs
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The timesteps that were read on the host."""
+    values: list[float] = []
+    real = Timestep.read
+
+    def read(self: Timestep, inputs: Any) -> float:
+        values.append(real(self, inputs))
+        return values[-1]
+
+    monkeypatch.setattr(Timestep, "read", read)
+    return values
+
+
+def compile_denoisers(pipe: Any, spec: Spec, **options: Any) -> None:
+    for name in spec.denoisers:
+        model = getattr(pipe, name)
+        setattr(pipe, name, torch.compile(model, backend="svg", dynamic=False, options={**OPTIONS, **options}))
+
+
+def steps(decisions: list[Decision]) -> list[tuple[int, bool]]:
+    return [(d.position.step, d.dense) for d in decisions if d.position is not None]
+
+
+def expected(spec: Spec, pipe: Any, count: int, dense: int, attached: bool, upto: int | None = None) -> Any:
+    """What a run of `count` steps should log, `spec.forwards` forwards a step."""
+    at = list(range(count))
+    if not attached and len(spec.denoisers) == 2:
+        # Each of the two counts its own part of the schedule.
+        high = sum(t >= 875 for t in pipe.scheduler.timesteps.tolist())
+        assert 0 < high < count
+        at = [step if step < high else step - high for step in at]
+    return [(step, step < dense) for step in at[:upto] for _ in range(spec.forwards)]
+
+
+class Stop(Exception):
+    pass
+
+
+def fail(_: object) -> None:
+    raise Stop
+
+
+def stop_after_step_1(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    if step == 1:
+        raise Stop
+    return kwargs
+
+
+@pytest.mark.parametrize("dense_steps", [3, 0.25])
+@pytest.mark.parametrize("spec", pipelines.SPECS, ids=lambda spec: spec.name)
+def test_pipelines_log_the_steps_exactly_as_asked(
+    spec: Spec, dense_steps: int | float, built: list[fx.GraphModule], reads: list[float]
+) -> None:
+    pipe = spec.build()
+    compile_denoisers(pipe, spec, dense_steps=dense_steps, num_inference_steps=10)
+    for attached in (False, True):
+        handle = svg_compile.attach(pipe) if attached else None
+        for count in (4, 10, 50):
+            dense = 3 if dense_steps == 3 else math.ceil((count if attached else 10) * 0.25)
+            for changes in ({}, spec.other_size, {"callback_on_step_end": stop_after_step_1}, {}):
+                compiled = len(built)
+                stops = "callback_on_step_end" in changes
+                reads.clear()
+                with schedule.observe() as seen:
+                    try:
+                        spec.call(pipe, count, **changes)
+                    except Stop:
+                        assert stops
+                assert steps(seen) == expected(spec, pipe, count, dense, attached, 2 if stops else None)
+                assert {d.source for d in seen} == {"attached" if attached else "timestep"}
+                assert {d.position.total for d in seen if d.position} == {count if attached else 10}
+                # Schedulers that keep a step index are asked for it; no forward waits for the device then.
+                keeps_index = hasattr(pipe.scheduler, "step_index")
+                assert len(reads) == (0 if attached and keeps_index else len(seen))
+                assert len(built) == compiled or (count, attached) == (4, False)
+        if handle is not None:
+            handle.remove()
+    # A dense and a sparse one a resolution: Wan 2.2's two transformers share graphs, and still count apart.
+    assert len(built) == 4
+
+
+def test_a_recompile_after_the_second_step_never_happens(built: list[fx.GraphModule]) -> None:
+    spec = pipelines.spec("hunyuan_video")
+    pipe = spec.build()
+    pipe.transformer.to(torch.bfloat16)
+    compile_denoisers(pipe, spec, dense_steps=3)
+    compiled: list[int] = []
+
+    def note(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        compiled.append(len(built))
+        return kwargs
+
+    with svg_compile.attach(pipe), schedule.observe() as seen:
+        spec.call(pipe, 50, callback_on_step_end=note)
+        spec.call(pipe, 50, callback_on_step_end=note)
+    # The second step's timestep has another dtype, for the latents have.
+    assert compiled == [2] + [4] * 99
+    assert steps(seen) == [(step, step < 3) for step in range(50)] * 2
+
+
+def test_bfloat16_timesteps_collide_without_attach(built: list[fx.GraphModule]) -> None:
+    spec = pipelines.spec("hunyuan_video")
+    pipe = spec.build()
+    pipe.transformer.to(torch.bfloat16)
+    compile_denoisers(pipe, spec, dense_steps=3)
+    with schedule.observe() as seen:
+        spec.call(pipe, 50)
+    # The docs' caveat: more forwards are dense than asked, never fewer.
+    assert 3 < sum(d.dense for d in seen) < 10
+
+
+def test_the_scheduler_may_be_replaced_and_the_run_resumed_in_its_middle(built: list[fx.GraphModule]) -> None:
+    from diffusers import UniPCMultistepScheduler
+
+    spec = pipelines.spec("wan")
+    pipe = spec.build()
+    compile_denoisers(pipe, spec, dense_steps=0.5)
+    with svg_compile.attach(pipe), schedule.observe() as seen:
+        spec.call(pipe, 4)
+        pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+        spec.call(pipe, 6)
+        # As image-to-image pipelines start: at a later step of the whole schedule.
+        pipe.scheduler.set_timesteps(8)
+        pipe.scheduler.set_begin_index(3)
+        x = latents(1, 5, 14, 6)
+        for t in pipe.scheduler.timesteps[3:]:
+            pipe.transformer(x, t.expand(1), torch.zeros(1, 11, 12), return_dict=False)
+            x = pipe.scheduler.step(torch.zeros_like(x), t, x, return_dict=False)[0]
+    runs = [(step, step < count // 2) for count in (4, 6) for step in range(count) for _ in range(2)]
+    assert steps(seen) == runs + [(step, step < 4) for step in range(3, 8)]
+
+
+def test_attach_is_undone_and_frees_the_pipeline(built: list[fx.GraphModule]) -> None:
+    spec = pipelines.spec("cogvideox")
+    pipe = spec.build()
+    compile_denoisers(pipe, spec, dense_steps=1)
+    before = schedule.registered()
+    handle = svg_compile.attach(pipe)
+    assert svg_compile.attach(pipe) is handle
+    with schedule.observe() as seen:
+        spec.call(pipe, 4)
+        handle.remove()
+        handle.remove()
+        spec.call(pipe, 4)
+    assert [source for source, _ in groupby(d.source for d in seen)] == ["attached", "timestep"]
+    assert schedule.registered() == before
+    svg_compile.attach(pipe)
+    gone = weakref.ref(pipe), weakref.ref(pipe.transformer._orig_mod)
+    states = len(schedule._REGISTRY.states)
+    del pipe, handle
+    built.clear()
+    torch._dynamo.reset()
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+    assert schedule.registered() == before
+    assert len(schedule._REGISTRY.states) == states - 1
+
+
+class Scheduler:
+    """A scheduler in little, with a step index."""
+
+    def __init__(self) -> None:
+        self.timesteps = torch.arange(1000.0)
+        self.num_inference_steps: int | None = None
+        self.step_index: int | None = None
+        self.begin_index: int | None = None
+
+    def set_timesteps(self, count: int) -> None:
+        self.num_inference_steps, self.step_index = count, None
+        self.timesteps = torch.linspace(1000, 1, count)
+
+    def step(self) -> None:
+        self.step_index = (self.begin_index or 0) + 1 if self.step_index is None else self.step_index + 1
+
+
+class Pipe:
+    """A pipeline in little: a scheduler and components."""
+
+    def __init__(self, scheduler: Any, **components: Any) -> None:
+        self.scheduler = scheduler
+        vars(self).update(components)
+
+
+def toy_pipe(**components: Any) -> Any:
+    return Pipe(Scheduler(), **components)
+
+
+def compiled(model: Any, **options: Any) -> Any:
+    return torch.compile(model, backend="svg", dynamic=False, options={**OPTIONS, "dense_steps": 2, **options})
+
+
+def run(pipe: Any, count: int, model: Any = None) -> None:
+    pipe.scheduler.set_timesteps(count)
+    for t in pipe.scheduler.timesteps:
+        (model or pipe.transformer)(latents(), t)
+        pipe.scheduler.step()
+
+
+@pytest.mark.parametrize("where", ["before", "after", "in place"])
+def test_attach_may_come_before_or_after_the_compile(where: str, built: list[fx.GraphModule]) -> None:
+    model = TimedDiT()
+    pipe = toy_pipe(transformer=model)
+    if where != "before":
+        pipe.transformer = compiled(model)
+        run(pipe, 3)
+    with svg_compile.attach(pipe):
+        if where == "before":
+            pipe.transformer = compiled(model)
+        if where == "in place":
+            torch._dynamo.reset()
+            pipe.transformer = model
+            model.compile(backend="svg", options={**OPTIONS, "dense_steps": 2})
+        with schedule.observe() as seen:
+            run(pipe, 3)
+    assert [(d.source, d.dense) for d in seen] == [("attached", dense) for dense in (True, True, False)]
+
+
+def test_replaced_parameters_are_found_again(built: list[fx.GraphModule]) -> None:
+    model = TimedDiT()
+    pipe = toy_pipe(transformer=compiled(model))
+    with svg_compile.attach(pipe), schedule.observe() as seen:
+        run(pipe, 3)
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+        run(pipe, 3)
+    assert {d.source for d in seen} == {"attached"}
+
+
+def test_two_pipelines_and_a_transformer_shared_by_them(built: list[fx.GraphModule]) -> None:
+    one, other = (toy_pipe(transformer=compiled(TimedDiT(seed))) for seed in (0, 1))
+    third = toy_pipe(transformer=one.transformer)
+    for pipe, count in ((one, 4), (other, 8)):
+        pipe.scheduler.set_timesteps(count)
+    with svg_compile.attach(one), svg_compile.attach(other), schedule.observe() as seen:
+        for step in range(8):
+            for pipe in (one, other) if step < 4 else (other,):
+                pipe.transformer(latents(), pipe.scheduler.timesteps[step])
+                pipe.scheduler.step()
+        interleaved = [d.position for d in seen]
+        # The pipeline attached last drives a transformer that two hold.
+        with svg_compile.attach(third):
+            run(third, 3)
+        run(one, 4)
+    assert [p.step for p in interleaved if p and p.total == 4] == list(range(4))
+    assert [p.step for p in interleaved if p and p.total == 8] == list(range(8))
+    assert [d.position.total for d in seen[12:] if d.position] == [3] * 3 + [4] * 4
+
+
+def test_outside_of_a_run_an_attached_model_counts_its_timesteps(built: list[fx.GraphModule]) -> None:
+    pipe = toy_pipe(transformer=compiled(TimedDiT()))
+    with svg_compile.attach(pipe), schedule.observe() as seen:
+        pipe.transformer(latents(), torch.tensor(500.0))
+        run(pipe, 2)
+        pipe.transformer(latents(), torch.tensor(400.0))
+    assert [d.source for d in seen] == ["timestep", "attached", "attached", "timestep"]
+
+
+def test_a_scheduler_without_a_step_index_is_asked_by_value(built: list[fx.GraphModule]) -> None:
+    class NoStep(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = TimedDiT()
+
+        def forward(self, latents: Tensor, timestep: Tensor) -> Tensor:
+            return self.inner(latents, timestep)
+
+    scheduler = SimpleNamespace(timesteps=torch.tensor([999, 997, 994, 3]))
+    pipe = Pipe(scheduler, transformer=compiled(NoStep()))
+    with svg_compile.attach(pipe), schedule.observe() as seen:
+        for value in (999, 994, 999, 3):
+            pipe.transformer(latents(), torch.tensor([value]))
+        # None of the schedule's: counted instead.
+        pipe.transformer(latents(), torch.tensor([500]))
+        scheduler.timesteps = torch.tensor([500])
+        pipe.transformer(latents(), torch.tensor([500]))
+    assert [d.position.step for d in seen if d.position] == [0, 2, 0, 3, 0, 0]
+    assert [d.source for d in seen] == ["attached"] * 4 + ["timestep", "attached"]
+
+
+@pytest.mark.parametrize("pipe", [object(), Pipe(None), toy_pipe(vae=torch.nn.Linear(2, 2))])
+def test_attach_refuses_what_it_cannot_serve(pipe: Any) -> None:
+    with pytest.raises(ScheduleError, match=r"denoising\(model, steps=\.\.\.\)"):
+        svg_compile.attach(pipe)
+
+
+def test_denoising_tells_the_steps_whatever_the_timesteps_are(built: list[fx.GraphModule], reads: list[float]) -> None:
+    high, low = compiled(TimedDiT(), dense_steps=0.5), compiled(TimedDiT(seed=1), dense_steps=0.5)
+    with schedule.observe() as seen:
+        for start in (0, 0, 2):
+            with svg_compile.denoising(high, low, steps=6, start=start) as run:
+                for step in range(start, 6):
+                    for _guidance in range(2):
+                        (high if step < 4 else low)(latents(), torch.tensor([float(step)]))
+                    run.advance()
+        high(latents(), torch.tensor([7.0]))
+    forwards = [(step, step < 3) for start in (0, 0, 2) for step in range(start, 6) for _ in range(2)]
+    assert steps(seen) == [*forwards, (0, True)]
+    assert [d.source for d in seen] == ["denoising"] * len(forwards) + ["timestep"]
+    assert reads == [7.0]
+
+
+def test_denoising_refuses_misuse(built: list[fx.GraphModule]) -> None:
+    model = compiled(TimedDiT())
+    for wrong in (0, -1, 2.0, True, None):
+        with pytest.raises(ScheduleError, match="steps must be an integer of at least 1"):
+            svg_compile.denoising(model, steps=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ScheduleError, match="start must be below steps"):
+        svg_compile.denoising(model, steps=4, start=4)
+    with pytest.raises(ScheduleError, match="at least one model"):
+        svg_compile.denoising(steps=4)
+    for thing in (torch.nn.ReLU(), lambda x: x):
+        with pytest.raises(ScheduleError, match="modules with parameters"):
+            svg_compile.denoising(thing, steps=4)  # type: ignore[arg-type]
+    run = svg_compile.denoising(model, steps=2)
+    with pytest.raises(ScheduleError, match="outside of its `with` block"):
+        run.advance()
+    with run:
+        with pytest.raises(ScheduleError, match="in a run already"), svg_compile.denoising(model, steps=2):
+            pass
+        model(latents(), torch.tensor(9.0))
+        run.advance()
+        run.advance()
+        with pytest.raises(ScheduleError, match="more than 2 times"):
+            run.advance()
+        with pytest.raises(ScheduleError, match="after all 2 steps"):
+            model(latents(), torch.tensor(9.0))
+    with pytest.raises(ScheduleError, match="outside of its `with` block"):
+        run.advance()
+    with pytest.raises(ScheduleError, match="used once"), run:
+        pass
+    with svg_compile.denoising(model, steps=3) as early:
+        early.advance()
+        with pytest.raises(ScheduleError, match="before the first forward"):
+            model(latents(), torch.tensor(9.0))
+    with pytest.warns(UserWarning, match="never called"), svg_compile.denoising(model, steps=3):
+        model(latents(), torch.tensor(9.0))
+    # An error of the loop's own is not talked over, and leaves no run behind.
+    with pytest.raises(Stop), svg_compile.denoising(model, steps=3):
+        fail(model(latents(), torch.tensor(9.0)))
+
+
+@pytest.mark.parametrize("how", ["attach", "denoising"])
+def test_with_inductor_the_dense_steps_are_inductors(how: str) -> None:
+    x, times = latents(), [torch.tensor([t]) for t in (800.0, 800.0, 800.0)]
+    dense = torch.compile(TimedDiT(), backend="inductor")(x, times[0])
+    torch._dynamo.reset()
+    sparse = compiled(TimedDiT(), dense_steps=0)(x, times[0])
+    torch._dynamo.reset()
+    model = compiled(TimedDiT())
+    pipe = toy_pipe(transformer=model)
+    pipe.scheduler.set_timesteps(3)
+    out = []
+    with svg_compile.attach(pipe) if how == "attach" else svg_compile.denoising(model, steps=3) as tie:  # type: ignore[arg-type]
+        for t in times:
+            out.append(model(x, t))
+            pipe.scheduler.step() if how == "attach" else tie.advance()  # type: ignore[union-attr]
+    assert [torch.equal(o, dense) for o in out] == [True, True, False]
+    assert torch.equal(out[2], sparse)
+
+
+def test_the_name_stays_a_function_after_its_module_is_imported() -> None:
+    import svg_compile.attachment
+
+    assert svg_compile.attach is svg_compile.attachment.attach
+    assert svg_compile.denoising is svg_compile.attachment.denoising
+
+
+def test_the_docs_snippet_runs(built: list[fx.GraphModule]) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "schedule.md").read_text()
+    snippet = page.split("```python\n")[1].split("```")[0]
+    exec(compile(snippet, "docs/schedule.md", "exec"), {})
+    assert len(built) == 2
