@@ -1,4 +1,4 @@
-"""Procedural videos: textured shapes that move, bounce, turn, occlude one another and change, over a drifting background.
+"""Procedural videos: textured shapes that move, bounce, turn, hide one another and change, before a drifting scene.
 
 Every video is drawn from its number alone, so a data set is a seed: nothing is downloaded or stored. A caption names
 what is to be seen, from a small vocabulary:

@@ -15,17 +15,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pipelines
 import pytest
 import torch
-from pipelines import Spec, TimedDiT
 from torch import Tensor, fx
-from toy import latents
 
+import pipelines
 import svg_compile
+from pipelines import Spec, TimedDiT
 from svg_compile import ScheduleError, backend, dry_run, schedule
 from svg_compile.schedule import Decision
 from svg_compile.timestep import Timestep
+from toy import latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "strict": True}
 TIMES = (1000.0, 750.5, 500.0, 2.5)

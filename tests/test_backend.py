@@ -14,11 +14,11 @@ from torch import Tensor, fx
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
-from toy import ToyVideoDiT, latents
 
 import svg_compile
 from svg_compile import NothingRewritten, OptionError, Reason
 from svg_compile.backend import svg
+from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": 8, "on_error": "raise"}
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given
-from strategies import STRIDES, Problem, problems, strided
-from tolerances import assert_close, assert_matches_oracle, eager_attention
 from torch import Tensor
 
+from strategies import STRIDES, Problem, problems, strided
 from svg_compile.kernels.cpu_attention import sparse_attention
 from svg_compile.kernels.reference import attention_mask
 from svg_compile.layout import HeadKind, VideoLayout
+from tolerances import assert_close, assert_matches_oracle, eager_attention
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Long enough for chunks of several tiles, the ring, and tiles clipped at either end; ragged in blocks and frames.

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Problem, problems
 from torch import Tensor
 
+from strategies import Problem, problems
 from svg_compile.kernels.cpu_profile import profile_heads
 from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.reference import profile_errors

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import ToyVideoDiT, latents
 
 from svg_compile import OptionError, dump
+from toy import ToyVideoDiT, latents
 
 OPTIONS = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": 8, "on_error": "raise"}
 

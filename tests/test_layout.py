@@ -7,8 +7,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import layouts
 
+from strategies import layouts
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.reference import attention_mask
 from svg_compile.layout import HeadKind, VideoLayout

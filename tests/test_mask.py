@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import layouts
 
+from strategies import layouts
 from svg_compile.kernels.reference import attention_mask
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import HeadKind, VideoLayout

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import models
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import models
 import svg_compile
 from svg_compile import Reason, VideoLayout
 from svg_compile.kernels import cpu_profile, reference

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from pipelines import TimedDiT
 from torch import Tensor, fx
-from toy import ToyVideoDiT, latents
 
+from pipelines import TimedDiT
 from svg_compile import backend, schedule
 from svg_compile.config import SvgConfig
 from svg_compile.schedule import Decision, Dispatcher, StepCounter
 from svg_compile.timestep import Timestep
+from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "dense_steps": 2}
 TIMES = (1000.0, 750.5, 500.0, 2.5)
