@@ -24,7 +24,7 @@ class SvgConfig:
     num_inference_steps: resolves that fraction where no schedule is attached.
     dense_layers: how many of the first rewritable layers stay dense.
     sampled_rows: query rows that the profile looks at.
-    profile_every: profile at each n-th step.
+    profile_every: profile at each n-th step; only 1 so far.
     layout: None, (frames, height, width), or (frames, height, width, text_len, "first" or "last").
     block: granularity of the band in tokens, a power of two.
     min_tokens: shorter sequences stay dense.
@@ -140,6 +140,13 @@ def _steps(key: str, value: Any) -> int | float:
     )
 
 
+def _each_step(key: str, value: Any) -> int:
+    if _integer(1)(key, value) != 1:
+        # Accepting it and profiling at each step all the same would be a silent lie.
+        raise OptionError(f"option {key!r}: plans are made anew at each step so far; expected 1, got {value!r}.")
+    return 1
+
+
 def _block(key: str, value: Any) -> int:
     block = _integer(1)(key, value)
     if block & (block - 1):
@@ -200,7 +207,7 @@ _CHECKS: dict[str, Any] = {
     "num_inference_steps": _integer(1),
     "dense_layers": _integer(0),
     "sampled_rows": _integer(1),
-    "profile_every": _integer(1),
+    "profile_every": _each_step,
     "layout": _grid,
     "block": _block,
     "min_tokens": _integer(0),

@@ -1,0 +1,113 @@
+"""Every shipped configuration compiled for its GPU, which need not be there, and its binary's resources.
+
+The quick cases are the head dims of the large models; the slow ones are the whole table.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+import torch
+
+from svg_compile.errors import LayoutError
+from svg_compile.kernels import triton_configs, triton_decide, triton_prepare
+from svg_compile.kernels.triton_configs import TileConfig, split_channels, tile_for
+from triton_binaries import (
+    REGISTER_LIMIT,
+    SHARED_LIMIT,
+    TARGETS,
+    Binary,
+    attention_binary,
+    compiled,
+    profile_binary,
+)
+
+QUICK = [(arch, torch.bfloat16, dim, False) for arch, dim in product(("sm_80", "sm_90", "sm_100", "gfx942"), (64, 128))]
+HEAD_DIMS = (16, 32, 64, 72, 80, 96, 128, 160, 192, 256)
+SLOW = [
+    case
+    for case in product(TARGETS, (torch.bfloat16, torch.float16, torch.float32), HEAD_DIMS, (False, True))
+    if case not in QUICK and not (case[1] is torch.float16 and case[2] not in (64, 128))
+]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+
+
+def check_resources(binary: Binary, arch: str) -> None:
+    assert binary.spills == 0
+    assert binary.registers <= REGISTER_LIMIT[arch]
+    assert binary.shared <= SHARED_LIMIT[arch]
+
+
+@pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
+def test_attention_compiles_without_spills(arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool) -> None:
+    binary = attention_binary(arch, dtype, head_dim, key_mask=key_mask)
+    check_resources(binary, arch)
+    if arch == "sm_90" and dtype.itemsize == 2:
+        assert "wgmma.mma_async" in binary.assembly
+    if arch == "sm_100" and dtype.itemsize == 2:
+        assert "tcgen05.mma" in binary.assembly
+
+
+@pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
+def test_profile_compiles_without_spills(arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool) -> None:
+    check_resources(profile_binary(arch, dtype, head_dim, key_mask=key_mask), arch)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_no_index_table_is_loaded(arch: str) -> None:
+    """What is read from memory as whole numbers is the plan, the head's place in the order, and a zero: no table."""
+    assembly = attention_binary(arch, torch.bfloat16, 128).assembly
+    words = re.findall(r"ld(?:\.volatile)?\.global(?!\S*\.v\d)\S*\.[bus]32 ", assembly)
+    assert len(words) == 4, words
+
+
+@pytest.mark.parametrize("arch", ["sm_90"])
+def test_full_tiles_carry_no_mask_arithmetic(arch: str) -> None:
+    """Only the third loop, the edges', selects: one selection a score and few others, not one in each of the loops."""
+    assembly = attention_binary(arch, torch.bfloat16, 128).assembly
+    before_edges = assembly[: assembly.index("ld.volatile")]
+    scores = 128 * 128 // 256
+    assert before_edges.count("selp.f32") + before_edges.count("selp.b32") < scores
+
+
+@pytest.mark.parametrize("sizes", [{"frames": 1, "text_len": 1}, {"area": 1, "heads": 1, "batch_heads": 1}])
+def test_sizes_of_one_compile(sizes: dict[str, int]) -> None:
+    """Triton turns arguments that are 1 into constants, which have not all of a tensor's methods."""
+    attention_binary("sm_90", torch.bfloat16, 64, key_mask=True, text_first=True, **sizes)
+    sizes = {name: size for name, size in sizes.items() if name != "batch_heads"}
+    profile_binary("sm_90", torch.bfloat16, 64, key_mask=True, **sizes)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_small_kernels_compile(arch: str) -> None:
+    tile = TileConfig(16, 16, 4, 2)
+    kernels = (
+        (triton_prepare.head_order_fwd_kernel, {"plan": "*i32", "order": "*i32"}, {"BLOCK": 64}),
+        (triton_prepare.hidden_range_fwd_kernel, {"key_mask": "*i1", "hidden": "*i32"}, {"BLOCK": 4096}),
+        (
+            triton_decide.profile_plan_fwd_kernel,
+            {"partial": "*fp32", "sums": "*fp32", "widths": "*i32", "plan": "*i32", "errors": "*fp32"},
+            {"SPLITS": 16, "VALUE_DIM": 72, "WIDTH": 128, "BLOCK_M": 64, "ROWS": 16},
+        ),
+    )
+    for kernel, pointers, constants in kernels:
+        check_resources(compiled(kernel, arch, torch.bfloat16, pointers, constants, tile), arch)
+
+
+def test_head_dims_are_split_into_powers_of_two() -> None:
+    for size in range(1, 257):
+        split = split_channels(size, size)
+        assert (split["LOW"], split["HIGH"]) == (split["VALUE_LOW"], split["VALUE_HIGH"])
+        for part in (split["LOW"], split["HIGH"]):
+            assert part == 0 or (part >= 16 and part & (part - 1) == 0)
+        assert size <= split["LOW"] + split["HIGH"] <= max(16, 2 * size)
+
+
+def test_the_table_covers_what_is_supported() -> None:
+    for name, dtype, dim in product(("sm_80", "sm_90", "gfx942", "other"), triton_configs.DTYPES, range(16, 257)):
+        for table in (triton_configs.ATTENTION, triton_configs.PROFILE):
+            assert tile_for(table, name, dtype, dim)
+    with pytest.raises(LayoutError, match="head dims 16 to 256, got 264"):
+        tile_for(triton_configs.ATTENTION, "sm_90", torch.bfloat16, 264)
