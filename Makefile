@@ -3,13 +3,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow lint mutate bench clean
 
 help:
 	@echo "make demo       run a video transformer dense and sparse on this machine and compare"
 	@echo "make test       make the environment and run the tests (about 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make lint       ruff and mypy"
+	@echo "make mutate     put known faults into the kernels and see the tests notice (about 12 minutes)"
 	@echo "make bench      benchmark the CPU engine against dense attention and FlexAttention"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -30,6 +31,9 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy svg_compile passes kernels
+
+mutate: $(INSTALLED)
+	$(BIN)/python tests/mutation/run.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m svg_compile.bench cpu

@@ -7,21 +7,35 @@ q, k, v are [B, H, N, D] in any strides; out is [B, H, N, D] over [B, N, H, D] s
 int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True where a key may be seen.
 
 Everything that changes a result is an argument, so that Inductor's caches, which hash the graph, tell two results
-apart; `abi` stands for the implementation and is raised when the meaning of an argument or a result changes.
+apart; `abi` stands for the implementation: a checksum of the sources below.
 """
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import Optional
 
 import torch
 from torch import Tensor
 
+from svg_compile import layout as layout_module
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
-ABI = 1
+
+def _sources() -> int:
+    """A checksum of all that decides what the ops compute: an edit or an upgrade makes old cache entries miss."""
+    package = Path(layout_module.__file__).parent
+    files = sorted([*Path(__file__).parent.glob("*.py"), package / "mask.py", package / "layout.py"])
+    checksum = 0
+    for file in files:
+        checksum = zlib.crc32(file.read_bytes(), checksum)
+    return checksum
+
+
+ABI = _sources()
 # The ops read every stride, so Inductor may hand over its operands as they lie; the default tag would have it copy
 # them once for each op.
 _ANY_STRIDES = (torch.Tag.flexible_layout,)
@@ -37,6 +51,18 @@ def engine_for(query: Tensor, engine: str) -> str:
     if engine == "triton" and on_cpu:
         raise LayoutError('engine "triton" runs on CUDA and ROCm tensors, got one on the CPU: use engine "auto".')
     return engine
+
+
+def _settled(tensor: Tensor) -> Tensor:
+    """A [B, H, N, D] operand of a Triton kernel whose strides are those that it will have when the kernel runs.
+
+    Traced kernels take strides as constants, while Inductor promises them only the order of the strides. For a dense
+    tensor the one follows from the other; a slice of a wider tensor, whose strides have gaps, is made dense.
+    """
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return tensor
+    rows = tensor.transpose(1, 2)
+    return tensor if tensor.is_contiguous() or rows.is_contiguous() else rows.contiguous().transpose(1, 2)
 
 
 @torch.library.custom_op("svg::attention_host", mutates_args=(), tags=_ANY_STRIDES)
@@ -131,6 +157,7 @@ def attention(
         return torch.ops.svg.attention_host(query, key, value, plan, key_mask, *grid, scale, engine, abi)
     from svg_compile.kernels.triton_attention import sparse_attention
 
+    query, key, value = _settled(query), _settled(key), _settled(value)
     return sparse_attention(query, key, value, plan, key_mask, *grid, scale)
 
 
@@ -158,4 +185,5 @@ def profile(
         return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, density, sampled_rows, scale, engine, abi)
     from svg_compile.kernels.triton_profile import profile_heads
 
+    query, key, value = _settled(query), _settled(key), _settled(value)
     return profile_heads(query, key, value, key_mask, *grid, density, sampled_rows, scale)

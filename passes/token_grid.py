@@ -122,7 +122,8 @@ def video_grid(segment: Axis) -> tuple[Atom, ...] | None:
     """The three atoms of (frames, height, width), or None where the segment is not proven to be a raster of them.
 
     Each must count whole tokens (no inner part of a split, as a window would have) and come from an axis of an input
-    or what coordinates have proven of one, and no two from one input in another order than there.
+    or what coordinates have proven of one, and no two from one input in another order than there. Height and width,
+    where they are dimensions of one input, stand side by side: with something between them one of the two is channels.
     """
     parts = joined(segment)
     atoms = tuple(part for part in parts if isinstance(part, Atom) and part.kind is Kind.NAMED and not part.inner)
@@ -136,6 +137,11 @@ def video_grid(segment: Axis) -> tuple[Atom, ...] | None:
         if path <= last.get(source, (0,)):
             return None
         last[source] = path
+    height, width = (atom.origin for atom in atoms[1:])
+    assert height is not None
+    assert width is not None
+    if height.source == width.source and width.path[0] > height.path[0] + 1:
+        return None
     return atoms
 
 

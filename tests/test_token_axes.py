@@ -217,6 +217,15 @@ def _cube_axes_swapped(x: Tensor) -> Tensor:
     return attend(tokens(x.transpose(2, 3)))
 
 
+@model("UNKNOWN_GRID", torch.randn(B, 4, 4, 4, 4))
+def _channels_written_where_the_width_was(x: Tensor) -> Tensor:
+    # [B, F, H, W, C] with as many channels as columns, told apart only by where they come from.
+    out = torch.zeros_like(x)
+    out.transpose(3, 4).copy_(x)
+    y = out.flatten(1, 3).unsqueeze(1)
+    return F.scaled_dot_product_attention(y, y, y)
+
+
 @model("UNKNOWN_GRID", CUBE)
 def _cube_plus_its_transpose(x: Tensor) -> Tensor:
     return attend(tokens(x + x.transpose(2, 3)))

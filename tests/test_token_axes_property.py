@@ -144,6 +144,8 @@ def sequence(
     x: torch.Tensor, text: torch.Tensor, steps: list[Step], order: list[int], cuts: tuple[int, int, int], side: str
 ) -> torch.Tensor:
     """The query [B, H, N, D] that the program makes of the video."""
+    # A projection: the channels of an input itself could as well be an axis of the grid, as in [B, F, C, H, W].
+    x = x @ torch.eye(CHANNELS)
     for step in steps:
         x = apply(step, x)
     x = x.permute(order)
@@ -204,6 +206,7 @@ PLAIN = ([0, 1, 2, 3, 4], (1, 1, 4))
 @example(((4, 4, 4), [("unbind", 2, False)], *PLAIN, "none"))
 @example(((4, 4, 4), [("permute", (0, 2, 1, 3, 4))], *PLAIN, "none"))
 @example(((4, 4, 4), [("fill", 1, False)], *PLAIN, "first"))
+@example(((4, 4, 4), [("fill", 3, False)], *PLAIN, "none"))
 @example(((4, 4, 4), [("split", 1, 2, True), ("merge", 1)], *PLAIN, "none"))
 @given(programs())
 def test_a_claimed_grid_is_the_order_of_the_tokens(program: Any) -> None:

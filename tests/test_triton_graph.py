@@ -41,10 +41,10 @@ def _a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def attend(tokens: Tensor, key_mask: Tensor | None) -> Tensor:
-    """tokens [B, F, H, W, 3, heads, D]: a fused projection of a video."""
-    batch, frames, height, width, _, heads, dim = tokens.shape
+    """tokens [3, B, F, H, W, heads, D]: query, key and value of a video, each dense."""
+    _, batch, frames, height, width, heads, dim = tokens.shape
     rows = frames * height * width
-    query, key, value = (part.reshape(batch, rows, heads, dim).transpose(1, 2) for part in tokens.unbind(4))
+    query, key, value = (part.reshape(batch, rows, heads, dim).transpose(1, 2) for part in tokens.unbind(0))
     grid = (frames, height, width, 0, False, 128)
     plan = torch.ops.svg.profile(query, key, value, key_mask, *grid, 0.3, 64, None, "auto", ops.ABI)
     return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "auto", ops.ABI)
@@ -60,10 +60,10 @@ def traced(*, dynamic: bool, masked: bool) -> GraphModule:
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=not dynamic)
     with mode:
-        tokens = torch.empty(2, 5, 6, 7, 3, 3, 72, device="cuda", dtype=torch.bfloat16)
+        tokens = torch.empty(3, 2, 5, 6, 7, 3, 72, device="cuda", dtype=torch.bfloat16)
         key_mask = torch.empty(2, 210, device="cuda", dtype=torch.bool) if masked else None
     if dynamic:
-        for axis in (1, 2, 3):
+        for axis in (2, 3, 4):
             torch._dynamo.mark_dynamic(tokens, axis)
     function = torch.compile(attend, backend=aot_autograd(fw_compiler=capture), fullgraph=True)
     with mode, torch.no_grad(), pytest.raises(Exception, match="Captured"):
