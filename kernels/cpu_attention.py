@@ -29,8 +29,9 @@ from svg_compile.kernels.cpu_order import token_order
 from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import HeadKind, VideoLayout
 
-# Elements of one gathered tensor at most; more heads are taken in turns.
-SCRATCH_ELEMENTS = 1 << 24
+# Bytes of one gathered tensor at most, unless one head has more; more heads are taken in turns. Small enough that the
+# allocator keeps the memory between calls: giving it back and touching fresh pages cost up to an eighth of the time.
+SCRATCH_BYTES = 1 << 21
 
 
 @torch.no_grad()
@@ -53,7 +54,8 @@ def sparse_attention(
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if key_mask is not None and bool(key_mask.all()):
         key_mask = None
-    turn = max(1, SCRATCH_ELEMENTS // (layout.tokens * max(query.shape[3], value.shape[3])))
+    row_bytes = max(query.shape[3], value.shape[3]) * query.element_size()
+    turn = max(1, SCRATCH_BYTES // (layout.tokens * row_bytes))
     for batch in range(query.shape[0]):
         visible = torch.ones(layout.tokens, dtype=torch.bool, device="cpu") if key_mask is None else key_mask[batch]
         for (kind, half_width), heads in _heads_by_plan(plan[batch], layout).items():
@@ -117,7 +119,7 @@ class _Heads:
         out, lse = band.attend(queries.unflatten(1, order.rows.shape), keys[:, count:], values[:, count:])
         if count:
             near = (out.flatten(1, 2), lse.flatten(1, 2))
-            out, _ = merge(flash(queries, keys[:, :count], values[:, :count], self.scale), near)
+            out, _ = merge(flash(queries, keys[:, :count], values[:, :count], self.scale), near, out=near[0])
         video = torch.arange(layout.video_start, layout.video_start + layout.video, device="cpu")
         self._scatter(out.view(queries.shape), video, order.slot)
 

@@ -11,7 +11,7 @@ from svg_compile.kernels.cpu_flash import Part, flash, merge
 from svg_compile.kernels.cpu_order import TokenOrder
 
 # Query rows of a chunk at most. Flash takes its largest tiles from 768 rows on, and packs keys once a chunk.
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 
 
 @dataclass(frozen=True)
