@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -26,4 +27,5 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 
-torch.set_num_threads(2)
+# Workers share two cores.
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
