@@ -31,23 +31,24 @@ def profile_heads(
     sampled_rows: int,
     key_mask: Tensor | None = None,
     scale: float | None = None,
-) -> Tensor:
-    """The plan, int32 [B, H, 2], for q, k, v [B, H, N, D] in any strides and key_mask bool [B, N].
+) -> tuple[Tensor, Tensor]:
+    """The plan, int32 [B, H, 2], and the errors (spatial, temporal) that it follows from, float32 [B, H, 2].
 
-    Scores, outputs and errors are computed in float32.
+    q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]. Scores, outputs and errors are computed in float32.
     """
     rows, masks = _sampled_masks(layout, density, min(sampled_rows, layout.video))
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if key_mask is not None and bool(key_mask.all()):
         key_mask = None
-    errors = []
+    found = []
     for batch in range(query.shape[0]):
         keys, values, seen = key[batch], value[batch], masks
         if key_mask is not None:
             shown = key_mask[batch].nonzero().flatten()
             keys, values, seen = keys[:, shown], values[:, shown], masks.index_select(2, shown)
-        errors.append(_band_errors(query[batch][:, rows].float() * scale, keys, values, seen))
-    return plan_from_errors(torch.stack(errors), layout, density)
+        found.append(_band_errors(query[batch][:, rows].float() * scale, keys, values, seen))
+    errors = torch.stack(found)
+    return plan_from_errors(errors, layout, density), errors
 
 
 def _band_errors(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Tensor:

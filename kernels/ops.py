@@ -1,10 +1,17 @@
 """The two ops that the rewrite puts into a graph, `svg::profile` and `svg::attention`, and what runs them.
 
-    svg::profile(q, k, v, key_mask, grid..., density, sampled_rows, scale, engine, abi) -> plan
+    svg::profile(q, k, v, key_mask, grid..., densities, sampled_rows, scale, engine, abi, when, previous)
+        -> plan, errors
     svg::attention(q, k, v, plan, key_mask, grid..., scale, engine, abi) -> out
 
 q, k, v are [B, H, N, D] in any strides; out is [B, H, N, D] over [B, N, H, D] storage, as the models keep it; plan is
-int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True where a key may be seen.
+int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True where a key may be seen; errors are
+float32 [B, H, 2], what the profile found for (spatial, temporal).
+
+What differs from step to step is data. `when`, int32 [2] on the tensors' device, is (which of the densities holds now,
+1 to profile or 0 to keep the kinds of `previous`); None stands for (0, 1). `previous` is a plan, int32 [B, H, 2]; only
+its kinds are read, as half-widths are always those of the current density. Without it every call profiles. Errors are
+NaN where kinds were kept. Whoever writes `when` answers for the index: on a GPU nobody looks whether it is in range.
 
 Everything that changes a result is an argument, so that Inductor's caches, which hash the graph, tell two results
 apart; `abi` stands for the implementation: a checksum of the sources below.
@@ -13,6 +20,7 @@ apart; `abi` stands for the implementation: a checksum of the sources below.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -21,6 +29,7 @@ from torch import Tensor
 
 from svg_compile import layout as layout_module
 from svg_compile.errors import LayoutError
+from svg_compile.kernels.plan import plan_from_kinds
 from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
@@ -111,19 +120,29 @@ def _profile_host(
     text_len: int,
     text_first: bool,
     block: int,
-    density: float,
+    densities: Sequence[float],
     sampled_rows: int,
     scale: Optional[float],
     engine: str,
     abi: int,
-) -> Tensor:
+    when: Optional[Tensor],
+    previous: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
     """`svg::profile` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
     layout = VideoLayout(frames, height, width, text_len, text_first, block)
+    index, anew = (0, 1) if when is None else when.tolist()
+    if not 0 <= index < len(densities):
+        raise LayoutError(f"`when` asks for density {index} of {len(densities)}.")
+    density = densities[index]
+    if previous is not None and not anew:
+        errors = query.new_full(previous.shape, float("nan"), dtype=torch.float32)
+        return plan_from_kinds(previous[..., 0], layout, density), errors
     options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
     if engine == "reference":
         from svg_compile.kernels import reference
 
-        return reference.profile_heads(query, key, value, layout, **options)
+        plan, exact = reference.profile_heads(query, key, value, layout, **options)
+        return plan, exact.float()
     from svg_compile.kernels.cpu_profile import profile_heads
 
     return profile_heads(query, key, value, layout, **options)
@@ -131,7 +150,8 @@ def _profile_host(
 
 @_profile_host.register_fake
 def _(query, key, value, key_mask, *constants):  # type: ignore[no-untyped-def]
-    return query.new_empty(query.shape[0], query.shape[1], 2, dtype=torch.int32)
+    shape = (query.shape[0], query.shape[1], 2)
+    return query.new_empty(shape, dtype=torch.int32), query.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.triton_op("svg::attention", mutates_args=())
@@ -173,17 +193,39 @@ def profile(
     text_len: int,
     text_first: bool,
     block: int,
-    density: float,
+    densities: Sequence[float],
     sampled_rows: int,
     scale: Optional[float],
     engine: str,
     abi: int,
-) -> Tensor:
-    """Profile the heads: q, k, v [B, H, N, D], key_mask bool [B, N] -> plan int32 [B, H, 2] = (kind, half-width)."""
+    when: Optional[Tensor],
+    previous: Optional[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Profile the heads, or keep their kinds: q, k, v [B, H, N, D], key_mask bool [B, N], when int32 [2], previous
+    int32 [B, H, 2] -> plan int32 [B, H, 2] = (kind, half-width), errors float32 [B, H, 2] = (spatial, temporal).
+    """
+    _check_stages(query, densities, when, previous)
     grid = (frames, height, width, text_len, text_first, block)
+    options = (densities, sampled_rows, scale)
     if engine_for(query, engine) != "triton":
-        return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, density, sampled_rows, scale, engine, abi)
+        stages = (engine, abi, when, previous)
+        return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, *options, *stages)
     from svg_compile.kernels.triton_profile import profile_heads
 
     query, key, value = _settled(query), _settled(key), _settled(value)
-    return profile_heads(query, key, value, key_mask, *grid, density, sampled_rows, scale)
+    return profile_heads(query, key, value, key_mask, *grid, *options, when, previous)
+
+
+def _check_stages(
+    query: Tensor, densities: Sequence[float], when: Optional[Tensor], previous: Optional[Tensor]
+) -> None:
+    """LayoutError for a profile's stages that do not fit its tensors; the numbers in `when` stay unread."""
+    if not densities:
+        raise LayoutError("svg::profile needs at least one density.")
+    expected = {"when": (when, (2,)), "previous": (previous, (query.shape[0], query.shape[1], 2))}
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.dtype is not torch.int32 or tuple(tensor.shape) != shape or tensor.device != query.device:
+            got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            raise LayoutError(f"{name} must be int32 {list(shape)} on {query.device}, got {got}.")

@@ -1,4 +1,4 @@
-"""From profiled errors to a plan."""
+"""From profiled errors to kinds, and from kinds to a plan."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def plan_from_errors(errors: Tensor, layout: VideoLayout, density: float) -> Ten
     errors = torch.where(torch.isfinite(errors), errors, float("inf"))
     kind = torch.where(errors[..., 1] < errors[..., 0], int(HeadKind.TEMPORAL), int(HeadKind.SPATIAL))
     kind = torch.where(torch.isinf(errors).all(-1), int(HeadKind.DENSE), kind)
+    return plan_from_kinds(kind, layout, density)
+
+
+def plan_from_kinds(kind: Tensor, layout: VideoLayout, density: float) -> Tensor:
+    """The plan, int32 [B, H, 2], of heads of these kinds, integers [B, H]: the half-widths are those of `density`.
+
+    What is neither spatial nor temporal is dense.
+    """
+    sparse = (kind == HeadKind.SPATIAL) | (kind == HeadKind.TEMPORAL)
+    kind = torch.where(sparse, kind, int(HeadKind.DENSE)).long()
     widths = [layout.half_width_for(density, k) for k in (HeadKind.SPATIAL, HeadKind.TEMPORAL)]
     widths.append(layout.full_half_width)
-    return torch.stack((kind, torch.tensor(widths, device=errors.device)[kind]), dim=-1).to(torch.int32)
+    return torch.stack((kind, torch.tensor(widths, device=kind.device)[kind]), dim=-1).to(torch.int32)

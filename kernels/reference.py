@@ -104,9 +104,9 @@ def profile_heads(
     sampled_rows: int,
     key_mask: Tensor | None = None,
     scale: float | None = None,
-) -> Tensor:
-    """The plan, int32 [B, H, 2], that `profile_errors` lead to."""
+) -> tuple[Tensor, Tensor]:
+    """The plan, int32 [B, H, 2], that `profile_errors` lead to, and these errors, float64 [B, H, 2]."""
     errors = profile_errors(
         query, key, value, layout, density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale
     )
-    return plan_from_errors(errors, layout, density)
+    return plan_from_errors(errors, layout, density), errors

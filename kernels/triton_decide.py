@@ -3,6 +3,8 @@
 partial float32 [B * H, row tiles, SPLITS, 3, BLOCK_M, Dv]      unscaled outputs: dense, spatial, temporal
 sums float32 [B * H, row tiles, SPLITS, 3, 2, BLOCK_M]          their maxima, in units of log2, and sums
 -> errors float32 [B * H, 2], plan int32 [B * H, 2]
+
+Where the kinds of the previous plan are kept, there are no parts: the errors are NaN, and only the half-widths are new.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -39,11 +41,28 @@ def merged_rows(
 
 @triton.jit
 def profile_plan_fwd_kernel(
-    partial, sums, widths, plan, errors, count, row_tiles,
+    partial, sums, widths, when, previous, plan, errors,
+    stride_w, stride_ph, count, row_tiles,
+    HAS_WHEN: tl.constexpr, HAS_PREVIOUS: tl.constexpr,
     SPLITS: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Merge one head's parts, take the errors (float32 [B * H, 2]) and decide (int32 [B * H, 2])."""
+    """Merge one head's parts, take the errors (float32 [B * H, 2]) and decide (int32 [B * H, 2]).
+
+    widths int32 [densities, 3], when int32 [2], previous int32 [B * H, 2].
+    """
     batch_head = tl.program_id(0)
+    if HAS_WHEN:
+        widths += 3 * tl.load(when)
+    if HAS_PREVIOUS:
+        if tl.load(when + stride_w) == 0:
+            kept = tl.load(previous + batch_head.to(tl.int64) * stride_ph)
+            # Whatever else stands there is dense: the row of widths has three entries.
+            kept = tl.where((kept == 0) | (kept == 1), kept, 2)
+            tl.store(plan + 2 * batch_head, kept)
+            tl.store(plan + 2 * batch_head + 1, tl.load(widths + kept))
+            tl.store(errors + 2 * batch_head, float("nan"))
+            tl.store(errors + 2 * batch_head + 1, float("nan"))
+            return
     partial += batch_head.to(tl.int64) * row_tiles * (SPLITS * 3 * BLOCK_M * VALUE_DIM)
     sums += batch_head.to(tl.int64) * row_tiles * (SPLITS * 6 * BLOCK_M)
     spatial = tl.zeros([ROWS], tl.float32)

@@ -9,12 +9,15 @@ filled. A second kernel merges the stretches and decides, in float32:
 
 q, k, v [B, H, N, D] of one dtype (bfloat16, float16, float32), head dims 16 to 256, any strides; key_mask bool [B, N]
 or None; plan int32 [B, H, 2] = (kind, half-width in blocks). No host sync, no random numbers, no host-to-device copy.
+`when` and `previous` (kernels/ops.py) are read on the device: where the kinds of `previous` are kept, the first kernel
+returns at once and the second takes them over. Without them the kernels are compiled as if there were no such thing.
 The three outputs keep their own maxima: with a shared one, a band far below the dense maximum would underflow to 0.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -69,18 +72,27 @@ def store_kind(
 
 @triton.jit
 def profile_rows_fwd_kernel(
-    query, key, value, sampled, widths, key_mask, partial, sums,
+    query, key, value, sampled, widths, when, key_mask, partial, sums,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_vb, stride_vh, stride_vn, stride_vd,
-    stride_mb, stride_mn,
+    stride_mb, stride_mn, stride_w,
     heads, frames, area, text_len, count, row_tiles, unit,
     SIGN: tl.constexpr, TEXT_FIRST: tl.constexpr, BAND: tl.constexpr, HAS_KEY_MASK: tl.constexpr,
+    HAS_WHEN: tl.constexpr, HAS_PREVIOUS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
     VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """partial float32 [B * H, row tiles, SPLITS, 3, BLOCK_M, Dv] and sums [B * H, row tiles, SPLITS, 3, 2, BLOCK_M]."""
+    """partial float32 [B * H, row tiles, SPLITS, 3, BLOCK_M, Dv] and sums [B * H, row tiles, SPLITS, 3, 2, BLOCK_M].
+
+    widths int32 [densities, 3], when int32 [2]. Where kinds are kept nothing is written.
+    """
+    if HAS_PREVIOUS:
+        if tl.load(when + stride_w) == 0:
+            return
+    if HAS_WHEN:
+        widths += 3 * tl.load(when)
     part = tl.program_id(0)
     split = part % SPLITS
     row_tile = part // SPLITS % row_tiles
@@ -188,31 +200,16 @@ def profile_heads(
     text_len: int,
     text_first: bool,
     block: int,
-    density: float,
+    densities: Sequence[float],
     sampled_rows: int,
     scale: Optional[float],
-) -> Tensor:
-    """The plan, int32 [B, H, 2], of q, k, v [B, H, N, D] (see the module); sizes may be SymInts."""
-    grid = (frames, height, width, text_len, text_first, block)
-    return profile_with_errors(query, key, value, key_mask, *grid, density, sampled_rows, scale)[0]
-
-
-def profile_with_errors(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
-    density: float,
-    sampled_rows: int,
-    scale: Optional[float],
+    when: Optional[Tensor] = None,
+    previous: Optional[Tensor] = None,
 ) -> tuple[Tensor, Tensor]:
-    """The plan and the errors (spatial, temporal) that it follows from, float32 [B, H, 2]."""
+    """The plan, int32 [B, H, 2], of q, k, v [B, H, N, D], and the errors (spatial, temporal), float32 [B, H, 2].
+
+    when int32 [2], previous int32 [B, H, 2], in any strides; see the module. Sizes may be SymInts.
+    """
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
     config = profile_config(query.device, query.dtype, max(head_dim, value_dim))
@@ -220,24 +217,30 @@ def profile_with_errors(
     count = torch.sym_min(sampled_rows, video)
     row_tiles = cdiv(count, config.block_m)
     sampled = sampled_video_token(torch.arange(count, device=query.device), count, video)
-    widths = half_widths(frames, height, width, text_len, text_first, block, density, query.device)
+    widths = half_widths(frames, height, width, text_len, text_first, block, densities, query.device)
     parts = batch * heads * row_tiles * _SPLITS
     partial = query.new_empty(parts, 3, config.block_m, value_dim, dtype=torch.float32)
     sums = query.new_empty(parts, 3, 2, config.block_m, dtype=torch.float32)
     plan = query.new_empty(batch, heads, 2, dtype=torch.int32)
     errors = query.new_empty(batch, heads, 2, dtype=torch.float32)
+    # A previous plan is of no use without the word that it is to be kept.
+    stages = {"HAS_WHEN": when is not None, "HAS_PREVIOUS": when is not None and previous is not None}
+    stage = widths if when is None else when
+    before = widths if previous is None else previous.reshape(batch * heads, 2)
     sign, unit = exponent_unit(head_dim**-0.5 if scale is None else scale)
     launcher(profile_rows_fwd_kernel)[(parts,)](
-        query, key, value, sampled, widths, widths if key_mask is None else key_mask, partial, sums,
+        query, key, value, sampled, widths, stage, widths if key_mask is None else key_mask, partial, sums,
         *query.stride(), *key.stride(), *value.stride(), *((0, 0) if key_mask is None else key_mask.stride()),
+        stage.stride(0),
         heads, frames, area, text_len, count, row_tiles, unit,
-        SIGN=sign, TEXT_FIRST=text_first, BAND=block, HAS_KEY_MASK=key_mask is not None,
+        SIGN=sign, TEXT_FIRST=text_first, BAND=block, HAS_KEY_MASK=key_mask is not None, **stages,
         HEAD_DIM=head_dim, VALUE_DIM=value_dim, **split_channels(head_dim, value_dim),
         SPLITS=_SPLITS, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     launcher(profile_plan_fwd_kernel)[(batch * heads,)](
-        partial, sums, widths, plan, errors, count, row_tiles,
+        partial, sums, widths, stage, before, plan, errors,
+        stage.stride(0), before.stride(0), count, row_tiles, **stages,
         SPLITS=_SPLITS, VALUE_DIM=value_dim, WIDTH=triton.next_power_of_2(value_dim),
         BLOCK_M=config.block_m, ROWS=_MERGE_ROWS,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Replace each accepted attention by `svg::profile` and `svg::attention`.
 
     before   out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=s)
-    after    plan = svg.profile(q, k, v, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI)
+    after    plan = svg.profile(q, k, v, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI, None, None)[0]
              out  = svg.attention(q, k, v, plan, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI)
 
 The node is replaced where it stands, for the graph is not functional (RoPE writes into slices before it). No
@@ -10,6 +10,7 @@ placeholder is added: symbolic sizes are computed from those that the graph has.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -57,12 +58,15 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> fx.Node:
         scale = None if call["scale"] is None else constant(example(call["scale"]))
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
-        profiled = (query, key, value, key_mask, *layout, config.density, config.sampled_rows, *tail)
-        plan = graph.call_function(torch.ops.svg.profile.default, profiled)
+        options = ([config.density], config.sampled_rows, *tail, None, None)
+        profiled = graph.call_function(torch.ops.svg.profile.default, (query, key, value, key_mask, *layout, *options))
+        plan = graph.call_function(operator.getitem, (profiled, 0))
         out = graph.call_function(torch.ops.svg.attention.default, (query, key, value, plan, key_mask, *layout, *tail))
-        for new in (plan, out):
+        for new in (profiled, plan, out):
             new.meta.update({name: node.meta[name] for name in _META if name in node.meta})
-        plan.meta["example_value"] = shown.new_empty((*shown.shape[:2], 2), dtype=torch.int32)
+        shape = (*shown.shape[:2], 2)
+        profiled.meta["example_value"] = tuple(shown.new_empty(shape, dtype=t) for t in (torch.int32, torch.float32))
+        plan.meta["example_value"] = profiled.meta["example_value"][0]
         out.meta["example_value"] = _as_stored(shown, _OP_ORDER)
         order = _storage_order(shown)
         result = out if order == _OP_ORDER else _emit_order(graph, out, order)

@@ -34,8 +34,9 @@ def profile_heads(
     layout.half_width_for(density, 0)
     if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
         raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
-    options = (float(density), sampled_rows, scale, "auto", ops.ABI)
-    plan: Tensor = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
+    options = ([float(density)], sampled_rows, scale, "auto", ops.ABI, None, None)
+    plan: Tensor
+    plan, _ = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
     return plan
 
 

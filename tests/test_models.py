@@ -77,9 +77,10 @@ def recorded_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     plans: list[Tensor] = []
     profile = cpu_profile.profile_heads
 
-    def record(*args: Any, **kwargs: Any) -> Tensor:
-        plans.append(profile(*args, **kwargs))
-        return plans[-1]
+    def record(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        plan, errors = profile(*args, **kwargs)
+        plans.append(plan)
+        return plan, errors
 
     with monkeypatch.context() as patch:
         patch.setattr(cpu_profile, "profile_heads", record)

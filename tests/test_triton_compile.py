@@ -31,6 +31,12 @@ SLOW = [
     for case in product(TARGETS, (torch.bfloat16, torch.float16, torch.float32), HEAD_DIMS, (False, True))
     if case not in QUICK and not (case[1] is torch.float16 and case[2] not in (64, 128))
 ]
+PLAN_POINTERS = dict.fromkeys(("widths", "when", "previous", "plan"), "*i32")
+PLAN_POINTERS |= dict.fromkeys(("partial", "sums", "errors"), "*fp32")
+PLAN_CONSTANTS = {"SPLITS": 16, "VALUE_DIM": 72, "WIDTH": 128, "BLOCK_M": 64, "ROWS": 16}
+PLAN_STAGES = tuple(
+    {"HAS_WHEN": when, "HAS_PREVIOUS": kept} for when, kept in ((False, False), (True, False), (True, True))
+)
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
@@ -54,6 +60,11 @@ def test_attention_compiles_without_spills(arch: str, dtype: torch.dtype, head_d
 @pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
 def test_profile_compiles_without_spills(arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool) -> None:
     check_resources(profile_binary(arch, dtype, head_dim, key_mask=key_mask), arch, dtype)
+
+
+@pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
+def test_profile_that_may_be_skipped_uses_no_more(arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool) -> None:
+    check_resources(profile_binary(arch, dtype, head_dim, key_mask=key_mask, stages=True), arch, dtype)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
@@ -87,11 +98,7 @@ def test_small_kernels_compile(arch: str) -> None:
     kernels = (
         (triton_prepare.head_order_fwd_kernel, {"plan": "*i32", "order": "*i32"}, {"BLOCK": 64}),
         (triton_prepare.hidden_range_fwd_kernel, {"key_mask": "*i1", "hidden": "*i32"}, {"BLOCK": 4096}),
-        (
-            triton_decide.profile_plan_fwd_kernel,
-            {"partial": "*fp32", "sums": "*fp32", "widths": "*i32", "plan": "*i32", "errors": "*fp32"},
-            {"SPLITS": 16, "VALUE_DIM": 72, "WIDTH": 128, "BLOCK_M": 64, "ROWS": 16},
-        ),
+        *((triton_decide.profile_plan_fwd_kernel, PLAN_POINTERS, PLAN_CONSTANTS | stages) for stages in PLAN_STAGES),
     )
     for kernel, pointers, constants in kernels:
         check_resources(compiled(kernel, arch, torch.bfloat16, pointers, constants, tile), arch)

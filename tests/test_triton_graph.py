@@ -40,17 +40,19 @@ def _a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def attend(tokens: Tensor, key_mask: Tensor | None) -> Tensor:
+def attend(tokens: Tensor, key_mask: Tensor | None, when: Tensor | None, previous: Tensor | None) -> Tensor:
     """tokens [3, B, F, H, W, heads, D]: query, key and value of a video, each dense."""
     _, batch, frames, height, width, heads, dim = tokens.shape
     rows = frames * height * width
     query, key, value = (part.reshape(batch, rows, heads, dim).transpose(1, 2) for part in tokens.unbind(0))
     grid = (frames, height, width, 0, False, 128)
-    plan = torch.ops.svg.profile(query, key, value, key_mask, *grid, 0.3, 64, None, "auto", ops.ABI)
+    plan, _ = torch.ops.svg.profile(
+        query, key, value, key_mask, *grid, [0.3, 0.5], 64, None, "auto", ops.ABI, when, previous
+    )
     return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "auto", ops.ABI)
 
 
-def traced(*, dynamic: bool, masked: bool) -> GraphModule:
+def traced(*, dynamic: bool, masked: bool, staged: bool = False) -> GraphModule:
     """The graph that AOTAutograd would hand to Inductor."""
     graphs = []
 
@@ -62,19 +64,22 @@ def traced(*, dynamic: bool, masked: bool) -> GraphModule:
     with mode:
         tokens = torch.empty(3, 2, 5, 6, 7, 3, 72, device="cuda", dtype=torch.bfloat16)
         key_mask = torch.empty(2, 210, device="cuda", dtype=torch.bool) if masked else None
+        when = torch.empty(2, device="cuda", dtype=torch.int32) if staged else None
+        previous = torch.empty(2, 3, 2, device="cuda", dtype=torch.int32) if staged else None
     if dynamic:
         for axis in (2, 3, 4):
             torch._dynamo.mark_dynamic(tokens, axis)
     function = torch.compile(attend, backend=aot_autograd(fw_compiler=capture), fullgraph=True)
     with mode, torch.no_grad(), pytest.raises(Exception, match="Captured"):
-        function(tokens, key_mask)
+        function(tokens, key_mask, when, previous)
     return graphs[0]
 
 
 @pytest.mark.usefixtures("_a_gpu_that_is_not_there")
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize(("dynamic", "masked"), [(False, False), (False, True), (True, False)])
-def test_the_kernels_stand_in_the_graph(dynamic: bool, masked: bool) -> None:
-    graph = traced(dynamic=dynamic, masked=masked)
+def test_the_kernels_stand_in_the_graph(dynamic: bool, masked: bool, staged: bool) -> None:
+    graph = traced(dynamic=dynamic, masked=masked, staged=staged)
     launches = [node for node in graph.graph.nodes if node.target is KERNEL]
     # The profile's two, the order of the heads, the range of hidden keys if there may be any, and attention.
     assert len(launches) == (5 if masked else 4)

@@ -72,14 +72,18 @@ def attention_binary(
     return compiled(triton_attention.sparse_attention_fwd_kernel, arch, dtype, pointers, constants, config)
 
 
-def profile_binary(arch: str, dtype: torch.dtype, head_dim: int, *, key_mask: bool = False, **sizes: int) -> Binary:
-    """The first kernel of `svg::profile`, as it is launched."""
+def profile_binary(
+    arch: str, dtype: torch.dtype, head_dim: int, *, key_mask: bool = False, stages: bool = False, **sizes: int
+) -> Binary:
+    """The first kernel of `svg::profile`, as it is launched; `stages`: with `when` and `previous`."""
     config = config_of(triton_configs.PROFILE, arch, dtype, head_dim)
     constants = {
         "SIGN": 1,
         "TEXT_FIRST": False,
         "BAND": 128,
         "HAS_KEY_MASK": key_mask,
+        "HAS_WHEN": stages,
+        "HAS_PREVIOUS": stages,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": head_dim,
         **triton_configs.split_channels(head_dim, head_dim),
@@ -87,7 +91,7 @@ def profile_binary(arch: str, dtype: torch.dtype, head_dim: int, *, key_mask: bo
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
     }
-    pointers = {"sampled": "*i64", "widths": "*i32", "partial": "*fp32", "sums": "*fp32"}
+    pointers = {"sampled": "*i64", "widths": "*i32", "when": "*i32", "partial": "*fp32", "sums": "*fp32"}
     pointers["key_mask"] = "*i1" if key_mask else "*i32"
     constants |= dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_mn"), 1) | sizes
     return compiled(triton_profile.profile_rows_fwd_kernel, arch, dtype, pointers, constants, config)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svg_compile.kernels import ops, reference
-from svg_compile.kernels.triton_profile import profile_with_errors
+from svg_compile.kernels.triton_profile import profile_heads
 from svg_compile.layout import HeadKind, VideoLayout
 
 VIDEO = VideoLayout(9, 24, 41, text_len=114)
@@ -18,7 +18,8 @@ def grid_of(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
 
 
 def profile(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, key_mask: Tensor | None = None) -> Tensor:
-    return torch.ops.svg.profile(query, key, value, key_mask, *grid_of(layout), 0.3, 64, None, "triton", ops.ABI)
+    options = ([0.3], 64, None, "triton", ops.ABI, None, None)
+    return torch.ops.svg.profile(query, key, value, key_mask, *grid_of(layout), *options)[0]
 
 
 def planted(layout: VideoLayout, head_dim: int, dtype: torch.dtype) -> list[Tensor]:
@@ -52,7 +53,7 @@ def test_errors_match_the_oracle(sampled_rows: int, masked: bool) -> None:
     shape = (2, VIDEO.tokens, 3, 64)
     tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3)]
     key_mask = torch.rand(2, VIDEO.tokens, device="cuda") < 0.9 if masked else None
-    plan, errors = profile_with_errors(*tensors, key_mask, *grid_of(VIDEO), 0.3, sampled_rows, None)
+    plan, errors = profile_heads(*tensors, key_mask, *grid_of(VIDEO), [0.3], sampled_rows, None)
     exact = reference.profile_errors(*tensors, VIDEO, density=0.3, sampled_rows=sampled_rows, key_mask=key_mask)
     torch.testing.assert_close(errors.double(), exact, rtol=0.02, atol=1e-6)
     assert torch.equal(plan, reference.plan_from_errors(errors.double(), VIDEO, 0.3))
@@ -60,7 +61,7 @@ def test_errors_match_the_oracle(sampled_rows: int, masked: bool) -> None:
 
 def test_ties_are_spatial() -> None:
     tensors = [torch.randn(1, 2, VIDEO.tokens, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-    plan, errors = profile_with_errors(*tensors, None, *grid_of(VIDEO), 1.0, 64, None)
+    plan, errors = profile_heads(*tensors, None, *grid_of(VIDEO), [1.0], 64, None)
     assert torch.equal(errors, torch.zeros_like(errors))
     assert plan[..., 0].eq(HeadKind.SPATIAL).all()
 
@@ -86,3 +87,29 @@ def test_captured_by_a_cuda_graph_without_waiting_or_random_numbers() -> None:
     assert torch.equal(plan, first.flip(1))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert torch.equal(torch.cuda.get_rng_state(), states[1])
+
+
+def test_one_captured_graph_serves_every_step() -> None:
+    """Density and whether to profile are data: a replay follows what `when` and the previous plan then hold."""
+    densities = (0.2, 0.3, 0.6)
+    tensors = planted(VIDEO, 64, torch.bfloat16)
+    when = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
+    previous = torch.full((1, 3, 2), 2, dtype=torch.int32, device="cuda")
+    options = (densities, 64, None, "triton", ops.ABI, when, previous)
+    torch.ops.svg.profile(*tensors, None, *grid_of(VIDEO), *options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plan, errors = torch.ops.svg.profile(*tensors, None, *grid_of(VIDEO), *options)
+    for index, anew, kinds in ((1, 1, (0, 1, 2)), (2, 0, (1, 0, 1)), (0, 0, (2, 1, 0)), (0, 1, (0, 1, 2))):
+        when.copy_(torch.tensor([index, anew], dtype=torch.int32))
+        previous[0, :, 0] = torch.tensor((1, 0, 1) if index == 2 else (2, 1, 0), dtype=torch.int32, device="cuda")
+        graph.replay()
+        widths = [VIDEO.half_width_for(densities[index], kind) for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL)]
+        widths.append(VIDEO.full_half_width)
+        assert plan[0].tolist() == [[kind, widths[kind]] for kind in kinds]
+        if anew:
+            plain, plain_errors = profile_heads(*tensors, None, *grid_of(VIDEO), [densities[index]], 64, None)
+            assert torch.equal(plan, plain)
+            torch.testing.assert_close(errors, plain_errors, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert errors.isnan().all()

@@ -196,6 +196,34 @@ MUTANTS = (
         "tl.sum(off * off, 1)",
         PROFILE,
     ),
+    Mutant(
+        "profile: the step's density ignored by the errors",
+        "kernels/triton_profile.py",
+        "widths += 3 * tl.load(when)",
+        "widths += 0 * tl.load(when)",
+        PROFILE,
+    ),
+    Mutant(
+        "profile: the step's density ignored by the plan",
+        "kernels/triton_decide.py",
+        "widths += 3 * tl.load(when)",
+        "widths += 0 * tl.load(when)",
+        PROFILE,
+    ),
+    Mutant(
+        "profile: kinds kept when they were to be profiled",
+        "kernels/triton_decide.py",
+        "tl.load(when + stride_w) == 0",
+        "tl.load(when + stride_w) >= 0",
+        PROFILE,
+    ),
+    Mutant(
+        "profile: kept kinds are head 0's",
+        "kernels/triton_decide.py",
+        "batch_head.to(tl.int64) * stride_ph",
+        "0",
+        PROFILE,
+    ),
 )
 
 

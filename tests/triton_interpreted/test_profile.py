@@ -26,10 +26,15 @@ def profile(
     density: float = 0.5,
     sampled_rows: int = 16,
     scale: float | None = None,
+    densities: tuple[float, ...] = (),
+    when: tuple[int, int] | None = None,
+    previous: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The plan and the errors."""
+    """The plan and the errors; `densities` in place of `density`."""
     grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
-    return triton_profile.profile_with_errors(query, key, value, key_mask, *grid, density, sampled_rows, scale)
+    options = (densities or (density,), sampled_rows, scale)
+    stage = None if when is None else torch.tensor(when, dtype=torch.int32)
+    return triton_profile.profile_heads(query, key, value, key_mask, *grid, *options, stage, previous)
 
 
 def rand(layout: VideoLayout = LAYOUT, heads: int = 2, head_dim: int = 16) -> list[Tensor]:
@@ -138,8 +143,9 @@ def test_one_error_that_is_not_finite_loses() -> None:
         plan, errors = torch.empty(1, 1, 2, dtype=torch.int32), torch.empty(1, 1, 2)
         widths = torch.tensor([3, 4, 5], dtype=torch.int32)
         triton_decide.profile_plan_fwd_kernel[(1,)](
-            partial, sums, widths, plan, errors, 16, 1, SPLITS=16, VALUE_DIM=16, WIDTH=16, BLOCK_M=16, ROWS=16
-        )
+            partial, sums, widths, widths, widths, plan, errors, 1, 1, 16, 1, HAS_WHEN=False, HAS_PREVIOUS=False,
+            SPLITS=16, VALUE_DIM=16, WIDTH=16, BLOCK_M=16, ROWS=16,
+        )  # fmt: skip
         assert plan.flatten().tolist() == [kind, 3 + kind]
 
 
@@ -170,3 +176,57 @@ def test_no_random_numbers_are_drawn() -> None:
     first = profile(*rand(), LAYOUT)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(*pair) for pair in zip(first, profile(*rand(), LAYOUT), strict=True))
+
+
+DENSITIES = (0.2, 0.5, 0.8)
+
+
+def plan_of(*kinds: int, density: float) -> Tensor:
+    """int32 [1, heads, 2]: these kinds with the half-widths of a density."""
+    widths = [LAYOUT.half_width_for(density, kind) for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL)]
+    widths.append(LAYOUT.full_half_width)
+    return torch.tensor([[(kind, widths[kind]) for kind in kinds]], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_each_step_profiles_with_its_own_density(index: int) -> None:
+    plain = profile(*planted(LAYOUT), LAYOUT, density=DENSITIES[index])
+    assert torch.equal(plain[0], plan_of(0, 1, density=DENSITIES[index]))
+    # A previous plan changes nothing, nor does one that is missing.
+    for anew, previous in ((1, None), (0, None), (1, plan_of(2, 0, density=0.3))):
+        found = profile(*planted(LAYOUT), LAYOUT, densities=DENSITIES, when=(index, anew), previous=previous)
+        assert all(torch.equal(*pair) for pair in zip(found, plain, strict=True))
+
+
+@pytest.mark.parametrize("kinds", [(1, 0), (0, 1), (2, 1), (0, 2)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_kept_kinds_take_the_half_widths_of_the_current_density(kinds: tuple[int, int], strided: bool) -> None:
+    previous = plan_of(*kinds, density=0.3)
+    if strided:
+        previous = previous.transpose(1, 2).contiguous().transpose(1, 2)
+    before = previous.clone()
+    for index, density in enumerate(DENSITIES):
+        plan, errors = profile(*planted(LAYOUT), LAYOUT, densities=DENSITIES, when=(index, 0), previous=previous)
+        assert torch.equal(plan, plan_of(*kinds, density=density))
+        assert errors.isnan().all()
+    assert torch.equal(previous, before)
+
+
+def test_what_is_kept_and_no_kind_is_dense() -> None:
+    previous = torch.tensor([[[7, 1], [-1, 1]]], dtype=torch.int32)
+    plan, _ = profile(*rand(), LAYOUT, densities=DENSITIES, when=(0, 0), previous=previous)
+    assert torch.equal(plan, plan_of(2, 2, density=0.2))
+
+
+def test_every_head_of_every_batch_entry_is_kept() -> None:
+    tensors = [torch.cat([tensor, tensor.flip(1)]) for tensor in planted(LAYOUT)]
+    first, _ = profile(*tensors, LAYOUT, densities=DENSITIES, when=(1, 1))
+    assert first[..., 0].tolist() == [[0, 1], [1, 0]]
+    kept, _ = profile(*tensors, LAYOUT, densities=DENSITIES, when=(1, 0), previous=first)
+    assert torch.equal(kept, first)
+
+
+def test_without_when_a_profile_is_made_of_the_first_density() -> None:
+    previous = plan_of(2, 2, density=0.3)
+    plan, _ = profile(*planted(LAYOUT), LAYOUT, densities=DENSITIES, previous=previous)
+    assert torch.equal(plan, plan_of(0, 1, density=0.2))
