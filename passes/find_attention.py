@@ -11,7 +11,8 @@ queries or gradients. What is not proven is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -19,6 +20,7 @@ from torch import fx
 from svg_compile._compat import SDPA_TARGETS, at_most, settled, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.layout import VideoLayout
+from svg_compile.marks import marked
 from svg_compile.passes.attention_call import Call, call_of, example, refused_call
 from svg_compile.passes.symbols import computable
 from svg_compile.passes.token_axes import AttentionAxes, TokenAxes, show
@@ -63,16 +65,28 @@ class Candidate:
             sequence=self.sequence,
             source=source_of(self.node),
             detail=self.detail,
+            stack=stack_of(self.node),
         )
 
 
-def find_attention(graph_module: fx.GraphModule, axes: TokenAxes, config: SvgConfig) -> tuple[Candidate, ...]:
-    """Every SDPA of the graph and its child graphs, decided, in the order in which they stand."""
+def find_attention(
+    graph_module: fx.GraphModule, axes: TokenAxes, config: SvgConfig, marks: Mapping[str, str] | None = None
+) -> tuple[Candidate, ...]:
+    """Every SDPA of the graph and its child graphs, decided, in the order in which they stand.
+
+    marks: what `read_marks` found. A marked attention has the grid that the whole model gave it; which of the model's
+    layers it is, and so whether it is one of the first `dense_layers`, is known only when the graph runs.
+    """
     found = []
     sparse_layers = 0
-    for module, node in attention_nodes(graph_module):
-        candidate = _decide(module, node, axes.visits.get(node, ()), config)
-        if candidate.accepted:
+    nodes = list(attention_nodes(graph_module))
+    told = _told([node for _, node in nodes], marks or {}, config.block)
+    for module, node in nodes:
+        candidate = _decide(module, node, axes.visits.get(node, ()), config, told.get(node))
+        if config.staged and candidate.accepted and module is not graph_module:
+            detail = "density over steps and profile_every need inputs that a child graph has not"
+            candidate = replace(candidate, reason=Reason.HIGHER_ORDER, detail=detail)
+        if candidate.accepted and node not in told:
             sparse_layers += 1
             if sparse_layers <= config.dense_layers:
                 candidate = replace(candidate, reason=Reason.DENSE_LAYER)
@@ -99,8 +113,30 @@ def attention_nodes(graph_module: fx.GraphModule) -> Iterator[tuple[fx.GraphModu
     yield from walk(graph_module)
 
 
-def _decide(module: fx.GraphModule, node: fx.Node, visits: tuple[AttentionAxes, ...], config: SvgConfig) -> Candidate:
+def _told(nodes: list[fx.Node], marks: Mapping[str, str], block: int) -> dict[fx.Node, VideoLayout | Reason]:
+    """What the marks say of the attentions of marked layers."""
+    told: dict[fx.Node, VideoLayout | Reason] = {}
+    for layer, text in marks.items():
+        mine, said = [node for node in nodes if layer_of(node) == layer], marked(text, block)
+        # Another number of calls than in the whole model: none can be told from another.
+        told.update(zip(mine, said if len(said) == len(mine) else [Reason.UNKNOWN_GRID] * len(mine)))
+    return told
+
+
+def _decide(
+    module: fx.GraphModule,
+    node: fx.Node,
+    visits: tuple[AttentionAxes, ...],
+    config: SvgConfig,
+    told: VideoLayout | Reason | None,
+) -> Candidate:
     call = call_of(node)
+    if isinstance(told, Reason):
+        return Candidate(module, node, call, None, told, "as the whole model has it", "")
+    if told is not None and config.layout not in (None, told):
+        return Candidate(module, node, call, None, Reason.LAYOUT_CONFLICT, f"the whole model has {told}", "")
+    if told is not None:
+        config = replace(config, layout=told)
     tokens = example(call["query"]).shape[-2], example(call["key"]).shape[-2]
     sequence = f"[{show(visits[0].query[-2])}]".replace("[[", "[").replace("]]", "]") if visits else ""
     grid, reason, detail = None, Reason.HIGHER_ORDER if not visits else None, ""
@@ -134,7 +170,20 @@ def layer_of(node: fx.Node) -> str:
     return ".".join(parts)
 
 
-def source_of(node: fx.Node) -> str:
-    """file:line of the innermost source line that made the node, "" where the graph does not say."""
+def stack_of(node: fx.Node) -> tuple[str, ...]:
+    """file:line of every source line on the way to the node, outermost first; empty where the graph does not say."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+    return tuple(f"{file}:{line}" for file, line in frames)
+
+
+def source_of(node: fx.Node) -> str:
+    """The innermost source line that made the node in the model's own file, which defines its outermost module.
+
+    Libraries' dispatchers call SDPA in one place for all models: that line would say nothing. "" where there is none.
+    """
+    stack = stack_of(node)
+    modules = (node.meta.get("nn_module_stack") or {}).values()
+    outermost = next((entry[1] for entry in modules if isinstance(entry[1], type)), None)
+    file = getattr(sys.modules.get(getattr(outermost, "__module__", "")), "__file__", None)
+    own = [frame for frame in stack if frame.rpartition(":")[0] == file]
+    return (own or list(stack) or [""])[-1]

@@ -224,6 +224,13 @@ def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
     return twin
 
 
+def pin_source(placeholder: torch.fx.Node, name: str) -> None:
+    """Tell AOTAutograd that a placeholder which Dynamo did not make comes from nowhere that a guard could look at."""
+    from torch._dynamo.source import ConstantSource
+
+    placeholder._dynamo_source = ConstantSource(source_name=name)
+
+
 @contextlib.contextmanager
 def output_code(collect: Callable[[str], object]) -> Iterator[None]:
     """Give `collect` each piece of code that Inductor generates, or finds in its cache, in the block."""
@@ -326,3 +333,92 @@ def _positional_name(varargs: str, index: int) -> str | None:
     parameters = list(inspect.signature(type(given[at]).forward).parameters)
     place = len(named) + index - at
     return parameters[place] if 0 <= place < len(parameters) else None
+
+
+@contextlib.contextmanager
+def leaving_no_trace() -> Iterator[Callable[[], list[tuple[str, list[Any]]]]]:
+    """Let Dynamo trace in the block, and forget it at its end: what was compiled before stays, what came is dropped.
+
+    Tracing happens whatever stance or switch is set. Yields a function that returns the graph breaks so far, each its
+    reason and the frames of the user's code, and then those that left no frames.
+    """
+    from torch._dynamo import config, convert_frame
+    from torch._dynamo.utils import counters, graph_break_reasons
+
+    def entries(code: Any) -> list[Any]:
+        return list(torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code))
+
+    def breaks() -> list[tuple[str, list[Any]]]:
+        found = [(str(reason.reason), list(reason.user_stack)) for reason in graph_break_reasons[reasons:]]
+        before = counted.get("unimplemented", {})
+        return found + [(str(text), []) for text, n in counters["unimplemented"].items() if n > before.get(text, 0)]
+
+    known = convert_frame.input_codes
+    codes = [code for code in (seen() for seen in known.seen) if code is not None]
+    held = {id(entry.guard_manager) for code in codes for entry in entries(code)}
+    count, reasons = len(known.seen), len(graph_break_reasons)
+    counted = {name: dict(counter) for name, counter in counters.items()}
+    try:
+        with torch.compiler.set_stance("default"), config.patch(disable=False):
+            yield breaks
+    finally:
+        # Code that nobody had compiled before is as good as new; elsewhere only what came in the block goes.
+        for code in [code for code in (seen() for seen in known.seen[count:]) if code is not None]:
+            torch._C._dynamo.eval_frame.reset_code(code)
+            known.seen_ids.discard(id(code))
+        del known.seen[count:]
+        for code in codes:
+            for entry in entries(code):
+                if id(entry.guard_manager) not in held:
+                    _drop_entry(entry)
+        del graph_break_reasons[reasons:]
+        for name in list(counters):
+            counters[name].clear()
+            counters[name].update(counted.get(name, {}))
+            if name not in counted:
+                del counters[name]
+
+
+def _drop_entry(entry: Any) -> None:
+    from torch._dynamo.guards import DeletedGuardManagerWrapper
+
+    state = entry.guard_manager.extra_state
+    if state is not None:
+        state.invalidate(entry, DeletedGuardManagerWrapper("svg_compile.explain is done with it"))
+
+
+def isolated_compile(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` of static shapes whose cache entries and recompile limit are its own, where torch has that."""
+    more = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    # Keywords by name of the installed version: the stubs of another one may not know them.
+    compile_: Any = torch.compile
+    return compile_(function, backend=backend, dynamic=False, **more)
+
+
+def new_fake_mode() -> Any:
+    """A fake tensor mode of our own, for tensors without data; real ones may meet them."""
+    return torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(value: Any) -> bool:
+    """Whether a value is a tensor without data that claims a device."""
+    return isinstance(value, FakeTensor)
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written in place; 0 for inference tensors, which do not count."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
+# What operators on tensors without data raise where the result, or its shape, would depend on them.
+NEEDS_DATA = (
+    torch._subclasses.fake_tensor.DataDependentOutputException,
+    torch._subclasses.fake_tensor.DynamicOutputShapeException,
+)
+
+
+def forget_compiled(module: torch.nn.Module) -> None:
+    """Have the forward of a module's class compiled anew when it is next called; other classes keep theirs."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is not None:
+        torch._C._dynamo.eval_frame.reset_code(code)

@@ -19,12 +19,13 @@ ENGINES = ("auto", "triton", "cpu", "reference")
 class SvgConfig:
     """Options of the backend; see docs/options.md.
 
-    density: share of (query, key) pairs a sparse head computes, text and frame 0 included; 1.0 equals dense.
+    density: share of (query, key) pairs a sparse head computes, text and frame 0 included; 1.0 equals dense. Or
+        ((0.0, density), (fraction, density), ...): each from that fraction of the run's steps on.
     dense_steps: first denoising steps left dense; an int counts steps, a float is a fraction.
     num_inference_steps: resolves that fraction where no schedule is attached.
     dense_layers: how many of the first rewritable layers stay dense.
     sampled_rows: query rows that the profile looks at.
-    profile_every: profile at each n-th step; only 1 so far.
+    profile_every: profile the heads at each n-th sparse step of a run, and keep their kinds in between.
     layout: None, (frames, height, width), or (frames, height, width, text_len, "first" or "last").
     block: granularity of the band in tokens, a power of two.
     min_tokens: shorter sequences stay dense.
@@ -34,7 +35,7 @@ class SvgConfig:
     dump_dir: folder for graph dumps, or None.
     """
 
-    density: float = 0.3
+    density: float | tuple[tuple[float, float], ...] = 0.3
     dense_steps: int | float = 0.25
     num_inference_steps: int = 50
     dense_layers: int = 1
@@ -58,12 +59,28 @@ class SvgConfig:
         """Whether every step is left dense: the fraction 1.0, not a count of one step."""
         return isinstance(self.dense_steps, float) and self.dense_steps == 1.0
 
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """The densities of a run, each once, in the order of their first steps."""
+        if isinstance(self.density, float):
+            return (self.density,)
+        return tuple(dict.fromkeys(density for _, density in self.density))
+
+    @property
+    def staged(self) -> bool:
+        """Whether what a sparse step computes depends on its place in the run."""
+        return len(self.densities) > 1 or self.profile_every > 1
+
     def dense_until(self, total: int) -> int:
         """How many of the first steps of a run of `total` are dense; a started step counts whole."""
-        if isinstance(self.dense_steps, int):
-            return self.dense_steps
-        # 0.1 * 30 is 3.0000000000000004: three steps, not four.
-        return math.ceil(round(self.dense_steps * total, 9))
+        return self.dense_steps if isinstance(self.dense_steps, int) else first_step(self.dense_steps, total)
+
+    def stage(self, step: int, total: int) -> int:
+        """The place in `densities` of the density of a step."""
+        if isinstance(self.density, float):
+            return 0
+        density = next(d for fraction, d in reversed(self.density) if first_step(fraction, total) <= step)
+        return self.densities.index(density)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> SvgConfig:
@@ -76,6 +93,12 @@ class SvgConfig:
         if values.get("layout") is not None:
             values["layout"] = _layout(values["layout"], values.get("block", cls.block))
         return cls(**values)
+
+
+def first_step(fraction: float, total: int) -> int:
+    """The first step, of `total`, that lies wholly behind a fraction of a run."""
+    # 0.1 * 30 is 3.0000000000000004: three steps, not four.
+    return math.ceil(round(fraction * total, 9))
 
 
 def split_options(options: Mapping[str, Any] | None, mode: str | None = None) -> tuple[SvgConfig, dict[str, Any]]:
@@ -122,10 +145,34 @@ def _integer(least: int) -> Any:
     return check
 
 
-def _density(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0:
-        raise OptionError(f"option {key!r}: expected a number above 0 and up to 1 (1 is dense), got {value!r}.")
+def _density(key: str, value: Any) -> float | tuple[tuple[float, float], ...]:
+    if isinstance(value, (list, tuple)):
+        return _density_over_steps(key, value)
+    if not _is_number(value) or not 0.0 < value <= 1.0:
+        raise OptionError(
+            f"option {key!r}: expected a number above 0 and up to 1 (1 is dense), or a list of (fraction of the steps, "
+            f"density) pairs, got {value!r}."
+        )
     return float(value)
+
+
+def _density_over_steps(key: str, value: Any) -> tuple[tuple[float, float], ...]:
+    """Pairs whose fractions begin at 0 and rise."""
+    pairs = tuple(tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in value)
+    numbers = all(len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs)
+    if not numbers or not pairs or pairs[0][0] != 0 or not all(0.0 < density <= 1.0 for _, density in pairs):
+        raise OptionError(
+            f"option {key!r}: expected (fraction, density) pairs, the first fraction 0.0 and each density above 0 and "
+            f"up to 1, as in [(0.0, 0.5), (0.5, 0.3)]; got {value!r}."
+        )
+    fractions = [fraction for fraction, _ in pairs]
+    if not all(low < high for low, high in zip(fractions, [*fractions[1:], 1.0])):
+        raise OptionError(f"option {key!r}: the fractions must rise and stay below 1, got {fractions}.")
+    return tuple((float(fraction), float(density)) for fraction, density in pairs)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _steps(key: str, value: Any) -> int | float:
@@ -138,13 +185,6 @@ def _steps(key: str, value: Any) -> int | float:
         f"option {key!r}: expected a count of steps (an int from 0) or a share of them (a float from 0.0 to 1.0), "
         f"got {value!r}."
     )
-
-
-def _each_step(key: str, value: Any) -> int:
-    if _integer(1)(key, value) != 1:
-        # Accepting it and profiling at each step all the same would be a silent lie.
-        raise OptionError(f"option {key!r}: plans are made anew at each step so far; expected 1, got {value!r}.")
-    return 1
 
 
 def _block(key: str, value: Any) -> int:
@@ -207,7 +247,7 @@ _CHECKS: dict[str, Any] = {
     "num_inference_steps": _integer(1),
     "dense_layers": _integer(0),
     "sampled_rows": _integer(1),
-    "profile_every": _each_step,
+    "profile_every": _integer(1),
     "layout": _grid,
     "block": _block,
     "min_tokens": _integer(0),

@@ -8,7 +8,7 @@
             02_find_attention.txt       the decision table
             03_rewrite_attention.txt    the graph after the rewrite
             04_op_counts.txt            how often each operator stands before and after
-            05_inductor_000.txt         the code that Inductor made
+            05_inductor_000_sparse.txt  the code that Inductor made; the dense variant's beside it, where there is one
 
 Text only: no tensor values are written. Graph text can show paths and the model's structure.
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from torch import fx
 
-from svg_compile import _compat
+from svg_compile import _compat, templates
 from svg_compile.errors import OptionError
 from svg_compile.report import Report
 
@@ -35,27 +35,17 @@ from svg_compile.report import Report
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 1024 * 2**20
 
-_INDEX = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>svg_compile graph dump</title>
-<style>
- body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
- pre { background: #f6f6f4; padding: 1em; overflow-x: auto; font-size: 13px }
- h2 { margin-top: 2em; border-bottom: 1px solid #ddd } li span { color: #777; margin-left: .8em }
- .note { color: #8a4b00 }
-</style>
-<h1>svg_compile graph dump</h1>
-<p>process {{ pid }}, {{ graphs|length }} graph{{ "" if graphs|length == 1 else "s" }}</p>
-{% for graph in graphs %}
-<h2>{{ graph.name }}</h2>
-<pre>{{ graph.summary }}</pre>
-{% for note in graph.notes %}<p class="note">{{ note }}</p>{% endfor %}
-<ol>
-{% for file, size in graph.files %}
-<li><a href="{{ graph.name }}/{{ file }}">{{ file }}</a><span>{{ size }} bytes</span></li>
-{% endfor %}</ol>
-{% endfor %}
-</html>
-"""
+# What the files are, by stage; shown in the index.
+_STAGES = {
+    "dynamo": "the graph that Dynamo traced, with shapes, strides and source lines",
+    "token_axes": "what the axes of each attention's query, key and value are made of",
+    "find_attention": "the decision on each attention, and why",
+    "rewrite_attention": "the graph after the rewrite",
+    "op_counts": "how often each operator stood in the graph before and after",
+    "inductor": "code that Inductor made",
+}
+# Names an environment variable too, for programs whose options are out of reach.
+DUMP_VARIABLE = "SVG_COMPILE_DUMP_DIR"
 
 
 @dataclass
@@ -67,6 +57,7 @@ class GraphDump:
     notes: list[str] = field(default_factory=list)
     files: list[tuple[str, int]] = field(default_factory=list)
     before: Counter[str] = field(default_factory=Counter)
+    counts: str = ""
 
     @property
     def name(self) -> str:
@@ -80,7 +71,8 @@ class GraphDump:
         if not self.before:
             self.before = counts
         elif counts != self.before:
-            self.text("op_counts", op_count_diff(self.before, counts))
+            self.counts = op_count_diff(self.before, counts)
+            self.text("op_counts", self.counts)
 
     def text(self, stage: str, text: str) -> None:
         """Write a numbered text file; a file over the cap is cut and says so."""
@@ -106,7 +98,8 @@ class GraphDump:
         with _compat.output_code(codes.append):
             yield
         for index, code in enumerate(codes):
-            self.text(f"inductor_{index:03d}", code)
+            variant = "sparse" if "torch.ops.svg." in code else "dense"
+            self.text(f"inductor_{index:03d}_{variant}", code)
         if not codes:
             self.notes.append("Inductor's code came from a cache that does not show it; clear the cache to see it.")
 
@@ -126,10 +119,18 @@ class ProcessDump:
 
     def write_index(self) -> None:
         """Write index.html over everything dumped so far; replaced in one step, so a reader never sees half of it."""
-        import jinja2
-
-        template = jinja2.Environment(autoescape=True).from_string(_INDEX)
-        text = template.render(pid=os.getpid(), graphs=self.graphs)
+        graphs = [
+            {
+                "name": graph.name,
+                "summary": graph.summary,
+                "notes": graph.notes,
+                "counts": graph.counts,
+                "files": [(file, _size(size), _described(file)) for file, size in graph.files],
+            }
+            for graph in self.graphs
+        ]
+        body = templates.fill(templates.DUMP_INDEX, pid=os.getpid(), graphs=graphs)
+        text = templates.page("svg_compile graph dump", body)
         handle, path = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -139,6 +140,12 @@ class ProcessDump:
 def process_dump(dump_dir: str) -> ProcessDump:
     """This process's dump under `dump_dir`, made at first use."""
     return _process_dump(os.path.abspath(dump_dir), os.getpid())
+
+
+def asked_for(dump_dir: str | None) -> ProcessDump | None:
+    """This process's dump where the option or else the environment asks for one."""
+    folder = dump_dir or os.environ.get(DUMP_VARIABLE)
+    return process_dump(folder) if folder else None
 
 
 @cache
@@ -167,6 +174,19 @@ def op_count_diff(before: Counter[str], after: Counter[str]) -> str:
     width = max(map(len, changed))
     lines = [f"{name:{width}}  {before[name]:5d} -> {after[name]:5d}" for name in changed]
     return "\n".join(lines) + "\n"
+
+
+def _size(count: int) -> str:
+    return (
+        f"{count} B" if count < 2**10 else f"{count / 2**10:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
+    )
+
+
+def _described(file: str) -> str:
+    stage = re.sub(r"^\d+_|\.txt$", "", file)
+    if stage.startswith("inductor"):
+        return f"{_STAGES['inductor']}, {stage.rpartition('_')[2]} variant"
+    return _STAGES.get(stage, "")
 
 
 def _written(folder: Path) -> int:

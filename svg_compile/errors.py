@@ -19,3 +19,7 @@ class NothingRewritten(SvgError, RuntimeError):
 
 class ScheduleError(SvgError, ValueError):
     """A pipeline or loop cannot tell the steps of its models, or `denoising` is used against its contract."""
+
+
+class NeedsData(SvgError, RuntimeError):
+    """`explain` was given a model without data, on the meta device or fake, whose Python code reads values."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from svg_compile.layout import VideoLayout
+
+if TYPE_CHECKING:
+    from svg_compile.cost import Cost
 
 
 class Reason(enum.Enum):
@@ -18,11 +21,13 @@ class Reason(enum.Enum):
     )
     NOT_VIDEO = (
         "no video tokens: the sequence is one plain axis of an input (text, audio, or packed latents)",
-        "if it is packed video, pass options={'layout': (frames, height, width)}",
+        "if it is packed video, pass options={'layout': (frames, height, width)}; if the model is compiled block by "
+        "block, call svg_compile.attach(pipe) before the first run",
     )
     UNKNOWN_GRID = (
         "the token grid could not be proven: tokens were cut, windowed, reordered, or passed an unknown operator",
-        "if the tokens are in raster order, pass options={'layout': (frames, height, width)}",
+        "if the tokens are in raster order, pass options={'layout': (frames, height, width)}; if the model is compiled "
+        "block by block, call svg_compile.attach(pipe) before the first run",
     )
     SEVERAL_GRIDS = (
         "several token grids in one sequence",
@@ -67,7 +72,12 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True)
 class Site:
-    """One attention of the graph. layer is its module path; layout its grid where one was found, in traced sizes."""
+    """One attention of the graph.
+
+    layer: its module path. layout: its grid where one was found, in traced sizes. source: file:line in the model's own
+    code; stack: every line on the way to the call, outermost first. calls: how often one forward runs it, more than
+    once where Dynamo shares one graph between layers.
+    """
 
     rewritten: bool
     reason: Reason | None
@@ -81,6 +91,8 @@ class Site:
     sequence: str = ""
     source: str = ""
     detail: str = ""
+    stack: tuple[str, ...] = ()
+    calls: int = 1
 
     @property
     def decision(self) -> str:
@@ -91,35 +103,62 @@ class Site:
 
 
 @dataclass(frozen=True)
+class GraphBreak:
+    """A place where Dynamo parted the model's graph. source: file:line, "" where it does not say; count: how often."""
+
+    reason: str
+    source: str = ""
+    explanation: str = ""
+    hint: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Report:
-    """All attentions of one model or graph, in the order in which they run."""
+    """All attentions of one model or graph, in the order in which they run.
+
+    breaks and cost are there only in what `svg_compile.explain` returns.
+    """
 
     sites: tuple[Site, ...] = ()
     graphs: int = 1
     notes: tuple[str, ...] = ()
+    breaks: tuple[GraphBreak, ...] = ()
+    cost: Cost | None = None
 
     @property
     def rewritten(self) -> int:
         return sum(site.rewritten for site in self.sites)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest video sequence that was rewritten; 0 where none was."""
+        return max((site.tokens for site in self.sites if site.rewritten), default=0)
+
     def __str__(self) -> str:
-        lines = [f"{self.rewritten} of {len(self.sites)} attentions rewritten, {self.graphs} graph(s)"]
-        if self.sites:
-            rows = [("layer", "B x H x D", "tokens", "sequence", "decision")]
-            rows += [
-                (
-                    site.layer or site.source or "?",
-                    f"{site.batch}x{site.heads}x{site.head_dim}",
-                    str(site.tokens) if site.tokens == site.key_tokens else f"{site.tokens} x {site.key_tokens}",
-                    site.sequence,
-                    site.decision,
-                )
-                for site in self.sites
-            ]
-            widths = [max(len(row[column]) for row in rows) for column in range(4)]
-            for row in rows:
-                lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + "  " + row[4])
-        reasons = Counter(site.reason for site in self.sites if site.reason is not None)
-        lines += [f"  {reason.text} ({count}x): {reason.remedy}" for reason, count in reasons.items()]
-        lines += [f"  {note}" for note in self.notes]
-        return "\n".join(lines)
+        from svg_compile.report_text import to_text
+
+        return to_text(self)
+
+    def to_markdown(self) -> str:
+        """The report as GitHub-flavoured Markdown, to paste into an issue."""
+        from svg_compile.report_text import to_markdown
+
+        return to_markdown(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """All facts of the report as JSON."""
+        from svg_compile.report_json import to_json
+
+        return to_json(self, indent)
+
+    def to_html(self) -> str:
+        """The report as one HTML page that loads nothing else."""
+        from svg_compile.report_html import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        from svg_compile.report_html import fragment
+
+        return fragment(self)

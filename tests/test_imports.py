@@ -12,13 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import modules of its own layer and of the layers before it.
 LAYERS = (
-    {"errors", "mask", "layout", "config", "report", "_compat", "dump"},
+    {"errors", "mask", "layout", "config", "report", "_compat", "cost", "dump", "marks"}
+    | {"report_text", "report_json", "report_html", "templates", "pictures"},
     {"kernels"},
     {"functional"},
     {"passes"},
-    {"timestep", "schedule", "attachment"},
-    {"backend", "dry_run"},
-    {"bench", "cli"},
+    {"untouched", "dry_run"},
+    {"sparse_graph", "timestep", "regions", "schedule", "attachment"},
+    {"layer_names", "recorded", "recording", "recording_file", "recording_text", "plan_pictures"}
+    | {"attention_pictures"},
+    {"backend", "dump_run", "bisection", "bisection_report", "switched_model"},
+    {"bench", "example_inputs", "targets", "terminal", "cli"},
 )
 
 

@@ -1,0 +1,185 @@
+"""The command line: `svg-compile explain | dump | masks | bench`.
+
+Exit status: 0 all went well, 1 an error that says what to do, 2 wrong usage, 3 `explain --check` found nothing to make
+sparse.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from svg_compile.errors import NeedsData, SvgError
+
+_TARGET_HELP = """TARGET is a diffusers class, with SETTINGS that replace its configuration's defaults:
+
+\b
+  svg-compile {command} WanTransformer3DModel num_layers=4
+  svg-compile {command} WanTransformer3DModel --config config.json
+
+or FILE.py:FUNCTION or MODULE:FUNCTION, a function without arguments that returns (model, args, kwargs).
+"""
+
+
+class _Errors(click.Group):
+    """Shows errors of ours as one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NeedsData as error:
+            raise click.ClickException(f"{error} Here: --weights, and settings for a small model.") from error
+        except (SvgError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="svg-compile", prog_name="svg-compile")
+def main() -> None:
+    """See what svg_compile does to a video transformer.
+
+    Models are built without weights: one of any size can be explained on a laptop.
+    """
+
+
+def _target(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments that every command over a model takes."""
+    options = (
+        click.argument("target"),
+        click.argument("settings", nargs=-1, metavar="[KEY=VALUE]..."),
+        click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON file."),
+        click.option("-o", "--option", multiple=True, metavar="KEY=VALUE", help="Backend option, as -o density=0.25."),
+        click.option("--latents", metavar="FxHxW", help="Latent frames x height x width.  [default: the class' usual]"),
+        click.option("--text", type=click.IntRange(0), help="Text tokens.  [default: the class' usual]"),
+        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a forward."),
+        click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16",
+                     show_default=True, help="Of weights and inputs."),
+        click.option("--weights", is_flag=True, help="Build random weights on the CPU, for models that read values."),
+    )  # fmt: skip
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+@main.command(short_help="What would be made sparse, why not the rest, and what it saves.",
+              help="Say of each attention whether it would be made sparse, why not, and what that saves.\n\n"
+              + _TARGET_HELP.format(command="explain"))  # fmt: skip
+@_target
+@click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - is standard output.")
+@click.option("--html", "html_file", metavar="FILE", help="Write it as a page for a browser.")
+@click.option("--markdown", "markdown_file", metavar="FILE", help="Write it as Markdown, to paste into an issue.")
+@click.option("--check", is_flag=True, help="Exit with 3 when nothing would be made sparse.")
+@click.pass_context
+def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: str, check: bool, **asked: Any) -> None:
+    import torch
+
+    from svg_compile.dry_run import trace
+    from svg_compile.terminal import print_report
+
+    target, options = _load(**asked)
+    with torch.no_grad(), _busy(f"tracing {asked['target']}"):
+        report = trace(target.model, target.args, target.kwargs, options)
+    asked_for = ((json_file, report.to_json), (html_file, report.to_html), (markdown_file, report.to_markdown))
+    for file, make in asked_for:
+        if file:
+            _write(file, make())
+    if "-" not in (json_file, html_file, markdown_file):
+        print_report(report, Console())
+    if check and not report.rewritten:
+        ctx.exit(3)
+
+
+@main.command(short_help="The graphs before and after each pass, as files and an index.",
+              help="Write the graphs before and after each pass, with an index to open in a browser.\n\n"
+              + _TARGET_HELP.format(command="dump"))  # fmt: skip
+@_target
+@click.option("--out", default="svg_dumps", show_default=True, metavar="FOLDER", help="Where the dump goes.")
+@click.option("--code", is_flag=True, help="Compile too, and show Inductor's code; takes minutes for a large model.")
+def dump(out: str, code: bool, **asked: Any) -> None:
+    import torch
+
+    from svg_compile.dump_run import dump_graphs
+
+    target, options = _load(**asked)
+    with torch.no_grad(), _busy(f"{'compiling' if code else 'tracing'} {asked['target']}"):
+        process = dump_graphs(target.model, target.args, target.kwargs, options, out, code)
+    for graph in process.graphs:
+        click.echo(f"{graph.name}: {graph.summary.partition(chr(10))[0] or 'no attention'}", err=True)
+    click.echo(str(process.folder / "index.html"))
+
+
+@main.command(short_help="A picture of the spatial and the temporal mask.")
+@click.argument("layout", metavar="FxHxW")
+@click.option("--text", type=click.IntRange(0), default=0, show_default=True, help="Text tokens.")
+@click.option("--text-first", is_flag=True, help="The text stands before the video, not after it.")
+@click.option("--density", type=float, default=0.3, show_default=True, help="Share of the pairs to compute.")
+@click.option("--block", type=int, default=128, show_default=True, help="Granularity of the band, in tokens.")
+@click.option("--out", default="masks.png", show_default=True, metavar="FILE", help="PNG, PDF or SVG, by its ending.")
+def masks(layout: str, text: int, text_first: bool, density: float, block: int, out: str) -> None:
+    """Draw which keys a spatial and a temporal head attend.
+
+    FxHxW are frames, height and width in tokens, as `svg-compile explain` shows them: 21x30x52.
+    """
+    from svg_compile.layout import VideoLayout
+    from svg_compile.pictures import draw_masks, save
+    from svg_compile.targets import grid
+
+    drawn = VideoLayout(*grid(layout), text, text_first, block)
+    with _busy(f"drawing {drawn.tokens:,} tokens"):
+        save(draw_masks(drawn, density), out)
+    click.echo(out)
+
+
+@main.command(
+    short_help="Time sparse against dense attention on this machine.",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure sparse against dense attention on this machine: bench cpu; bench --help tells more."""
+    from svg_compile.bench import main as run
+
+    run(list(arguments))
+
+
+def _load(
+    target: str, settings: tuple[str, ...], config: Path | None, option: tuple[str, ...], latents: str | None,
+    text: int | None, batch: int, dtype: str, weights: bool,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """The target and the backend's options."""
+    from svg_compile.config import split_options
+    from svg_compile.targets import Request, grid, load, values
+
+    options = values(option)
+    # Wrong ones are told before anything is built.
+    split_options(options)
+    try:
+        given = json.loads(config.read_text()) if config is not None else {}
+    except json.JSONDecodeError as error:
+        raise SvgError(f"{config} is no JSON: {error}") from error
+    if ":" in target and (settings or config):
+        raise click.UsageError("settings and --config belong to a diffusers class; a function takes none.")
+    sizes = grid(latents) if latents else None
+    with _busy(f"building {target}"):
+        return load(target, Request({**given, **values(settings)}, batch, sizes, text, dtype, weights)), options
+
+
+def _busy(what: str) -> AbstractContextManager[Any]:
+    """A spinner on standard error while something takes its time; nothing where that is no terminal."""
+    warnings.filterwarnings("ignore", message="In CPU autocast")
+    return Console(stderr=True).status(f"{what} ...")
+
+
+def _write(file: str, text: str) -> None:
+    if file == "-":
+        click.echo(text.rstrip("\n"))
+    else:
+        Path(file).write_text(text, encoding="utf-8")
+        click.echo(file, err=True)

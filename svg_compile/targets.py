@@ -1,0 +1,143 @@
+"""What the command line works on: a diffusers class and its configuration, or a function that builds a model.
+
+WanTransformer3DModel num_layers=4              the class' defaults, with one value replaced
+WanTransformer3DModel --config config.json      a configuration file, as model repositories have it
+my_models.py:build, my_package.models:build     called without arguments; returns (model, args, kwargs)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svg_compile.errors import SvgError
+from svg_compile.example_inputs import RECIPES, Grid, inputs_for, size_for
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model and the arguments of one forward."""
+
+    model: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for beside the name: configuration, sizes of the inputs, dtype, and whether to have weights."""
+
+    config: Mapping[str, Any]
+    batch: int = 1
+    latents: Grid | None = None
+    text: int | None = None
+    dtype: str = "bfloat16"
+    weights: bool = False
+
+
+def load(name: str, request: Request) -> Target:
+    """Build what a name stands for; raises SvgError with what to do about it."""
+    return _from_function(name) if ":" in name else _from_diffusers(name, request)
+
+
+def values(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; a value is JSON where it can be read so, else a string."""
+    out = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise SvgError(f"expected key=value, got {pair!r}.")
+        try:
+            out[key] = json.loads(value)
+        except json.JSONDecodeError:
+            out[key] = {"True": True, "False": False, "None": None}.get(value, value)
+    return out
+
+
+def grid(text: str) -> Grid:
+    """`21x60x104` as three sizes."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise SvgError(f"expected frames x height x width such as 21x60x104, got {text!r}.")
+    frames, height, width = map(int, parts)
+    return frames, height, width
+
+
+def _from_function(name: str) -> Target:
+    where, _, function = name.rpartition(":")
+    build = getattr(_module(where), function, None)
+    if build is None:
+        raise SvgError(f"{where} has no {function!r}.")
+    made = build()
+    if not (isinstance(made, tuple) and len(made) == 3 and callable(made[0])):
+        raise SvgError(f"{name} must return (model, args, kwargs), got {type(made).__name__}.")
+    return Target(made[0], tuple(made[1]), dict(made[2]))
+
+
+def _module(where: str) -> Any:
+    path = Path(where)
+    if path.suffix == ".py":
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise SvgError(f"there is no file {where}.")
+        module = importlib.util.module_from_spec(spec)
+        # Dynamo and dataclasses look modules up by name.
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        return module
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        raise SvgError(f"cannot import {where}: {error}. A file is written with its ending: {where}.py:...") from error
+    finally:
+        sys.path.remove("")
+
+
+def _from_diffusers(name: str, request: Request) -> Target:
+    try:
+        diffusers = importlib.import_module("diffusers")
+    except ImportError as error:
+        raise SvgError(f"{name!r} is a diffusers class: pip install 'svg-compile[diffusers]'") from error
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        near = [known for known in RECIPES if name.lower() in known.lower()]
+        near = near or difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(RECIPES)}."
+        raise SvgError(f"diffusers has no model class {name!r}.{hint}")
+    recipe = RECIPES.get(name)
+    config = {**(recipe.config if recipe else {}), **{k: v for k, v in request.config.items() if k[0] != "_"}}
+    known = inspect.signature(cls.__init__).parameters
+    for key in config:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise SvgError(f"{name} has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    dtype = DTYPES[request.dtype]
+    try:
+        with torch.device("cpu" if request.weights else "meta"):
+            model = cls(**config).eval()
+    except Exception as error:
+        raise SvgError(f"{name} cannot be built with these settings: {type(error).__name__}: {error}") from error
+    _cast(model, dtype)
+    inputs = inputs_for(model, size_for(name, request.batch, request.latents, request.text), dtype)
+    return Target(model, (), inputs)
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """As `from_pretrained(torch_dtype=...)` does: modules that a class names stay in float32."""
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not any(part in kept for part in name.split(".")):
+            tensor.data = tensor.data.to(dtype)

@@ -1,0 +1,196 @@
+"""The command line: what it prints, the files that it writes, its exit codes, and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import golden
+import models
+from svg_compile import SvgError
+from svg_compile.cli import main
+from svg_compile.example_inputs import RECIPES, Size, inputs_for
+from svg_compile.targets import Request, load, values
+
+TESTS = Path(__file__).resolve().parent
+BUILDER = """
+from toy import ToyVideoDiT, latents
+def build():
+    return ToyVideoDiT(layers=3), (latents(),), {}
+def wrong():
+    return ToyVideoDiT()
+"""
+TINY = ("num_attention_heads=2", "attention_head_dim=16", "num_layers=2", "ffn_dim=48", "text_dim=12", "freq_dim=16")
+SIZE = ("--latents", "5x14x6", "--text", "11")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.py").write_text(BUILDER)
+    monkeypatch.chdir(tmp_path)
+    torch._dynamo.reset()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_a_function_is_explained() -> None:
+    result = run("explain", "tiny.py:build", "-o", "min_tokens=0", "-o", "block=8")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("2 of 3 attentions rewritten, 1 graph\n")
+    assert "toy.py:" in result.stdout
+
+
+def test_a_diffusers_class_is_explained_at_full_size_without_weights() -> None:
+    result = run("explain", "WanTransformer3DModel", "num_layers=3")
+    assert result.exit_code == 0, result.output
+    golden.check("explain_wan", result.stdout)
+
+
+def test_a_configuration_file_and_settings_go_together(tmp_path: Path) -> None:
+    config = {"_class_name": "WanTransformer3DModel", "num_layers": 7, "num_attention_heads": 2, "ffn_dim": 48}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = run("explain", "WanTransformer3DModel", "num_layers=1", "--config", "config.json", *SIZE, "--json", "-")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["attentions"], told["sites"][0]["heads"], told["sites"][0]["tokens"]) == (2, 2, 105)
+    assert told["sites"][1]["key_tokens"] == 11
+
+
+def test_reports_are_written_in_every_form(tmp_path: Path) -> None:
+    forms = {"--json": "r.json", "--html": "r.html", "--markdown": "r.md"}
+    result = run("explain", "tiny.py:build", *(part for pair in forms.items() for part in pair))
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "r.json").read_text())["attentions"] == 3
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "r.md").read_text().startswith("**0 of 3 attentions rewritten")
+    assert "fewer tokens than min_tokens" in result.stdout
+
+
+def test_check_tells_by_its_exit_code() -> None:
+    assert run("explain", "tiny.py:build", "--check").exit_code == 3
+    assert run("explain", "tiny.py:build", "--check", "-o", "min_tokens=0", "-o", "block=8").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("explain", "Wan"), 1, "Did you mean WanTransformer3DModel or WanVACETransformer3DModel?"),
+        (("explain", "torch"), 1, "Known: WanTransformer3DModel,"),
+        (("explain", "WanTransformer3DModel", "num_layer=3"), 1, "no setting 'num_layer'. Did you mean 'num_layers'?"),
+        (("explain", "WanTransformer3DModel", "num_layers"), 1, "expected key=value, got 'num_layers'"),
+        (("explain", "WanTransformer3DModel", "num_layers=x"), 1, "cannot be built with these settings: TypeError"),
+        (("explain", "WanTransformer3DModel", "--latents", "3x4"), 1, "such as 21x60x104, got '3x4'"),
+        (("explain", "tiny.py:build", "-o", "densty=1"), 1, "unknown option 'densty'. Did you mean 'density'?"),
+        (("explain", "tiny.py:build", "num_layers=1"), 2, "a function takes none"),
+        (("explain", "tiny.py:other"), 1, "tiny.py has no 'other'"),
+        (("explain", "tiny.py:wrong"), 1, "must return (model, args, kwargs), got ToyVideoDiT"),
+        (("explain", "none.py:build"), 1, "there is no file none.py"),
+        (("explain", "none:build"), 1, "cannot import none"),
+        (("explain",), 2, "Missing argument 'TARGET'"),
+        (("masks", "3x4"), 1, "got '3x4'"),
+        (("masks", "3x4x5", "--block", "3"), 1, "power of two"),
+        (("masks", "3x4x5", "--density", "0"), 1, "density must lie in (0, 1]"),
+        (("masks", "3x4x5", "--out", "none/m.png"), 1, "No such file"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, tuple) else None,
+)
+def test_errors_say_what_to_do_without_a_traceback(arguments: tuple[str, ...], code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_model_that_reads_values_is_told_of_the_switch_for_weights() -> None:
+    result = run("explain", "HunyuanVideo15Transformer3DModel", "num_layers=1")
+    assert result.exit_code == 1
+    assert "--weights" in result.output
+
+
+def test_dump_writes_graphs_of_a_model_without_weights(tmp_path: Path) -> None:
+    options = ("-o", "min_tokens=0", "-o", "block=8", "-o", "dense_layers=0")
+    result = run("dump", "WanTransformer3DModel", *TINY, *SIZE, *options, "--out", "d")
+    assert result.exit_code == 0, result.output
+    index = Path(result.stdout.strip())
+    assert index.name == "index.html"
+    assert "2 of 4 attentions rewritten" in index.read_text()
+    names = sorted(os.listdir(index.parent / "graph_000"))
+    assert names[:2] == ["00_dynamo.txt", "01_token_axes.txt"]
+    assert not any("inductor" in name for name in names)
+
+
+def test_dump_shows_inductors_code_when_asked() -> None:
+    result = run("dump", "tiny.py:build", "-o", "min_tokens=0", "-o", "block=8", "--out", "d", "--code")
+    assert result.exit_code == 0, result.output
+    graph = Path(result.stdout.strip()).parent / "graph_000"
+    (code,) = (path for path in graph.iterdir() if "inductor" in path.name)
+    assert "torch.ops.svg.attention" in code.read_text()
+
+
+def test_masks_are_drawn(tmp_path: Path) -> None:
+    result = run("masks", "5x7x3", "--text", "11", "--block", "8", "--out", "m.png")
+    assert (result.exit_code, result.stdout) == (0, "m.png\n")
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_hands_its_arguments_on() -> None:
+    small = ["--tokens", "64", "--frames", "4", "--heads", "2", "--head-dim", "16", "--repeats", "1", "--no-flex"]
+    result = run("bench", "cpu", *small, "--threads", str(torch.get_num_threads()))
+    assert result.exit_code == 0, result.output
+    assert "op, mixed" in result.output
+
+
+@pytest.mark.parametrize("command", ["", "explain", "dump", "masks"])
+def test_help_speaks_of_every_command(command: str) -> None:
+    result = run(*filter(None, [command]), "--help")
+    assert result.exit_code == 0
+    golden.check(f"help_{command}" if command else "help", result.output.replace("main", "svg-compile", 1))
+
+
+def test_the_entry_point_is_installed() -> None:
+    script = Path(sys.executable).parent / "svg-compile"
+    told = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith("svg-compile, version ")
+
+
+def test_values_are_json_where_they_can_be() -> None:
+    told = values(["a=3", "b=[1,2]", "c=gelu", "d=True", "e=x=y", "f=null"])
+    assert told == {"a": 3, "b": [1, 2], "c": "gelu", "d": True, "e": "x=y", "f": None}
+
+
+# Toy configurations that the tests of the models have, by class; a class' first one.
+TOYS = {case.build.args[0]: case for case in reversed(models.CASES)}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_inputs_of_every_recipe_run(name: str) -> None:
+    case = TOYS[name]
+    model = case.build()
+    patch = 1 if name in ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel") else 2
+    frames = 2 * 3 if name == "CogVideoXTransformer3DModel" else 5
+    size = Size(2, (frames, 7 * patch, 3 * patch), models.TEXT)
+    with torch.no_grad():
+        out = models.output(model(**inputs_for(model, size, torch.float32)))
+    assert out.isfinite().all()
+
+
+def test_a_class_without_a_recipe_says_what_it_needs() -> None:
+    with pytest.raises(SvgError, match="module:function"):
+        load("QwenImageTransformer2DModel", Request({"num_layers": 1}))
+
+
+def test_modules_that_a_class_keeps_in_float32_stay_so() -> None:
+    config = values(TINY)
+    model = load("WanTransformer3DModel", Request(config, latents=(5, 14, 6), text=11, weights=True)).model
+    assert model.blocks[0].attn1.to_q.weight.dtype is torch.bfloat16
+    assert model.blocks[0].norm2.weight.dtype is torch.float32
+    assert model.blocks[0].scale_shift_table.dtype is torch.float32
