@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import fx
 
 from svg_compile._compat import fake_mode_of
 from svg_compile.config import SvgConfig
 from svg_compile.dump import GraphDump
+from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.rewrite_attention import rewrite_attention
 from svg_compile.passes.token_axes import infer_token_axes, table
@@ -14,11 +17,17 @@ from svg_compile.report import Report
 
 
 def run_passes(
-    graph_module: fx.GraphModule, config: SvgConfig, *, rewrite: bool = True, dump: GraphDump | None = None
+    graph_module: fx.GraphModule,
+    config: SvgConfig,
+    *,
+    rewrite: bool = True,
+    dump: GraphDump | None = None,
+    marks: Mapping[str, str] | None = None,
 ) -> Report:
-    """Infer the axes, find the attention, rewrite it; the graph is changed in place unless `rewrite` is False.
+    """Infer the axes, find the attention, rewrite it, lead its plans out; in place, or not at all without `rewrite`.
 
-    What each pass saw and left is written to `dump`, if there is one.
+    What each pass saw and left is written to `dump`, if there is one. marks: what `read_marks` took from the graph,
+    where it is a block of a model that is compiled block by block.
     """
     if dump is not None:
         dump.graph("dynamo", graph_module)
@@ -28,12 +37,14 @@ def run_passes(
     axes = infer_token_axes(graph_module, fake_mode)
     if dump is not None:
         dump.text("token_axes", table(axes))
-    candidates = find_attention(graph_module, axes, config)
+    candidates = find_attention(graph_module, axes, config, marks)
     report = Report(tuple(candidate.site(config.block) for candidate in candidates))
     if dump is not None:
         dump.report(report)
     if rewrite:
         rewrite_attention(candidates, config)
+        if report.rewritten:
+            expose_plans(graph_module, config, fake_mode)
         if dump is not None:
             dump.graph("rewrite_attention", graph_module)
     return report

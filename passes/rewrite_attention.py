@@ -58,7 +58,7 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> fx.Node:
         scale = None if call["scale"] is None else constant(example(call["scale"]))
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
-        options = ([config.density], config.sampled_rows, *tail, None, None)
+        options = (list(config.densities), config.sampled_rows, *tail, None, None)
         profiled = graph.call_function(torch.ops.svg.profile.default, (query, key, value, key_mask, *layout, *options))
         plan = graph.call_function(operator.getitem, (profiled, 0))
         out = graph.call_function(torch.ops.svg.attention.default, (query, key, value, plan, key_mask, *layout, *tail))

@@ -7,6 +7,7 @@ diffusers is not imported; a pipeline is whatever has a `scheduler` and componen
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from svg_compile.errors import ScheduleError
+from svg_compile.regions import leave_regions, watch_regions
 from svg_compile.schedule import Position, register, registered, unregister
 
 # A pipeline may hand the model a timestep rounded to a narrower dtype: bfloat16 keeps 8 bits.
 _ROUNDING = 2.0**-8
+_runs = itertools.count()
 
 
 class Attached:
@@ -30,9 +33,12 @@ class Attached:
     name = "attached"
 
     def __init__(self, pipe: Any) -> None:
-        self._pipe = weakref.ref(pipe, lambda _: unregister(self))
+        self._pipe = weakref.ref(pipe, lambda _: self.remove())
+        self._watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         # The host's copy of scheduler.timesteps, for schedulers that keep no step index: one transfer a run.
         self._timesteps: tuple[weakref.ref[Tensor], list[float]] | None = None
+        self._run = 0
+        self._last: tuple[Callable[[], Any], int] = (lambda: None, 0)
 
     def parameters(self) -> Iterator[Tensor]:
         """The parameters of the pipeline's denoisers, as they are now."""
@@ -53,11 +59,30 @@ class Attached:
         else:
             value = timestep()
             step = None if value is None else _nearest(self._on_host(timesteps), value)
-        return Position(step, len(timesteps)) if step is not None and step < len(timesteps) else None
+        if step is None or step >= len(timesteps):
+            return None
+        return Position(step, len(timesteps), self._run_of(timesteps, step))
+
+    def _run_of(self, timesteps: Any, step: int) -> int:
+        """The number of the run: a new one begins with the timesteps set anew, or with a step that was passed."""
+        set_by, last = self._last
+        if set_by() is not timesteps or step < last:
+            self._run += 1
+        self._last = (weakref.ref(timesteps) if isinstance(timesteps, Tensor) else lambda: timesteps), step
+        return self._run
+
+    def watch(self) -> None:
+        """Serve the denoisers that are compiled block by block, too."""
+        for model in denoisers(self._pipe()):
+            watch_regions(model, self)
+            self._watched.add(model)
 
     def remove(self) -> None:
         """Undo `attach`: the models go back to counting their timesteps."""
         unregister(self)
+        for model in self._watched:
+            leave_regions(model, self)
+        self._watched.clear()
 
     def __enter__(self) -> Attached:
         return self
@@ -89,6 +114,7 @@ def attach(pipe: Any) -> Attached:
             # Registering anew has every model look for its schedule again.
             unregister(schedule)
             register(schedule)
+            schedule.watch()
             return schedule
     if not hasattr(getattr(pipe, "scheduler", None), "timesteps"):
         raise ScheduleError(
@@ -102,6 +128,7 @@ def attach(pipe: Any) -> Attached:
         )
     handle = Attached(pipe)
     register(handle)
+    handle.watch()
     return handle
 
 
@@ -129,6 +156,7 @@ class Denoising:
         self.steps = steps
         self.step = start
         self._start = start
+        self._run = next(_runs)
         self._models = models
         self._state = "new"
         self._asked = False
@@ -148,7 +176,7 @@ class Denoising:
         if self.step > self._start and not self._asked:
             raise ScheduleError("denoising: run.advance() came before the first forward. Call it after each step.")
         self._asked = True
-        return Position(self.step, self.steps)
+        return Position(self.step, self.steps, self._run)
 
     def advance(self) -> None:
         """Say that a step is done: what is called from now on belongs to the next one."""
@@ -170,10 +198,14 @@ class Denoising:
                 raise ScheduleError("denoising: one of these models is in a run already; leave that block first.")
         self._state = "running"
         register(self)
+        for model in self._models:
+            watch_regions(model, self)
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         unregister(self)
+        for model in self._models:
+            leave_regions(model, self)
         if error is None and self._asked and self.step == self._start and self.steps - self._start > 1:
             warnings.warn(
                 f"svg: run.advance() was never called in a run of {self.steps} steps, so all its forwards counted as "

@@ -16,10 +16,12 @@ from torch import fx
 
 from svg_compile._compat import copy_graph_module, trace_artifact
 from svg_compile.config import SvgConfig, split_options
-from svg_compile.dump import GraphDump, process_dump
+from svg_compile.dump import GraphDump, asked_for
 from svg_compile.errors import NothingRewritten
+from svg_compile.regions import forward_under_way
 from svg_compile.report import Report
 from svg_compile.schedule import Dispatcher, key_parameter
+from svg_compile.sparse_graph import SparseGraph
 from svg_compile.timestep import find_timestep
 
 log = logging.getLogger(__name__)
@@ -33,30 +35,36 @@ def svg(
     mode: str | None = None,
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
+    from svg_compile.passes.expose_plans import ports_of
+    from svg_compile.passes.read_marks import read_marks
+
     config, patches = split_options(options, mode)
     if config.always_dense:
         log.info("dense_steps is 1.0: the graph is compiled by Inductor as it is")
         return lower(graph_module, example_inputs, patches)
+    # From both variants: a mark is no part of the model.
+    marks = read_marks(graph_module)
     # The passes get a copy: the graph that Dynamo handed over stays as it was, for the dense steps, and for all of them
     # where a pass fails.
     sparse_module = copy_graph_module(graph_module)
-    process = None if config.dump_dir is None else process_dump(config.dump_dir)
+    process = asked_for(config.dump_dir)
     dump = None if process is None else process.new_graph()
     try:
-        report = rewrite(sparse_module, config, dump)
+        report = rewrite(sparse_module, config, dump, marks)
         _tell(graph_module, report, config)
         with nullcontext() if dump is None else dump.inductor_code():
             if not report.rewritten:
                 return lower(graph_module, example_inputs, patches)
             trace_artifact("svg_rewritten_graph", lambda: sparse_module.print_readable(print_output=False))
-            if config.always_sparse:
-                return lower(sparse_module, example_inputs, patches)
             # Both now: guards on shapes reach Dynamo only from inside this call.
             timestep, parameter = find_timestep(graph_module, report), key_parameter(graph_module)
             log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
-            dense = lower(graph_module, example_inputs, patches)
-            sparse = lower(sparse_module, example_inputs, patches)
-            return Dispatcher(dense, sparse, config, timestep, parameter)
+            ports = ports_of(sparse_module)
+            # Which layers of a model are its first is known of a block only when it runs.
+            some_dense = not config.always_sparse or (marks and config.dense_layers)
+            dense = None if not some_dense else lower(graph_module, example_inputs, patches)
+            sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
+            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter)
     finally:
         if process is not None:
             process.write_index()
@@ -71,7 +79,12 @@ def lower(
     return cast("Callable[..., Any]", compile_fx(graph_module, list(example_inputs), config_patches=dict(patches)))
 
 
-def rewrite(graph_module: fx.GraphModule, config: SvgConfig, dump: GraphDump | None = None) -> Report:
+def rewrite(
+    graph_module: fx.GraphModule,
+    config: SvgConfig,
+    dump: GraphDump | None = None,
+    marks: Mapping[str, str] | None = None,
+) -> Report:
     """Run the passes over a Dynamo graph, in place; returns what was done.
 
     A pass that fails leaves one warning and a graph that must be thrown away, or raises with `on_error="raise"`.
@@ -79,7 +92,7 @@ def rewrite(graph_module: fx.GraphModule, config: SvgConfig, dump: GraphDump | N
     from svg_compile.passes import run_passes
 
     try:
-        return run_passes(graph_module, config, dump=dump)
+        return run_passes(graph_module, config, dump=dump, marks=marks)
     except Exception as error:
         if config.on_error == "raise":
             raise
@@ -96,7 +109,7 @@ def _tell(graph_module: fx.GraphModule, report: Report, config: SvgConfig) -> No
     """Log what was done; warn once, or raise where `strict`, when a graph of attention-like work stayed as it was."""
     log.info("%s", report)
     trace_artifact("svg_decisions", lambda: str(report))
-    if report.rewritten or (report.notes and not config.strict):
+    if report.rewritten or (report.notes and not config.strict) or (not report.notes and forward_under_way()):
         return
     if report.notes:
         why = "; ".join(report.notes)

@@ -16,8 +16,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx
 from torch.nn import Parameter
@@ -25,13 +26,15 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from svg_compile._compat import is_parameter_or_buffer
 from svg_compile.config import SvgConfig
+from svg_compile.regions import region_of
+from svg_compile.sparse_graph import KeptPlans, SparseGraph
 from svg_compile.timestep import Timestep
 
 log = logging.getLogger(__name__)
 _UNKNOWN = (
-    "svg: this graph is given no timestep and no schedule is attached, so every step runs sparse, the first ones too, "
-    "which costs quality. Call svg_compile.attach(pipe) once, run the loop in `with svg_compile.denoising(model, "
-    "steps=...)`, or set options={'dense_steps': 0} if this is meant."
+    "svg: this graph is given no timestep and no schedule is attached, so every step runs sparse, the first ones too "
+    "(at the first density), which costs quality. Call svg_compile.attach(pipe) once, run the loop in "
+    "`with svg_compile.denoising(model, steps=...)`, or set options={'dense_steps': 0} if this is meant."
 )
 _RISING = (
     "svg: the timesteps of this model rise from forward to forward, and each rise is taken for the start of a new run: "
@@ -42,10 +45,11 @@ _RISING = (
 
 @dataclass(frozen=True)
 class Position:
-    """A step of a run: `step`, from 0, of `total`."""
+    """A step of a run: `step`, from 0, of `total`; `run` is another for each run of one source."""
 
     step: int
     total: int
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,25 @@ class Decision:
     position: Position | None
     dense: bool
     source: str
+
+
+# No step is dense and all sparse steps are alike: nothing is read and nothing counted.
+_NOT_ASKED = Decision(None, False, "not asked")
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward of a compiled graph. parameter: what stands for its model, None where parameters are no inputs.
+
+    layers: the module paths of the graph's sparse attentions; plans and errors: what each was profiled to, int32 and
+    float32 [B, H, 2], where the forward was sparse. On a GPU they are good until the next forward.
+    """
+
+    decision: Decision
+    parameter: Tensor | None
+    layers: tuple[str, ...]
+    plans: tuple[Tensor, ...] = ()
+    errors: tuple[Tensor, ...] = ()
 
 
 class Schedule(Protocol):
@@ -72,12 +95,13 @@ class Schedule(Protocol):
 class StepCounter:
     """Steps told from timesteps alone: an equal one is the same step (CFG), a smaller one the next, a larger a new run.
 
-    `rises` counts how often the timestep rose in a row.
+    `run` counts the runs, `rises` how often the timestep rose in a row.
     """
 
     def __init__(self) -> None:
         self.value: float | None = None
         self.step = 0
+        self.run = 0
         self.rises = 0
 
     def count(self, value: float) -> int:
@@ -85,7 +109,7 @@ class StepCounter:
         if self.value is not None and value < self.value:
             self.step, self.rises = self.step + 1, 0
         elif value != self.value:
-            self.step, self.rises = 0, self.rises + 1
+            self.step, self.run, self.rises = 0, self.run + 1, self.rises + 1
         self.value = value
         return self.step
 
@@ -96,6 +120,8 @@ class _ModelState:
     def __init__(self) -> None:
         self.counter = StepCounter()
         self.warned = False
+        # By graph, and gone with it.
+        self.kept: WeakKeyDictionary[SparseGraph, KeptPlans] = WeakKeyDictionary()
         # The schedule registered for the model, as of the generation of registrations in which it was looked up.
         self.schedule: Schedule | None = None
         self.generation = -1
@@ -126,7 +152,7 @@ class _Registry:
 
 
 _REGISTRY = _Registry()
-_observers: tuple[Callable[[Decision], object], ...] = ()
+_observers: tuple[Callable[[Forward], object], ...] = ()
 
 
 def register(schedule: Schedule) -> None:
@@ -146,28 +172,37 @@ def registered() -> tuple[Schedule, ...]:
 
 
 @contextmanager
-def observe() -> Iterator[list[Decision]]:
-    """Collect the decision of every forward in the block, of all models, in order."""
+def watch(observer: Callable[[Forward], object]) -> Iterator[None]:
+    """Show `observer` every forward in the block, of all models, in order, after it was launched."""
     global _observers
-    seen: list[Decision] = []
-    mine = seen.append
+    # One object to find again: a bound method is a new one at each access.
+    mine: Callable[[Forward], object] = partial(observer)
     _observers = (*_observers, mine)
     try:
-        yield seen
+        yield
     finally:
         _observers = tuple(other for other in _observers if other is not mine)
 
 
-class Dispatcher:
-    """A compiled graph in two variants: each forward is run by the one that its step asks for.
+@contextmanager
+def observe() -> Iterator[list[Decision]]:
+    """Collect the decision of every forward in the block, of all models, in order."""
+    seen: list[Decision] = []
+    with watch(lambda forward: seen.append(forward.decision)):
+        yield seen
 
-    parameter: the place of the model's key parameter among the inputs, None where parameters are no inputs.
+
+class Dispatcher:
+    """A compiled graph in its variants: each forward is run by the one that its step asks for.
+
+    dense: None where no step is dense. parameter: the place of the model's key parameter among the inputs, None where
+    parameters are no inputs.
     """
 
     def __init__(
         self,
-        dense: Callable[..., Any],
-        sparse: Callable[..., Any],
+        dense: Callable[..., Any] | None,
+        sparse: SparseGraph,
         config: SvgConfig,
         timestep: Timestep | None,
         parameter: int | None,
@@ -180,30 +215,50 @@ class Dispatcher:
         self._own_state = _ModelState()
 
     def __call__(self, *inputs: Any) -> Any:
-        decision = self.decide(inputs)
+        parameter = None if self.parameter is None else inputs[self.parameter]
+        state = self._own_state if parameter is None else _REGISTRY.state_of(parameter)
+        decision = self.decide(inputs, state) if self._asks else _NOT_ASKED
+        plans: tuple[Tensor, ...] = ()
+        errors: tuple[Tensor, ...] = ()
+        if decision.dense and self.dense is not None:
+            outputs = self.dense(*inputs)
+        else:
+            kept = state.kept.setdefault(self.sparse, KeptPlans())
+            outputs, plans, errors = self.sparse(inputs, decision, kept)
         if _observers or log.isEnabledFor(logging.DEBUG):
-            _publish(decision)
-        return (self.dense if decision.dense else self.sparse)(*inputs)
+            _publish(Forward(decision, parameter, self.sparse.ports.layers, plans, errors))
+        return outputs
 
-    def decide(self, inputs: Sequence[Any]) -> Decision:
+    @property
+    def _asks(self) -> bool:
+        """Whether anything depends on the step."""
+        return self.dense is not None or self.config.staged
+
+    def decide(self, inputs: Sequence[Any], state: _ModelState) -> Decision:
         """Find the step of a forward from its inputs; counts it."""
-        state = self._own_state if self.parameter is None else _REGISTRY.state_of(inputs[self.parameter])
+
+        regions, layer = region_of(None if self.parameter is None else inputs[self.parameter])
 
         @cache
         def read() -> float | None:
-            return None if self.timestep is None else self.timestep.read(inputs)
+            if self.timestep is not None:
+                return self.timestep.read(inputs)
+            return None if regions is None else regions.timestep()
 
         position, source = None, "unknown"
         if state.schedule is not None:
             position, source = state.schedule.position(read), state.schedule.name
         if position is None and (value := read()) is not None:
-            position, source = Position(state.counter.count(value), self.config.num_inference_steps), "timestep"
-        if position is None:
+            step = state.counter.count(value)
+            position = Position(step, self.config.num_inference_steps, state.counter.run)
+            source = "timestep"
+        if position is None and (self.config.staged or not self.config.always_sparse):
             _warn_once(state, _UNKNOWN)
-            return Decision(None, False, "unknown")
         if state.counter.rises > 3:
             _warn_once(state, _RISING)
-        return Decision(position, position.step < self.config.dense_until(position.total), source)
+        first = layer is not None and layer < self.config.dense_layers
+        early = position is not None and position.step < self.config.dense_until(position.total)
+        return Decision(position, self.dense is not None and (first or early), source if position else "unknown")
 
 
 def key_parameter(graph_module: fx.GraphModule) -> int | None:
@@ -224,8 +279,9 @@ def _warn_once(state: _ModelState, message: str) -> None:
         warnings.warn(message, stacklevel=3)
 
 
-def _publish(decision: Decision) -> None:
-    where = "step ?" if decision.position is None else f"step {decision.position.step} of {decision.position.total}"
-    log.debug("%s (%s): %s", where, decision.source, "dense" if decision.dense else "sparse")
+def _publish(forward: Forward) -> None:
+    position, how = forward.decision.position, "dense" if forward.decision.dense else "sparse"
+    where = "step ?" if position is None else f"step {position.step} of {position.total}"
+    log.debug("%s (%s): %s", where, forward.decision.source, how)
     for observer in _observers:
-        observer(decision)
+        observer(forward)

@@ -20,7 +20,9 @@ from torch import Tensor, fx
 from pipelines import TimedDiT
 from svg_compile import backend, schedule
 from svg_compile.config import SvgConfig
+from svg_compile.passes.expose_plans import PlanPorts
 from svg_compile.schedule import Decision, Dispatcher, StepCounter
+from svg_compile.sparse_graph import SparseGraph
 from svg_compile.timestep import Timestep
 from toy import ToyVideoDiT, latents
 
@@ -256,8 +258,10 @@ def test_a_forward_reads_its_timestep_once_and_nothing_else(form: str, monkeypat
 
         monkeypatch.setattr(Tensor, name, spy)
     key = torch.nn.Parameter(torch.zeros(1))
-    dispatch = Dispatcher(lambda *a: "dense", lambda *a: "sparse", SvgConfig(dense_steps=2), Timestep("t", 1), 0)
-    ran = [dispatch(key, FORMS[form](time)) for time in TIMES]
+    config = SvgConfig(dense_steps=2)
+    sparse = SparseGraph(lambda *a: ("sparse",), PlanPorts(outputs=1), config)
+    dispatch = Dispatcher(lambda *a: ("dense",), sparse, config, Timestep("t", 1), 0)
+    ran = [dispatch(key, FORMS[form](time))[0] for time in TIMES]
     assert ran == ["dense", "dense", "sparse", "sparse"]
     assert reads == ["item"] * 4
 

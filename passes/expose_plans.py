@@ -1,0 +1,100 @@
+"""Lead the plans of a rewritten graph out of it, and what they follow from into it.
+
+    before   profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., None, None);      return (out,)
+    after    profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., when, previous);  return (out, plan, errors)
+
+Outputs: the plan and the errors of each profiled attention, so that a recorder can show them and a later step keep
+them. Inputs, only where the options need them: `when`, int32 [2], the place of the step's density and whether the heads
+are profiled anew; `previous`, int32 [B, H, 2], one a profile, whose kinds are kept where they are not.
+
+Dynamo knows nothing of these: it calls the graph it traced, and `svg_compile.sparse_graph` stands between.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from svg_compile._compat import constant, pin_source
+from svg_compile.config import SvgConfig
+from svg_compile.passes.find_attention import layer_of
+
+_KEY = "svg_plan_ports"
+_WHEN, _PREVIOUS = -2, -1
+
+
+@dataclass(frozen=True)
+class PlanPorts:
+    """How plans pass in and out of a graph.
+
+    layers: the module path of each profile that is led out, in the order of the outputs that follow the graph's own.
+    outputs: how many outputs are the graph's own.
+    staged: whether the graph takes `when` after its own inputs, and then a `previous` for each of `shapes`.
+    inputs: examples of those inputs.
+    """
+
+    layers: tuple[str, ...] = ()
+    outputs: int = 0
+    staged: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
+    inputs: tuple[Tensor, ...] = ()
+
+
+def ports_of(graph_module: fx.GraphModule) -> PlanPorts:
+    """The ports that `expose_plans` made in a graph; none where it did not run."""
+    ports: PlanPorts = graph_module.meta.get(_KEY, PlanPorts())
+    return ports
+
+
+def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any) -> PlanPorts:
+    """Add the ports for every `svg::profile` of the graph itself; lints and recompiles it. Child graphs keep theirs."""
+    graph = graph_module.graph
+    profiles = list(graph.find_nodes(op="call_function", target=torch.ops.svg.profile.default))
+    (output,) = graph.find_nodes(op="output")
+    own = list(output.args[0])
+    examples: list[Tensor] = []
+    shapes: list[tuple[int, ...]] = []
+    if config.staged:
+        device = profiles[0].meta["example_value"][0].device
+        examples = [torch.zeros(2, dtype=torch.int32, device=device)]
+        when = _emit_placeholder(graph, "svg_when", examples[0], fake_mode)
+        for index, profile in enumerate(profiles):
+            previous = None
+            if config.profile_every > 1:
+                # Kept plans must fit: a graph that takes them is for one batch size, by a guard where it is symbolic.
+                shapes.append(tuple(int(constant(size) or 0) for size in profile.meta["example_value"][0].shape))
+                examples.append(torch.zeros(shapes[-1], dtype=torch.int32, device=device))
+                previous = _emit_placeholder(graph, f"svg_previous_{index}", examples[-1], fake_mode)
+            profile.args = (*profile.args[:_WHEN], when, previous)
+    for profile in profiles:
+        with graph.inserting_after(profile):
+            parts = [graph.call_function(operator.getitem, (profile, part)) for part in (0, 1)]
+        for node, shown in zip(parts, profile.meta["example_value"], strict=True):
+            node.meta.update({**profile.meta, "example_value": shown})
+        own += parts
+    ports = PlanPorts(
+        layers=tuple(layer_of(profile) for profile in profiles),
+        outputs=len(output.args[0]),
+        staged=config.staged,
+        shapes=tuple(shapes),
+        inputs=tuple(examples),
+    )
+    output.args = (tuple(own),)
+    graph.lint()
+    graph_module.recompile()
+    graph_module.meta[_KEY] = ports
+    return ports
+
+
+def _emit_placeholder(graph: fx.Graph, name: str, example: Tensor, fake_mode: Any) -> fx.Node:
+    """An input after all others; it has no source in the user's code, so nothing guards it."""
+    *_, last = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(last):
+        node = graph.placeholder(name)
+    node.meta["example_value"] = fake_mode.from_tensor(example, static_shapes=True)
+    pin_source(node, name)
+    return node

@@ -1,0 +1,215 @@
+"""Models compiled block by block: tell each block what only the whole model shows.
+
+A block's graph (`compile_repeated_blocks`, `torch.compile` on single blocks) holds neither the token grid, nor the
+timestep, nor the layer's number. The model around it runs as plain Python, so a hook on it, `Regions`, sees each call:
+
+    once per shape of the inputs, the whole model is traced (`explain`), which proves the grid of every attention;
+    each attention's module gets a hook that marks its input with that grid (`svg_compile.marks`);
+    the dispatcher of a block asks here for its layer's number and the call's timestep.
+
+Under torch.compile of the whole model there are no regions, and the hook does nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from svg_compile._compat import forget_compiled
+from svg_compile.marks import mark_text
+
+log = logging.getLogger(__name__)
+# Grids and dense layers are decided by the block's own options; here everything provable counts.
+_ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
+_MOST_SHAPES = 32
+
+
+class Mark:
+    """The hook of one attention's module. It marks inside of the model's forward alone, and only what Dynamo traces."""
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        text = self.text
+        if text is None or not torch.compiler.is_compiling():
+            return None
+        for place, value in enumerate(args):
+            if isinstance(value, Tensor):
+                return (*args[:place], torch.ops.svg.mark(value, text), *args[place + 1 :]), kwargs
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                return args, {**kwargs, name: torch.ops.svg.mark(value, text)}
+        return None
+
+
+class Regions:
+    """The compiled blocks of one model, served while anybody holds this.
+
+    Marks that nobody holds say nothing, but stay: taking them away and back would compile the blocks anew each time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.holders: set[int] = set()
+        self._marks: dict[str, Mark] = {}
+        self._handles: list[Any] = []
+        # By the shapes of a call: the text of each marked module.
+        self._known: dict[Any, Mapping[str, str]] = {}
+        self._tracing = False
+        self._timestep: Any = None
+        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
+        self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(model.register_forward_hook(after, always_call=True))
+
+    def remove(self) -> bool:
+        """Take the hooks off a model that has no marks; returns whether they are off."""
+        for handle in () if self._marks else self._handles:
+            handle.remove()
+        return not self._marks
+
+    def timestep(self) -> float | None:
+        """The timestep that the model's forward under way was given, read once; None where it has none."""
+        if isinstance(self._timestep, Tensor):
+            self._timestep = float(self._timestep.amax().item())
+        return self._timestep if isinstance(self._timestep, (int, float)) else None
+
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._tracing or not self.holders or torch.compiler.is_compiling():
+            return
+        blocks = dict(compiled_blocks(model))
+        if not blocks:
+            return
+        _UNDER_WAY.add(self)
+        self._timestep = _argument(model, "timestep", args, kwargs)
+        shapes = _shapes(args, kwargs)
+        if shapes not in self._known:
+            if len(self._known) >= _MOST_SHAPES:
+                self._known.clear()
+            self._known[shapes] = self._trace(model, blocks, args, kwargs)
+        texts = self._known[shapes]
+        for path in texts:
+            if path not in self._marks:
+                self._mark(model, path, blocks)
+        for path, mark in self._marks.items():
+            mark.text = texts.get(path)
+
+    def _after(self, *_: Any) -> None:
+        if not self._tracing:
+            _UNDER_WAY.discard(self)
+            self._timestep = None
+            for mark in self._marks.values():
+                mark.text = None
+
+    def _trace(
+        self, model: nn.Module, blocks: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Mapping[str, str]:
+        """The text of the mark of each module with a sparse attention, for calls of these shapes."""
+        from svg_compile.dry_run import explain
+
+        hooked = [path or "the model" for path, module in model.named_modules() if "forward" in vars(module)]
+        if hooked:
+            # A step cache or an offload: tracing would run its Python code, and move its state by a step.
+            warnings.warn(
+                f"svg: the forward of {hooked[0]} in {type(model).__name__} is wrapped (a step cache, casting or "
+                "offloading hook), so the model cannot be traced for its compiled blocks and their attention stays "
+                "dense. Take the hook off, or see docs/schedule.md for what goes with compiling the whole model.",
+                stacklevel=2,
+            )
+            return {}
+        self._tracing = True
+        try:
+            report = explain(model, *args, options=_ANY, **kwargs)
+        except Exception as error:
+            log.debug("tracing the whole model failed", exc_info=True)
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            warnings.warn(
+                f"svg: the whole of {type(model).__name__} could not be traced ({why}), so the grid of its compiled "
+                "blocks is not known and their attention stays dense. Compile the whole model instead.",
+                stacklevel=2,
+            )
+            return {}
+        finally:
+            self._tracing = False
+        sparse = [site.layer for site in report.sites if site.rewritten]
+        for path, block in blocks.items():
+            mine = [number for number, layer in enumerate(sparse) if layer.startswith(f"{path}.")]
+            for parameter in block.parameters() if mine else ():
+                _REGIONS[parameter] = (weakref.ref(self), mine[0])
+        inside = {layer for layer in sparse if any(layer.startswith(f"{path}.") for path in blocks)}
+        log.info("%d attentions of %s are marked for its blocks", len(inside), type(model).__name__)
+        return {layer: mark_text([site for site in report.sites if site.layer == layer]) for layer in inside}
+
+    def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
+        mark = self._marks[path] = Mark()
+        self._handles.append(model.get_submodule(path).register_forward_pre_hook(mark, with_kwargs=True))
+        # A block that ran before it was marked was compiled without, and nothing in its guards would notice.
+        for at, block in blocks.items():
+            if path.startswith(f"{at}."):
+                forget_compiled(block)
+
+
+# Of each parameter of a compiled block: the regions it belongs to, and the number of the block's first sparse layer.
+_REGIONS: Any = WeakTensorKeyDictionary()
+_UNDER_WAY: weakref.WeakSet[Regions] = weakref.WeakSet()
+_OF_MODEL: weakref.WeakKeyDictionary[nn.Module, Regions] = weakref.WeakKeyDictionary()
+
+
+def watch_regions(model: nn.Module, holder: object) -> None:
+    """Serve a model's compiled blocks for as long as `holder` does not let go of them."""
+    if model not in _OF_MODEL:
+        _OF_MODEL[model] = Regions(model)
+    _OF_MODEL[model].holders.add(id(holder))
+
+
+def leave_regions(model: nn.Module, holder: object) -> None:
+    """Undo `watch_regions`."""
+    regions = _OF_MODEL.get(model)
+    if regions is not None:
+        regions.holders.discard(id(holder))
+        if not regions.holders and regions.remove():
+            del _OF_MODEL[model]
+
+
+def region_of(parameter: Tensor | None) -> tuple[Regions | None, int | None]:
+    """(regions, number of the layer) of the block that a parameter belongs to; (None, None) for a whole model's."""
+    found = None if parameter is None else _REGIONS.get(parameter)
+    return (None, None) if found is None else (found[0](), found[1])
+
+
+def forward_under_way() -> bool:
+    """Whether a model runs whose blocks are told of the whole: what carries no mark there is known to be dense."""
+    return len(_UNDER_WAY) > 0
+
+
+def compiled_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of the outermost compiled modules inside a model."""
+    for name, child in model.named_children():
+        plain = getattr(child, "_orig_mod", child)
+        if plain is not child or child._compiled_call_impl is not None:
+            yield name, plain
+        else:
+            for path, block in compiled_blocks(child):
+                yield f"{name}.{path}", block
+
+
+def _argument(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if name in kwargs:
+        return kwargs[name]
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    return dict(zip(names, args)).get(name)
+
+
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What of a call decides its grid: shapes of tensors and the values of what is no tensor."""
+    leaves, structure = tree_flatten((args, dict(kwargs)))
+    facts = (tuple(leaf.shape) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves)
+    return torch.is_grad_enabled(), str(structure), tuple(facts)

@@ -1,0 +1,242 @@
+"""Density that changes over the steps, and plans kept between profiles: both data, neither a recompile.
+
+Unless a test says otherwise Inductor is replaced by the traced graph itself, so that a compile costs a trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+import svg_compile
+from pipelines import TimedDiT
+from svg_compile import HeadKind, VideoLayout, backend, schedule
+from svg_compile.config import SvgConfig
+from svg_compile.schedule import Forward
+from svg_compile.sparse_graph import KeptPlans
+from toy import latents
+
+OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "dense_steps": 0}
+LAYOUT = VideoLayout(5, 7, 3, block=8)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
+    graphs: list[fx.GraphModule] = []
+
+    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
+        graphs.append(graph_module)
+        return graph_module.forward
+
+    monkeypatch.setattr(backend, "lower", lower)
+    return graphs
+
+
+def compiled(model: Any, **options: Any) -> Any:
+    return torch.compile(model, backend="svg", fullgraph=True, dynamic=False, options={**OPTIONS, **options})
+
+
+def forwards(run: Any, steps: int, calls: int = 1, start: int = 0, changes: bool = True) -> list[Forward]:
+    """What every forward of a run did; its latents change from step to step and call to call."""
+    seen: list[Forward] = []
+    with schedule.watch(seen.append), svg_compile.denoising(run, steps=steps, start=start) as denoising:
+        for step in range(start, steps):
+            for call in range(calls):
+                run(latents(seed=10 * step + call if changes else 0), torch.tensor([500.0]))
+            denoising.advance()
+    return seen
+
+
+def profiled(seen: list[Forward]) -> list[bool]:
+    return [not torch.isnan(torch.stack(forward.errors)).any().item() for forward in seen]
+
+
+def widths(plans: tuple[Tensor, ...]) -> set[tuple[int, int]]:
+    return {(int(kind), int(width)) for plan in plans for kind, width in plan.flatten(0, 1)}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_each_step_has_the_density_of_its_fraction(built: list[fx.GraphModule], dynamic: bool) -> None:
+    density = [(0.0, 0.9), (0.3, 0.5), (0.75, 0.25)]
+    model = TimedDiT()
+    run = torch.compile(model, backend="svg", dynamic=dynamic, options={**OPTIONS, "density": density})
+    for steps, expected in ((10, [0.9] * 3 + [0.5] * 5 + [0.25] * 2), (4, [0.9, 0.9, 0.5, 0.25])):
+        seen = forwards(run, steps)
+        assert all(profiled(seen))
+        for forward, want in zip(seen, expected, strict=True):
+            allowed = {(int(kind), LAYOUT.half_width_for(want, kind)) for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL)}
+            assert widths(forward.plans) <= allowed
+    assert len(built) == 1
+
+
+def test_a_list_of_one_density_is_that_density(built: list[fx.GraphModule]) -> None:
+    model = TimedDiT()
+    outputs = [compiled(model, density=density)(latents(), torch.tensor([500.0])) for density in (0.4, [(0.0, 0.4)])]
+    assert torch.equal(*outputs)
+
+
+def test_kinds_are_kept_between_profiles_and_the_width_follows_the_step(built: list[fx.GraphModule]) -> None:
+    run = compiled(TimedDiT(), profile_every=3, density=[(0.0, 0.9), (0.5, 0.3)])
+    seen = forwards(run, 8)
+    assert profiled(seen) == [step % 3 == 0 for step in range(8)]
+    kinds = [torch.stack(forward.plans)[..., 0] for forward in seen]
+    for step in range(8):
+        assert torch.equal(kinds[step], kinds[step - step % 3])
+        density = 0.9 if step < 4 else 0.3
+        wide = [LAYOUT.half_width_for(density, HeadKind(int(kind))) for kind in kinds[step].flatten()]
+        assert torch.stack(seen[step].plans)[..., 1].flatten().tolist() == wide
+    assert len(built) == 1
+
+
+def test_each_forward_of_a_step_keeps_its_own_plans(built: list[fx.GraphModule]) -> None:
+    run = compiled(TimedDiT(), profile_every=4, sampled_rows=2)
+    seen = forwards(run, 4, calls=2)
+    assert profiled(seen) == [True, True] + [False] * 6
+    for call in (0, 1):
+        for forward in seen[call::2]:
+            assert all(map(torch.equal, forward.plans, seen[call].plans))
+
+
+def test_a_kept_plan_gives_what_a_profile_would_where_nothing_changes(built: list[fx.GraphModule]) -> None:
+    model = TimedDiT()
+    outputs = {}
+    for every in (1, 4):
+        run = compiled(model, profile_every=every)
+        outputs[every] = []
+        with svg_compile.denoising(model, steps=4) as denoising:
+            for _ in range(4):
+                outputs[every].append(run(latents(), torch.tensor([500.0])))
+                denoising.advance()
+    assert all(map(torch.equal, outputs[1], outputs[4]))
+
+
+def test_plans_never_outlive_a_run(built: list[fx.GraphModule]) -> None:
+    run = compiled(TimedDiT(), profile_every=10)
+    assert profiled(forwards(run, 4)) == [True, False, False, False]
+    # The next run is profiled anew, also where it begins at a later step than the last one ended.
+    assert profiled(forwards(run, 9, start=6)) == [True, False, False]
+    with contextlib.suppress(KeyError), svg_compile.denoising(run, steps=20, start=10):
+        run(latents(), torch.tensor([500.0]))
+        raise KeyError
+    assert profiled(forwards(run, 20, start=11))[:2] == [True, False]
+
+
+def test_without_a_schedule_a_rise_of_the_timestep_profiles_anew(built: list[fx.GraphModule]) -> None:
+    run = compiled(TimedDiT(), profile_every=10, num_inference_steps=4)
+    seen: list[Forward] = []
+    with schedule.watch(seen.append):
+        for time in (900.0, 600.0, 300.0, 900.0, 600.0):
+            run(latents(), torch.tensor([time]))
+    assert profiled(seen) == [True, False, False, True, False]
+
+
+def test_models_that_share_a_graph_keep_their_own_plans(built: list[fx.GraphModule]) -> None:
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList([TimedDiT(), TimedDiT()])
+
+    two = Two()
+    runs = [compiled(part, profile_every=2, sampled_rows=2) for part in two.parts]
+    seen: list[Forward] = []
+    with schedule.watch(seen.append), svg_compile.denoising(*two.parts, steps=2) as denoising:
+        for _ in range(2):
+            for seed, run in enumerate(runs):
+                run(latents(seed=seed), torch.tensor([500.0]))
+            denoising.advance()
+    assert profiled(seen) == [True, True, False, False]
+    for before, after in zip(seen[:2], seen[2:], strict=True):
+        assert all(map(torch.equal, before.plans, after.plans))
+
+
+def test_another_resolution_in_the_middle_has_its_own_plans(built: list[fx.GraphModule]) -> None:
+    run = compiled(TimedDiT(), profile_every=10)
+    seen: list[Forward] = []
+    with schedule.watch(seen.append), svg_compile.denoising(run, steps=4) as denoising:
+        for frames, batch in ((5, 1), (6, 1), (6, 2), (5, 1)):
+            run(latents(batch, frames), torch.full((batch,), 500.0))
+            denoising.advance()
+    assert profiled(seen) == [True, True, True, False]
+
+
+def test_what_is_kept_is_bounded() -> None:
+    kept = KeptPlans()
+    for _ in range(50):
+        call = kept.enter("run", 0)
+        if kept.due(call, 5):
+            kept.keep(call, ())
+    assert len(kept.profiled) == 8
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_runs_both_and_nothing_recompiles_or_grows(dynamic: bool) -> None:
+    density = [(0.0, 0.9), (0.5, 0.3)]
+    model = TimedDiT()
+    options = {**OPTIONS, "density": density, "profile_every": 2, "dense_steps": 1}
+    run = torch.compile(model, backend="svg", dynamic=dynamic, options=options)
+    exact = compiled(model, density=density, profile_every=2, dense_steps=1, engine="reference")
+    inputs = latents(), torch.tensor([500.0])
+    with svg_compile.denoising(model, steps=6) as denoising:
+        for step in range(6):
+            with torch._dynamo.config.patch(error_on_recompile=step > 0):
+                got = run(*inputs)
+            torch.testing.assert_close(got, exact(*inputs), rtol=1e-4, atol=1e-4)
+            denoising.advance()
+    counts = []
+    for _ in range(22):
+        forwards(run, 6)
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert counts[-1] - counts[2] < 20
+
+
+@torch.compiler.nested_compile_region
+def region(x: Tensor) -> Tensor:
+    q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (x, x * 2, x + 1))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_child_graph_is_refused_where_it_would_need_the_step() -> None:
+    class Nested(TimedDiT):
+        def forward(self, latents: Tensor, timestep: Tensor) -> Tensor:
+            x = self.patch(latents).flatten(2).transpose(1, 2)
+            return region(x) + region(x + 1)
+
+    model = Nested()
+    inputs = latents(), torch.tensor([500.0])
+    assert svg_compile.explain(model, *inputs, options=OPTIONS).rewritten
+    report = svg_compile.explain(model, *inputs, options={**OPTIONS, "profile_every": 2})
+    assert {site.reason for site in report.sites} == {svg_compile.Reason.HIGHER_ORDER}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], "pairs"),
+        ([(0.0, 0.5), 0.3], "pairs"),
+        ([(0.1, 0.5)], r"first fraction 0\.0"),
+        ([(0.0, 0.0)], "above 0"),
+        ([(0.0, 1.5)], "up to 1"),
+        ([(0.0, 0.5), (0.5, 0.4), (0.5, 0.3)], "rise"),
+        ([(0.0, 0.5), (1.0, 0.3)], "below 1"),
+        ([(0.0, True)], "pairs"),
+        ("half", "pairs"),
+    ],
+)
+def test_a_bad_density_says_what_was_expected(value: object, expected: str) -> None:
+    with pytest.raises(svg_compile.OptionError, match=expected):
+        SvgConfig.from_options({"density": value})
