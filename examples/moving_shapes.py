@@ -110,31 +110,56 @@ def random_scene(rng: np.random.Generator) -> Scene:
     return Scene(things, str(rng.choice(BACKGROUNDS)))
 
 
-def render(scene: Scene, rng: np.random.Generator, frames: int, height: int, width: int) -> Tensor:
-    """The video, float32 [3, frames, height, width] in [-1, 1]; `rng` decides places, speeds and phases."""
-    time = np.linspace(0.0, 1.0, frames, dtype=np.float32)[:, None, None]
+def render(
+    scene: Scene,
+    rng: np.random.Generator,
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    pixels_per_unit: float | None = None,
+    frames_per_unit: float | None = None,
+) -> Tensor:
+    """The video, float32 [3, frames, height, width] in [-1, 1]; `rng` decides places, speeds and phases.
+
+    Without the two scales a video is one unit of time long and two units of space wide, however it is sampled. With
+    them, smaller and shorter videos show less of the world, at the same size of things in pixels and the same speed in
+    pixels a frame: what a model learns on them holds on larger ones.
+    """
+    unit = pixels_per_unit or min(height, width) / 2
+    length = 1.0 if frames_per_unit is None else (frames - 1) / frames_per_unit
+    start = rng.uniform(0, max(0.0, 1 - length))
+    time = np.linspace(start, start + length, frames, dtype=np.float32)[:, None, None]
+    half = np.array([height, width]) / (2 * unit)
     y, x = np.meshgrid(
-        np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32), indexing="ij"
+        np.linspace(-half[0], half[0], height, dtype=np.float32),
+        np.linspace(-half[1], half[1], width, dtype=np.float32),
+        indexing="ij",
     )
     picture = _background(scene.background, rng, time, y[None], x[None])
-    pixel = 2.0 / min(height, width)
     for thing in scene.things:
-        colour, cover = _thing(thing, rng, time, y[None], x[None], pixel)
+        colour, cover = _thing(thing, rng, time, y[None], x[None], half, 1 / unit)
         picture = picture * (1 - cover[..., None]) + colour * cover[..., None]
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(3, 0, 1, 2), dtype=np.float32)) * 2 - 1
 
 
-def video(number: int, frames: int = 16, height: int = 64, width: int = 64, seed: int = 0) -> tuple[Tensor, Scene]:
-    """Video `number` of the endless data set `seed`: (float32 [3, F, H, W] in [-1, 1], its scene)."""
+def video(
+    number: int, frames: int = 16, height: int = 64, width: int = 64, seed: int = 0, **scales: float
+) -> tuple[Tensor, Scene]:
+    """Video `number` of the endless data set `seed`: (float32 [3, F, H, W] in [-1, 1], its scene).
+
+    `scales`: `render`'s pixels_per_unit and frames_per_unit.
+    """
     rng = np.random.default_rng([seed, number])
     scene = random_scene(rng)
-    return render(scene, rng, frames, height, width), scene
+    return render(scene, rng, frames, height, width, **scales), scene
 
 
 def _background(kind: str, rng: np.random.Generator, time: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     drift = rng.uniform(-0.6, 0.6) * time + rng.uniform(0, 6.28)
+    level = rng.uniform(0, 6.28)
     if kind == "sky":
-        shade = 0.55 + 0.25 * y + 0.10 * np.sin(3 * (x + drift) + 2 * y) * np.cos(2.3 * x - drift)
+        shade = 0.55 + 0.25 * y + 0.12 * np.sin(3 * (x + drift) + 2 * y + level) * np.cos(2.3 * x - drift)
         low, high = (0.25, 0.45, 0.75), (0.75, 0.88, 0.98)
     elif kind == "waves":
         shade = 0.5 + 0.5 * np.sin(9 * y + 1.2 * np.sin(3 * x + 4 * drift) + 6 * drift)
@@ -144,26 +169,32 @@ def _background(kind: str, rng: np.random.Generator, time: np.ndarray, y: np.nda
         shade = np.clip((y - ridge) * 12, 0, 1) + 0 * time
         low, high = (0.80, 0.78, 0.66), (0.30, 0.42, 0.22)
     else:
-        stars = np.sin(17 * (x + drift)) * np.sin(19 * y + 3 * np.sin(5 * x))
-        shade = np.clip((stars - 0.75) * 6, 0, 1) + 0.15 * (1 - y)
+        stars = np.sin(11 * (x + drift)) * np.sin(11 * y + 1.5 * np.sin(4 * (x + drift)) + level)
+        shade = np.clip((stars - 0.7) * 4, 0, 1) + 0.15 * (1 - y)
         low, high = (0.03, 0.03, 0.12), (0.80, 0.80, 0.95)
     mix = np.clip(shade, 0, 1)[..., None].astype(np.float32)
     return np.float32(low) * (1 - mix) + np.float32(high) * mix
 
 
 def _thing(
-    thing: Thing, rng: np.random.Generator, time: np.ndarray, y: np.ndarray, x: np.ndarray, pixel: float
+    thing: Thing,
+    rng: np.random.Generator,
+    time: np.ndarray,
+    y: np.ndarray,
+    x: np.ndarray,
+    half: np.ndarray,
+    pixel: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(colour [F, H, W, 3], cover [F, H, W] in 0 to 1) of one thing."""
-    radius = {"small": 0.26, "large": 0.42}[thing.size] * np.ones_like(time)
-    start, speed = rng.uniform(-0.5, 0.5, 2), rng.uniform(0.5, 1.1, 2) * rng.choice([-1, 1], 2)
+    """(colour [F, H, W, 3], cover [F, H, W] in 0 to 1) of one thing; `half`: half of the picture's height and width."""
+    radius = {"small": 0.20, "large": 0.31}[thing.size] * np.ones_like(time)
+    start, speed = rng.uniform(-0.5, 0.5, 2) * half, rng.uniform(0.5, 1.1, 2) * rng.choice([-1, 1], 2)
     phase, turn = rng.uniform(0, 6.28), rng.choice([-1, 1])
-    angle, cover_share = phase + 0 * time, 1.0 + 0 * time
+    angle, cover_share = 0 * time, 1.0 + 0 * time
     if thing.motion == "orbiting":
-        centre = [0.45 * np.sin(phase + turn * 5 * time), 0.45 * np.cos(phase + turn * 5 * time)]
+        centre = [0.45 * half[0] * np.sin(phase + turn * 5 * time), 0.45 * half[1] * np.cos(phase + turn * 5 * time)]
     elif thing.motion == "bouncing":
-        reach = 1.0 - radius
-        centre = [_bounce(start[i] + 1.6 * speed[i] * time, reach) for i in range(2)]
+        reach = np.maximum(half[:, None, None, None] - radius, 0.05)
+        centre = [_bounce(start[i] + 1.6 * speed[i] * time, reach[i]) for i in range(2)]
     else:
         centre = [start[i] + 0.25 * speed[i] * time for i in range(2)]
     if thing.motion == "growing":
@@ -189,9 +220,11 @@ def _thing(
         "checked": _soft(np.sin(5 * u) * np.sin(5 * v)),
         "dotted": _soft(np.cos(6 * u) + np.cos(6 * v) - 0.8),
     }[thing.texture]
+    # Lit from above on the left, whichever way the thing is turned.
+    light = np.clip(0.92 - 0.16 * (dx + dy) / radius, 0.6, 1.1)
     base = np.float32(COLOURS[thing.colour])
-    colour = base * tone[..., None] + base * 0.35 * (1 - tone[..., None])
-    return colour.astype(np.float32), cover.astype(np.float32)
+    colour = base * ((0.35 + 0.65 * tone) * light)[..., None]
+    return np.minimum(colour, 1).astype(np.float32), cover.astype(np.float32)
 
 
 def _bounce(position: np.ndarray, reach: np.ndarray) -> np.ndarray:

@@ -1,42 +1,87 @@
 """The example model: diffusers' WanTransformer3DModel, small, on pixels, told what to draw by a caption's words.
 
-Shared by training and sampling, so that both build the same model, embed captions alike and use one schedule.
+Shared by training, demo and study, so that all build the same model, embed captions alike and use one schedule.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers.utils import logging
+from safetensors.torch import load_file
 from torch import Tensor
 
 from moving_shapes import CAPTION_LENGTH, VOCABULARY, Scene
 
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 TEXT_DIM = 64
-# One token is a patch of 2 x 2 pixels of one frame.
-PATCH = (1, 2, 2)
+# One token is a patch of 4 x 4 pixels of one frame.
+PATCH = (1, 4, 4)
+# The videos' scale: the model sees shapes of one size in pixels, whatever size the video has.
+SCALES = {"pixels_per_unit": 48.0, "frames_per_unit": 15.0}
 SHIFT = 3.0
 
 
-def build_model(layers: int = 10, heads: int = 4) -> WanTransformer3DModel:
-    """About 11 million parameters at the defaults; heads of 64 channels, as CogVideoX has them."""
+def build_model(layers: int = 6, heads: int = 4, ffn: int = 1024) -> WanTransformer3DModel:
+    """About 7 million parameters at the defaults; heads of 64 channels, as CogVideoX has them."""
     return WanTransformer3DModel(
         patch_size=PATCH,
         num_attention_heads=heads,
         attention_head_dim=64,
         num_layers=layers,
-        ffn_dim=4 * 64 * heads,
+        ffn_dim=ffn,
         in_channels=3,
         out_channels=3,
         text_dim=TEXT_DIM,
         freq_dim=128,
         rope_max_seq_len=128,
     )
+
+
+def save_weights(model: WanTransformer3DModel, folder: Path) -> None:
+    """Write config.json and the weights in bf16 to `folder`, as diffusers keeps models."""
+    with _quiet_diffusers():
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+
+
+def load_model(folder: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
+    """The model that `save_weights` wrote to `folder`, or that of this repository."""
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"no model in {folder}: train one with examples/train_video_dit.py --out FOLDER")
+    # Not from_pretrained: for this class it asks for the accelerate package.
+    model = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+    load_weights(model, folder / WEIGHTS_NAME)
+    for name, weight in model.named_parameters():
+        # Norms and time embedding stay float32, as from_pretrained keeps them.
+        if not any(part in name.split(".") for part in model._keep_in_fp32_modules):
+            weight.data = weight.data.to(dtype)
+    return model.eval()
+
+
+def load_weights(model: WanTransformer3DModel, file: Path) -> None:
+    """Fill `model` with the weights of a safetensors file; it must be of the same shape."""
+    model.load_state_dict(load_file(file))
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    # It warns that some layers should stay in fp32 when a whole model is cast; that is meant here.
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def embed_words(words: Tensor) -> Tensor:
@@ -66,33 +111,39 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def training_noise_levels(batch: int, generator: torch.Generator) -> Tensor:
-    """Noise levels in (0, 1), float32 [B]: logit-normal, with the schedule's shift."""
-    level = torch.sigmoid(torch.randn(batch, generator=generator))
+    """Noise levels in (0, 1), float32 [B]: logit-normal, with the schedule's shift, and stratified over the batch."""
+    quantile = (torch.rand(batch, generator=generator) + torch.arange(batch)) / batch
+    level = torch.sigmoid(torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)) * 1.2)
     return SHIFT * level / (1 + (SHIFT - 1) * level)
 
 
-@torch.no_grad()
-def sample(
-    transformer: Callable[..., Any],
-    noise: Tensor,
-    text: Tensor,
-    *,
-    steps: int,
-    guidance: float = 1.0,
-    on_step: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Denoise `noise` [B, 3, F, H, W] to a video of the same shape; guidance 1 makes one call a step, else two."""
+def denoise(
+    transformer: Callable[..., Any], noise: Tensor, text: Tensor, *, steps: int, start: int = 0, guidance: float = 1.0
+) -> Iterator[Tensor]:
+    """Denoise `noise` [B, 3, F, H, W] and yield the video, float32 of the same shape, after each step.
+
+    The model is given the dtype of `text`. Guidance 1 makes one call a step, else two. `start` goes on from the video
+    that `start` steps have left.
+    """
     schedule = scheduler()
     schedule.set_timesteps(steps, device=noise.device)
-    video = noise
+    video = noise.float()
     empty = no_caption(noise.shape[0]).to(text) if guidance != 1.0 else None
-    for index, timestep in enumerate(schedule.timesteps):
-        when = timestep.expand(noise.shape[0])
-        (velocity,) = transformer(video, when, text, return_dict=False)
-        if empty is not None:
-            (plain,) = transformer(video, when, empty, return_dict=False)
-            velocity = plain + guidance * (velocity - plain)
-        video = schedule.step(velocity, timestep, video, return_dict=False)[0]
-        if on_step is not None:
-            on_step(index)
-    return video
+    for timestep in schedule.timesteps[start:]:
+        when, given = timestep.expand(noise.shape[0]), video.to(text.dtype)
+        with torch.no_grad():
+            (velocity,) = transformer(given, when, text, return_dict=False)
+            if empty is not None:
+                (plain,) = transformer(given, when, empty, return_dict=False)
+                velocity = plain + guidance * (velocity - plain)
+            video = schedule.step(velocity.float(), timestep, video, return_dict=False)[0]
+        yield video
+
+
+def sample(
+    transformer: Callable[..., Any], noise: Tensor, text: Tensor, *, steps: int, guidance: float = 1.0
+) -> Tensor:
+    """The last of `denoise`."""
+    for video in denoise(transformer, noise, text, steps=steps, guidance=guidance):
+        last = video
+    return last

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
 
-
-def example(name: str) -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
+from example import example
 
 shapes = example("moving_shapes")
 
@@ -51,6 +36,28 @@ def test_the_same_places_are_drawn_at_every_resolution() -> None:
     large, _ = shapes.video(3, frames=4, height=64, width=64)
     pooled = torch.nn.functional.avg_pool2d(large.transpose(0, 1), 2).transpose(0, 1)
     assert float((small - pooled).abs().mean()) < 0.06
+
+
+def test_with_scales_a_smaller_video_shows_things_at_the_same_size() -> None:
+    # A large ball is 0.31 units in radius: 15 pixels at 48 pixels a unit, on a canvas of any size.
+    scene = shapes.parse("large white plain circle bouncing; waves")
+    for size in (64, 96):
+        clip = shapes.render(scene, np.random.default_rng(1), 4, size, size, pixels_per_unit=48, frames_per_unit=15)
+        red = clip[0]
+        covered = int((red > 0).sum(dim=(1, 2)).median())
+        assert covered == pytest.approx(np.pi * (0.31 * 48) ** 2, rel=0.1)
+
+
+def test_with_scales_a_shorter_video_moves_as_fast() -> None:
+    scene = shapes.parse("small white plain circle orbiting; waves")
+    moved = []
+    for frames in (4, 16):
+        clip = shapes.render(scene, np.random.default_rng(2), frames, 96, 96, pixels_per_unit=48, frames_per_unit=15)
+        ball = (clip[0] > 0).float()
+        rows = torch.arange(96.0)
+        places = [(ball.sum(axis) @ rows) / ball.sum((1, 2)) for axis in (1, 2)]
+        moved.append(float(torch.hypot(*(place.diff() for place in places)).mean()))
+    assert moved[0] == pytest.approx(moved[1], rel=0.1)
 
 
 def test_captions_round_trip_and_cover_every_word() -> None:

@@ -1,0 +1,237 @@
+"""The same video twice, from the same noise: dense by `backend="inductor"`, sparse by `backend="svg"`.
+
+    python examples/demo.py
+    python examples/demo.py --prompt "small cyan dotted ring bouncing; night" --seed 3 --density 0.2 --steps 20
+
+Generates with the small video transformer in examples/weights (diffusers' WanTransformer3DModel, trained by
+train_video_dit.py), prints how fast and how alike the two are, and writes to out/demo: clips.gif, frames.png,
+head_kinds.png and report.json. A prompt is one or two shapes and a background: see moving_shapes.py for the words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import svg_compile
+from moving_shapes import parse
+from pictures import head_map, sheet, side_by_side
+from quality import psnr, ssim
+from svg_compile import HeadKind, VideoLayout
+from video_model import WEIGHTS, denoise, embed_scenes, load_model
+
+PROMPT = "large orange checked circle bouncing, small white striped square orbiting; waves"
+
+
+@dataclass
+class Run:
+    """One generation: its video and the seconds of each step."""
+
+    video: Tensor
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What report.json holds. `density`: what the sparse heads reached; shares: of all heads in sparse steps."""
+
+    tokens: int
+    layers: int
+    heads: int
+    steps: int
+    dense_steps: int
+    density: float
+    dense_seconds: float
+    svg_seconds: float
+    dense_step_seconds: float
+    sparse_step_seconds: float
+    speedup: float
+    psnr: float
+    ssim: float
+    spatial_share: float
+    temporal_share: float
+    versions: dict[str, str]
+
+
+def compile_both(model: nn.Module, args: argparse.Namespace, noise: Tensor, text: Tensor) -> dict[str, Any]:
+    """Both compiled models, warm: dense by Inductor alone, sparse by this backend."""
+    options = {
+        "density": args.density,
+        "dense_steps": args.dense_steps,
+        "dense_layers": args.dense_layers,
+        "min_tokens": args.min_tokens,
+        # The demo would show nothing if nothing was rewritten.
+        "strict": True,
+    }
+    compiled = {
+        "inductor": torch.compile(model, backend="inductor"),
+        "svg": torch.compile(model, backend="svg", options=options),
+    }
+    for name, call in tqdm(compiled.items(), desc="compiling", unit="backend"):
+        # Both of svg's variants are compiled at its first call; the last step runs the sparse one.
+        with schedule(name, model, args.steps, start=args.steps - 1):
+            next(denoise(call, noise, text, steps=args.steps))
+    return compiled
+
+
+def schedule(name: str, model: nn.Module, steps: int, start: int = 0) -> Any:
+    """Tells the sparse model its steps; the dense one needs no telling."""
+    return svg_compile.denoising(model, steps=steps, start=start) if name == "svg" else nullcontext()
+
+
+def generate(compiled: dict[str, Any], noise: Tensor, text: Tensor, steps: int, model: nn.Module) -> dict[str, Run]:
+    """Both generations, step by step in turn, so that both meet the same state of the machine."""
+    runs = {name: Run(noise) for name in compiled}
+    loops: dict[str, Iterator[Tensor]] = {
+        name: denoise(call, noise, text, steps=steps) for name, call in compiled.items()
+    }
+    with schedule("svg", model, steps) as told, tqdm(total=len(runs) * steps, desc="generating", unit="step") as bar:
+        for _ in range(steps):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run.video = next(loops[name])
+                if noise.is_cuda:
+                    torch.cuda.synchronize()
+                run.seconds.append(time.perf_counter() - start)
+                bar.update()
+            told.advance()
+    return runs
+
+
+def head_kinds(recording: svg_compile.Recording, steps: int, layers: int, heads: int) -> Tensor:
+    """int64 [steps, layers, heads] of `HeadKind`; dense where nothing was sparse."""
+    kinds = torch.full((steps, layers, heads), int(HeadKind.DENSE))
+    for entry in recording.entries:
+        if entry.kinds is not None:
+            # The layer is called after its module: blocks.3.attn1.
+            kinds[entry.step, int(entry.layer.split(".")[1])] = entry.kinds[0].long()
+    return kinds
+
+
+def measure(
+    runs: dict[str, Run], recording: svg_compile.Recording, kinds: Tensor, tokens: int, dense_steps: int
+) -> Report:
+    """The figures of report.json."""
+    dense, sparse = runs["inductor"], runs["svg"]
+    steps, layers, heads = kinds.shape
+    planned = kinds[dense_steps:]
+    reached = [entry.density for entry in recording.entries if not entry.dense and entry.density is not None]
+    return Report(
+        tokens=tokens,
+        layers=layers,
+        heads=heads,
+        steps=steps,
+        dense_steps=dense_steps,
+        density=mean(reached) if reached else 1.0,
+        dense_seconds=sum(dense.seconds),
+        svg_seconds=sum(sparse.seconds),
+        dense_step_seconds=median(dense.seconds),
+        sparse_step_seconds=median(sparse.seconds[dense_steps:] or sparse.seconds),
+        speedup=sum(dense.seconds) / sum(sparse.seconds),
+        psnr=psnr(sparse.video[0], dense.video[0]),
+        ssim=ssim(sparse.video[0], dense.video[0]),
+        spatial_share=float((planned == HeadKind.SPATIAL).float().mean()) if len(planned) else 0.0,
+        temporal_share=float((planned == HeadKind.TEMPORAL).float().mean()) if len(planned) else 0.0,
+        versions={
+            "svg_compile": svg_compile.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def show(report: Report) -> None:
+    table = Table(title=f"{report.tokens} tokens, {report.layers} layers of {report.heads} heads, {report.steps} steps")
+    for column in ("", "inductor", "svg", "times faster"):
+        table.add_column(column, justify="right")
+    step = report.dense_step_seconds, report.sparse_step_seconds
+    table.add_row("seconds a dense step", f"{step[0]:.2f}", "", "")
+    table.add_row("seconds a sparse step", "", f"{step[1]:.2f}", f"{step[0] / step[1]:.2f}")
+    total = report.dense_seconds, report.svg_seconds
+    table.add_row("seconds in all", f"{total[0]:.1f}", f"{total[1]:.1f}", f"{report.speedup:.2f}")
+    table.add_row("dense steps", str(report.steps), str(report.dense_steps), "")
+    table.add_row("density of sparse heads", "1.000", f"{report.density:.3f}", "")
+    table.add_row("heads spatial / temporal", "", f"{report.spatial_share:.0%} / {report.temporal_share:.0%}", "")
+    table.add_row("PSNR to inductor", "", f"{report.psnr:.1f} dB", "")
+    table.add_row("SSIM to inductor", "", f"{report.ssim:.4f}", "")
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> Report:
+    args = parse_args(argv)
+    dtype = torch.bfloat16
+    model = load_model(args.weights, dtype).to(args.device)
+    layout = VideoLayout(args.frames, args.size // 4, args.size // 4)
+    text = embed_scenes([parse(args.prompt)]).to(args.device, dtype)
+    shape = (1, 3, args.frames, args.size, args.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
+    share = args.dense_steps
+    dense_steps = share if isinstance(share, int) else math.ceil(round(share * args.steps, 9))
+    print(f"{args.prompt} (seed {args.seed})")
+    print(f"{layout.tokens} tokens: {args.frames} frames of {args.size} x {args.size} pixels")
+
+    compiled = compile_both(model, args, noise, text)
+    with svg_compile.record(model, layout=layout) as recording:
+        runs = generate(compiled, noise, text, args.steps, model)
+    kinds = head_kinds(recording, args.steps, len(model.blocks), model.config.num_attention_heads)
+    report = measure(runs, recording, kinds, layout.tokens, dense_steps)
+
+    clips = {name: run.video[0].float().cpu() for name, run in runs.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    side_by_side(clips, args.out / "clips.gif")
+    sheet(clips, args.out / "frames.png")
+    head_map(kinds, args.out / "head_kinds.png")
+    (args.out / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    show(report)
+    print(f"wrote clips.gif, frames.png, head_kinds.png and report.json to {args.out}")
+    return report
+
+
+def steps_or_share(text: str) -> int | float:
+    """An int counts steps; a number with a point is a share of them."""
+    return float(text) if "." in text else int(text)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--density", type=float, default=0.3, help="share of query-key pairs a sparse head computes")
+    parser.add_argument("--steps", type=int, default=16, help="denoising steps")
+    parser.add_argument("--dense-steps", type=steps_or_share, default=0.25, help="a count, or a share such as 0.25")
+    parser.add_argument("--dense-layers", type=int, default=0, help="first layers left dense")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--size", type=int, default=96, help="pixels in height and width, a multiple of 4")
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the model")
+    parser.add_argument("--min-tokens", type=int, default=2048, help="shorter sequences stay dense")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"))
+    args = parser.parse_args(argv)
+    if args.size % 4:
+        parser.error(f"argument --size: {args.size} is not a multiple of 4, the side of a token in pixels")
+    return args
+
+
+if __name__ == "__main__":
+    main()

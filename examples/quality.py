@@ -1,0 +1,43 @@
+"""How near one video is to another: PSNR and SSIM over 8-bit frames, LPIPS where the package and its weights are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def frames_of(video: Tensor) -> np.ndarray:
+    """[3, F, H, W] in [-1, 1] -> uint8 [F, H, W, 3], as it is shown."""
+    shown = (video.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
+    return shown.round().byte().permute(1, 2, 3, 0).numpy()
+
+
+def psnr(video: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB over all frames, of what is shown; 100 for equal videos."""
+    difference = frames_of(video).astype(np.float64) - frames_of(reference).astype(np.float64)
+    error = float(np.mean(difference**2))
+    return 100.0 if error == 0 else min(100.0, float(10 * np.log10(255.0**2 / error)))
+
+
+def ssim(video: Tensor, reference: Tensor) -> float:
+    """Structural similarity, the mean over frames."""
+    from skimage.metrics import structural_similarity
+
+    pairs = zip(frames_of(video), frames_of(reference), strict=True)
+    # 7 is the usual window; a picture that is smaller than that takes what fits.
+    window = min(7, (min(video.shape[2:]) - 1) // 2 * 2 + 1)
+    return float(np.mean([structural_similarity(a, b, channel_axis=2, win_size=window) for a, b in pairs]))
+
+
+def lpips_or_none(video: Tensor, reference: Tensor) -> float | None:
+    """LPIPS (AlexNet), the mean over frames; None where the `lpips` package or its weights cannot be had."""
+    try:
+        import lpips
+
+        network = lpips.LPIPS(net="alex", verbose=False)
+    except Exception:
+        return None
+    with torch.no_grad():
+        distances = network(video.float().cpu().transpose(0, 1), reference.float().cpu().transpose(0, 1))
+    return float(distances.mean())

@@ -1,0 +1,133 @@
+"""The parts of training that are not the loop: stages, batches, the optimizers, one step, the averaged weights."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moving_shapes import video
+from video_model import PATCH, SCALES, embed_scenes, no_caption, training_noise_levels
+
+
+@dataclass(frozen=True)
+class Stage:
+    """So many steps on videos of one size."""
+
+    steps: int
+    frames: int
+    pixels: int
+    batch: int
+
+
+def parse_stages(text: str) -> list[Stage]:
+    stages = []
+    for part in text.split(","):
+        numbers = part.split(":")
+        if len(numbers) != 4 or not all(number.isdigit() and int(number) > 0 for number in numbers):
+            raise argparse.ArgumentTypeError(f"a stage is steps:frames:pixels:batch, got {part!r}")
+        stages.append(Stage(*map(int, numbers)))
+    if any(stage.pixels % PATCH[1] for stage in stages):
+        raise argparse.ArgumentTypeError(f"pixels must be a multiple of {PATCH[1]}: a token is {PATCH[1]} pixels wide")
+    return stages
+
+
+def stage_at(stages: list[Stage], step: int) -> Stage:
+    for stage in stages:
+        if step < stage.steps:
+            return stage
+        step -= stage.steps
+    return stages[-1]
+
+
+class Batches(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Step -> (videos, captions), drawn from the step's number, so that a resumed run sees what it would have seen."""
+
+    def __init__(self, stages: list[Stage], first: int, total: int, seed: int) -> None:
+        self.stages, self.first, self.total, self.seed = stages, first, total, seed
+
+    def __len__(self) -> int:
+        return self.total - self.first
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        step = self.first + index
+        stage = stage_at(self.stages, step)
+        drawn = [
+            video(step * 4096 + item, stage.frames, stage.pixels, stage.pixels, self.seed, **SCALES)
+            for item in range(stage.batch)
+        ]
+        return torch.stack([clip for clip, _ in drawn]), embed_scenes([scene for _, scene in drawn])
+
+
+class Optimizers:
+    """Muon for the matrices of the blocks, AdamW for all else, behind the few methods that training needs.
+
+    Muon learns the same in about half the steps; it is meant for hidden matrices alone.
+    """
+
+    def __init__(self, model: nn.Module, rate: float) -> None:
+        matrices, others = [], []
+        for name, weight in model.named_parameters():
+            (matrices if name.startswith("blocks.") and weight.ndim == 2 else others).append(weight)
+        # match_rms_adamw: its steps are as large as AdamW's, so one learning rate serves both.
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.parts: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self, rate: float) -> None:
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def train_step(
+    model: nn.Module, optimizers: Optimizers, rate: float, clips: Tensor, text: Tensor, generator: torch.Generator
+) -> float:
+    """One step of flow matching: from noise and data, predict noise - data at a random level between. -> the loss."""
+    device = clips.device
+    level = training_noise_levels(len(clips), generator).to(device)
+    noise = torch.randn(clips.shape, generator=generator).to(device)
+    # One caption in ten is left out, so that samples can be guided.
+    dropped = (torch.rand(len(clips), 1, 1, generator=generator) < 0.1).to(device)
+    text = torch.where(dropped, no_caption(len(clips)).to(text), text)
+    mixed = torch.lerp(clips, noise, level[:, None, None, None, None])
+    with torch.autocast(device.type, torch.bfloat16):
+        (velocity,) = model(mixed, level * 1000, text, return_dict=False)
+    loss = nn.functional.mse_loss(velocity.float(), noise - clips)
+    optimizers.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizers.step(rate)
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def average(ema: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the averaged weights towards the model's; slower as training goes on."""
+    decay = min(0.998, (1 + step) / (10 + step))
+    for mean, weight in zip(ema.parameters(), model.parameters(), strict=True):
+        mean.lerp_(weight, 1 - decay)
+
+
+def learning_rate(step: int, total: int, peak: float, warmup: int = 200, cooldown: float = 0.25) -> float:
+    """Linear warm-up, constant, and linear down to a twentieth over the last part of the run.
+
+    Constant in between, so that a run can be made longer or stopped early without having planned for it.
+    """
+    end = max(1.0, cooldown * total)
+    return peak * min(1.0, (step + 1) / warmup, max(0.05, (total - step) / end))
