@@ -12,19 +12,25 @@ from svg_compile.layout import HeadKind, VideoLayout
 
 if TYPE_CHECKING:
     from svg_compile.attachment import attach, denoising
+    from svg_compile.bisection import bisect
     from svg_compile.dry_run import explain
     from svg_compile.functional import profile_heads, sparse_attention
+    from svg_compile.recorded import Recording
+    from svg_compile.recording import record
     from svg_compile.report import Reason, Report, Site
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "attach": "svg_compile.attachment",
+    "bisect": "svg_compile.bisection",
     "denoising": "svg_compile.attachment",
     "explain": "svg_compile.dry_run",
     "profile_heads": "svg_compile.functional",
+    "record": "svg_compile.recording",
     "sparse_attention": "svg_compile.functional",
     "Reason": "svg_compile.report",
+    "Recording": "svg_compile.recorded",
     "Report": "svg_compile.report",
     "Site": "svg_compile.report",
 }
@@ -35,15 +41,18 @@ __all__ = [
     "NothingRewritten",
     "OptionError",
     "Reason",
+    "Recording",
     "Report",
     "ScheduleError",
     "Site",
     "SvgError",
     "VideoLayout",
     "attach",
+    "bisect",
     "denoising",
     "explain",
     "profile_heads",
+    "record",
     "sparse_attention",
 ]
 

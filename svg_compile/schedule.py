@@ -217,7 +217,9 @@ class Dispatcher:
     def __call__(self, *inputs: Any) -> Any:
         parameter = None if self.parameter is None else inputs[self.parameter]
         state = self._own_state if parameter is None else _REGISTRY.state_of(parameter)
-        decision = self.decide(inputs, state) if self._asks else _NOT_ASKED
+        # Nothing depends on the step, but who looks on may be told it by a schedule, which costs nothing to ask.
+        asks = self._asks or (_observers and state.schedule is not None)
+        decision = self.decide(inputs, state) if asks else _NOT_ASKED
         plans: tuple[Tensor, ...] = ()
         errors: tuple[Tensor, ...] = ()
         if decision.dense and self.dense is not None:
