@@ -64,6 +64,7 @@ class Regions:
         self._handles: list[Any] = []
         # By the shapes of a call: the text of each marked module.
         self._known: dict[Any, Mapping[str, str]] = {}
+        self._made: Any = None
         self._tracing = False
         self._timestep: Any = None
         before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
@@ -90,10 +91,11 @@ class Regions:
             return
         _UNDER_WAY.add(self)
         self._timestep = _argument(model, "timestep", args, kwargs)
-        shapes = _shapes(args, kwargs)
+        shapes, made = _shapes(args, kwargs), _made_of(blocks)
+        if made != self._made or len(self._known) >= _MOST_SHAPES:
+            self._known.clear()
+        self._made = made
         if shapes not in self._known:
-            if len(self._known) >= _MOST_SHAPES:
-                self._known.clear()
             self._known[shapes] = self._trace(model, blocks, args, kwargs)
         texts = self._known[shapes]
         for path in texts:
@@ -115,7 +117,9 @@ class Regions:
         """The text of the mark of each module with a sparse attention, for calls of these shapes."""
         from svg_compile.dry_run import explain
 
-        hooked = [path or "the model" for path, module in model.named_modules() if "forward" in vars(module)]
+        # What torch.compile wraps around a block has a forward of its own, too.
+        modules = [(path, module) for path, module in model.named_modules() if "_orig_mod" not in module._modules]
+        hooked = [path or "the model" for path, module in modules if "forward" in vars(module)]
         if hooked:
             # A step cache or an offload: tracing would run its Python code, and move its state by a step.
             warnings.warn(
@@ -199,6 +203,12 @@ def compiled_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         else:
             for path, block in compiled_blocks(child):
                 yield f"{name}.{path}", block
+
+
+def _made_of(blocks: Mapping[str, nn.Module]) -> Any:
+    """What blocks compute with: their modules, and the processors that diffusers lets one put into attentions."""
+    modules = (module for block in blocks.values() for module in block.modules())
+    return [(id(module), id(vars(module).get("processor"))) for module in modules]
 
 
 def _argument(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

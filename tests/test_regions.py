@@ -226,6 +226,25 @@ def test_a_changed_guidance_or_size_is_traced_anew_and_an_error_leaves_nothing_o
     assert dense == [[True] * 3, [True, False, False]]
 
 
+def test_another_attention_processor_is_traced_anew(built: list[str]) -> None:
+    class Backwards(nn.Module):
+        """Attention over tokens in another order, the same length and the same calls."""
+
+        def __init__(self, attn: nn.Module) -> None:
+            super().__init__()
+            self.attn = attn
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attn(x.flip(1)).flip(1)
+
+    model = compile_blocks(Blocks(2), dense_layers=0, dense_steps=0)
+    _, dense = run(model, {"latents": latents()}, steps=1)
+    assert dense == [[False, False]]
+    model.blocks[1].attn = Backwards(model.blocks[1].attn)
+    _, dense = run(model, {"latents": latents()}, steps=1)
+    assert dense == [[False]]
+
+
 def test_a_model_that_is_told_of_can_be_deleted(built: list[str]) -> None:
     model = compile_blocks(Blocks())
     run(model, {"latents": latents()})
