@@ -45,9 +45,9 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
     cost = report.cost
     if cost is not None and report.rewritten:
         best = min(cost.stages, key=lambda stage: stage.attention)
-        bounds = [(cost.attention_bound(best), "attention of a sparse step"), (cost.model_bound(best), "a sparse step")]
+        bounds = [(cost.attention_bound(best), "attention in a sparse step"), (cost.model_bound(best), "a sparse step")]
         bounds.append((cost.run_bound, f"a run of {cost.steps} steps, {cost.dense_steps} dense"))
-        tiles += [(f"\u2264 {bound:.2f}x", f"as fast: {what}") for bound, what in bounds if bound is not None]
+        tiles += [(f"\u2264 {bound:.2f}x", f"speed of {what}") for bound, what in bounds if bound is not None]
     return tiles
 
 

@@ -30,6 +30,7 @@ STYLE = """
 .svg-page code, .svg-page pre { font: .92em/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace }
 .svg-page td code { overflow-wrap: anywhere }
 .svg-page td.wide { min-width: 24em } .svg-page td.tight { white-space: nowrap }
+.svg-page td.name { min-width: 11em }
 .svg-page pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .9em 1em;
   overflow-x: auto; font-size: .82em }
 .svg-page .badge { display: inline-block; border-radius: 1em; padding: 0 .7em; font-size: .88em; white-space: nowrap;
@@ -74,7 +75,8 @@ REPORT = """<div class="svg-page">
 <div class="scroll"><table>
 <tr><th>layer</th><th>source</th><th>B x H x D</th><th>tokens</th><th>sequence</th><th>decision</th></tr>
 {% for row in rows %}<tr>
-<td><code>{{ row.cells[0] }}</code></td><td><code title="{{ row.source }}">{{ row.cells[1] }}</code></td>
+<td class="name"><code>{{ row.cells[0] }}</code></td>
+<td class="name"><code title="{{ row.source }}">{{ row.cells[1] }}</code></td>
 <td class="tight">{{ row.cells[2] }}</td><td class="tight">{{ row.cells[3] }}</td>
 <td class="tight"><code>{{ row.cells[4] }}</code></td>
 <td class="wide"><span class="badge {{ row.badge }}">{{ row.verdict }}</span>{% if row.why %} {{ row.why }}

@@ -17,6 +17,7 @@ def print_report(report: Report, console: Console) -> None:
         # Not through the console, which would break lines at 80 columns.
         console.file.write(str(report) + "\n")
         return
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -38,4 +39,4 @@ def print_report(report: Report, console: Console) -> None:
         if lines:
             console.print(Text(f"\n{title}", style="bold"))
             for line in lines:
-                console.print(Text("  " + line), soft_wrap=False)
+                console.print(Padding(Text(line), (0, 0, 0, 2)))

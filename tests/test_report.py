@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import golden
@@ -23,6 +26,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.cost import cost_of
 from svg_compile.passes.attention_call import refused_call
 from svg_compile.report import GraphBreak
+from svg_compile.terminal import print_report
 from test_find_attention import Model, sdpa, video
 
 LINE = inspect.getsourcelines(sdpa)[1] + 1
@@ -195,3 +199,17 @@ def test_a_report_of_nothing() -> None:
     assert str(empty) == "0 of 0 attentions rewritten, 1 graph"
     assert json.loads(empty.to_json())["sites"] == []
     assert "0 of 0" in empty.to_html()
+
+
+def test_a_terminal_gets_colours_and_its_own_width_and_a_pipe_gets_the_text() -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="truecolor")
+    print_report(full_report(), terminal)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert plain != shown
+    assert max(map(len, plain.splitlines())) <= 100
+    assert "blocks.{1-3,7}.attn1 (4x)" in plain
+    assert "What to do" in plain
+    pipe = Console(file=io.StringIO())
+    print_report(full_report(), pipe)
+    assert pipe.file.getvalue() == str(full_report()) + "\n"  # type: ignore[attr-defined]
