@@ -136,6 +136,30 @@ def masks(layout: str, text: int, text_first: bool, density: float, block: int, 
     click.echo(out)
 
 
+@main.command(short_help="Pictures of a recording: kinds and margins of the heads.")
+@click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out", default="plans", show_default=True, metavar="NAME", help="Writes NAME_kinds.png, NAME_margins.png."
+)
+@click.option("--layer", metavar="PATH", help="Only this layer.  [default: all]")
+def plot(recording: Path, out: str, layer: str | None) -> None:
+    """Draw which kind each head was, over layers, steps and heads, and how clearly.
+
+    RECORDING is a file that `svg_compile.record(...)` saved: recording.save("plans.npz").
+    """
+    from svg_compile.pictures import save
+    from svg_compile.plan_pictures import draw_kinds, draw_margins
+    from svg_compile.recorded import Recording
+
+    plans = Recording.load(recording)
+    plans = plans if layer is None else plans.select(layer=layer)
+    click.echo(plans.summary)
+    for name, draw in (("kinds", draw_kinds), ("margins", draw_margins)):
+        with _busy(f"drawing {name}"):
+            save(draw(plans), f"{out}_{name}.png")
+        click.echo(f"{out}_{name}.png")
+
+
 @main.command(
     short_help="Time sparse against dense attention on this machine.",
     context_settings={"ignore_unknown_options": True},

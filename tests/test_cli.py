@@ -17,6 +17,7 @@ import models
 from svg_compile import SvgError
 from svg_compile.cli import main
 from svg_compile.example_inputs import RECIPES, Size, inputs_for
+from svg_compile.recorded import Entry, Recording
 from svg_compile.targets import Request, load, values
 
 TESTS = Path(__file__).resolve().parent
@@ -142,6 +143,25 @@ def test_masks_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_recording_is_drawn(tmp_path: Path) -> None:
+    plan = torch.tensor([[0, 1], [1, 2]], dtype=torch.int32)[None]
+    entries = [
+        Entry("model", 0, step, 4, 0, layer, plan[..., 0], plan[..., 1], torch.rand(1, 2, 2), None)
+        for step in range(2, 4)
+        for layer in ("blocks.0.attn1", "blocks.1.attn1")
+    ]
+    Recording(entries).save(tmp_path / "plans.npz")
+    result = run("plot", "plans.npz", "--layer", "blocks.1.attn1")
+    assert result.exit_code == 0, result.output
+    assert "blocks.1.attn1" in result.stdout
+    assert "blocks.0.attn1" not in result.stdout
+    for name in ("plans_kinds.png", "plans_margins.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert "no entry of the recording" in run("plot", "plans.npz", "--layer", "blocks.7").stderr
+    (tmp_path / "other.npz").write_bytes(b"nothing")
+    assert run("plot", "other.npz").exit_code == 1
+
+
 def test_bench_hands_its_arguments_on() -> None:
     small = ["--tokens", "64", "--frames", "4", "--heads", "2", "--head-dim", "16", "--repeats", "1", "--no-flex"]
     result = run("bench", "cpu", *small, "--threads", str(torch.get_num_threads()))
@@ -149,7 +169,7 @@ def test_bench_hands_its_arguments_on() -> None:
     assert "op, mixed" in result.output
 
 
-@pytest.mark.parametrize("command", ["", "explain", "dump", "masks"])
+@pytest.mark.parametrize("command", ["", "explain", "dump", "masks", "plot"])
 def test_help_speaks_of_every_command(command: str) -> None:
     result = run(*filter(None, [command]), "--help")
     assert result.exit_code == 0
