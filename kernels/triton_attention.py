@@ -19,6 +19,7 @@ only some queries see) is gathered into one list and goes through the masked loo
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Optional
 
 import triton
@@ -26,11 +27,13 @@ import triton.language as tl
 from torch import Tensor
 
 from svg_compile.kernels.storage import empty_output
-from svg_compile.kernels.triton_configs import (
-    attention_config,
+from svg_compile.kernels.triton_configs import attention_tiles
+from svg_compile.kernels.triton_launch import (
+    autotunes,
     cdiv,
     checked_head_dims,
     exponent_unit,
+    launch,
     launcher,
     split_channels,
 )
@@ -46,30 +49,10 @@ from svg_compile.kernels.triton_tiles import (
     band_block,
     band_rank,
     body_offset,
+    key_tile,
     load_rows,
-    scores,
-    softmax_step,
     store_rows,
 )
-
-
-@triton.jit
-def key_tile(
-    query_low, query_high, out_low, out_high, peak, total, key, value, token, token_ok, visible, unit,
-    stride_kn, stride_kd, stride_vn, stride_vd,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
-    VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr, CHECKED: tl.constexpr,
-):  # fmt: skip
-    """Add one tile of keys. `key` and `value` point at token 0 of `token`; CHECKED: token_ok and visible count."""
-    score = scores(query_low, query_high, key, token, token_ok, stride_kn, stride_kd, LOW, HIGH, HEAD_DIM, CHECKED)
-    weight, factor, peak, total = softmax_step(score, visible, peak, total, unit, CHECKED)
-    weight = weight.to(value.dtype.element_ty)
-    rows = load_rows(value, token, token_ok, stride_vn, stride_vd, 0, VALUE_LOW, VALUE_DIM, CHECKED)
-    out_low = tl.dot(weight, rows, out_low * factor[:, None], input_precision="ieee")
-    if VALUE_HIGH > 0:
-        rows = load_rows(value, token, token_ok, stride_vn, stride_vd, VALUE_LOW, VALUE_HIGH, VALUE_DIM, CHECKED)
-        out_high = tl.dot(weight, rows, out_high * factor[:, None], input_precision="ieee")
-    return out_low, out_high, peak, total
 
 
 @triton.jit
@@ -270,14 +253,12 @@ def sparse_attention(
     """Sparse attention by the plan (see the module): q, k, v [B, H, N, D] -> [B, H, N, Dv]; sizes may be SymInts."""
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
-    config = attention_config(query.device, query.dtype, max(head_dim, value_dim))
+    tiles = attention_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
     out = empty_output(query, value)
     flat_plan = plan.reshape(batch * heads, 2)
     order = plan.new_empty(batch * heads + 1)
     sign, unit = exponent_unit(head_dim**-0.5 if scale is None else scale)
     area = height * width
-    rows = config.block_m
-    tiles = cdiv(text_len, rows) + cdiv(area, rows) + cdiv((frames - 1) * area, rows)
     launcher(head_order_fwd_kernel)[(cdiv(batch * heads, ORDER_BLOCK),)](
         flat_plan, order, flat_plan.stride(0), flat_plan.stride(1), batch * heads, BLOCK=ORDER_BLOCK
     )
@@ -287,14 +268,18 @@ def sparse_attention(
         launcher(hidden_range_fwd_kernel)[(batch,)](
             key_mask, hidden, *key_mask.stride(), query.shape[2], BLOCK=MASK_BLOCK
         )
-    launcher(sparse_attention_fwd_kernel)[(tiles * batch * heads,)](
+
+    def grid(meta: Mapping[str, int]) -> tuple[int]:
+        rows = meta["BLOCK_M"]
+        return ((cdiv(text_len, rows) + cdiv(area, rows) + cdiv((frames - 1) * area, rows)) * batch * heads,)
+
+    launch(
+        sparse_attention_fwd_kernel, grid, tiles,
         query, key, value, out, flat_plan, order, plan if key_mask is None else key_mask, hidden,
         *query.stride(), *key.stride(), *value.stride(), *out.stride(), *flat_plan.stride(),
         *((0, 0) if key_mask is None else key_mask.stride()),
         batch * heads, heads, frames, area, text_len, unit,
         SIGN=sign, TEXT_FIRST=text_first, BAND=block, HAS_KEY_MASK=key_mask is not None,
         HEAD_DIM=head_dim, VALUE_DIM=value_dim, **split_channels(head_dim, value_dim),
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_EDGE=config.block_edge,
-        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

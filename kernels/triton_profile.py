@@ -27,15 +27,17 @@ from torch import Tensor
 
 from svg_compile.kernels.half_width import half_widths
 from svg_compile.kernels.sampling import sampled_video_token
-from svg_compile.kernels.triton_configs import (
+from svg_compile.kernels.triton_configs import profile_tiles
+from svg_compile.kernels.triton_decide import profile_plan_fwd_kernel
+from svg_compile.kernels.triton_launch import (
+    autotunes,
     cdiv,
     checked_head_dims,
     exponent_unit,
+    launch,
     launcher,
-    profile_config,
     split_channels,
 )
-from svg_compile.kernels.triton_decide import profile_plan_fwd_kernel
 from svg_compile.kernels.triton_tiles import attends, band_block, band_rank, load_rows, scores, softmax_step, store_rows
 
 _SPLITS = 16
@@ -212,15 +214,16 @@ def profile_heads(
     """
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
-    config = profile_config(query.device, query.dtype, max(head_dim, value_dim))
+    tiles = profile_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
+    block_m = tiles[0].block_m
     area, video = height * width, frames * height * width
     count = torch.sym_min(sampled_rows, video)
-    row_tiles = cdiv(count, config.block_m)
+    row_tiles = cdiv(count, block_m)
     sampled = sampled_video_token(torch.arange(count, device=query.device), count, video)
     widths = half_widths(frames, height, width, text_len, text_first, block, densities, query.device)
     parts = batch * heads * row_tiles * _SPLITS
-    partial = query.new_empty(parts, 3, config.block_m, value_dim, dtype=torch.float32)
-    sums = query.new_empty(parts, 3, 2, config.block_m, dtype=torch.float32)
+    partial = query.new_empty(parts, 3, block_m, value_dim, dtype=torch.float32)
+    sums = query.new_empty(parts, 3, 2, block_m, dtype=torch.float32)
     plan = query.new_empty(batch, heads, 2, dtype=torch.int32)
     errors = query.new_empty(batch, heads, 2, dtype=torch.float32)
     # A previous plan is of no use without the word that it is to be kept.
@@ -228,20 +231,20 @@ def profile_heads(
     stage = widths if when is None else when
     before = widths if previous is None else previous.reshape(batch * heads, 2)
     sign, unit = exponent_unit(head_dim**-0.5 if scale is None else scale)
-    launcher(profile_rows_fwd_kernel)[(parts,)](
+    launch(
+        profile_rows_fwd_kernel, lambda meta: (parts,), tiles,
         query, key, value, sampled, widths, stage, widths if key_mask is None else key_mask, partial, sums,
         *query.stride(), *key.stride(), *value.stride(), *((0, 0) if key_mask is None else key_mask.stride()),
         stage.stride(0),
         heads, frames, area, text_len, count, row_tiles, unit,
         SIGN=sign, TEXT_FIRST=text_first, BAND=block, HAS_KEY_MASK=key_mask is not None, **stages,
         HEAD_DIM=head_dim, VALUE_DIM=value_dim, **split_channels(head_dim, value_dim),
-        SPLITS=_SPLITS, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        SPLITS=_SPLITS,
     )  # fmt: skip
     launcher(profile_plan_fwd_kernel)[(batch * heads,)](
         partial, sums, widths, stage, before, plan, errors,
         stage.stride(0), before.stride(0), count, row_tiles, **stages,
         SPLITS=_SPLITS, VALUE_DIM=value_dim, WIDTH=triton.next_power_of_2(value_dim),
-        BLOCK_M=config.block_m, ROWS=_MERGE_ROWS,
+        BLOCK_M=block_m, ROWS=_MERGE_ROWS,
     )  # fmt: skip
     return plan, errors

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from svg_compile import mask
-from svg_compile.kernels.triton_configs import device_function
+from svg_compile.kernels.triton_launch import device_function
 
 # The names have to stay those of the functions: Inductor writes the sources out under them.
 band_rank = device_function(mask.band_rank)
@@ -115,3 +115,22 @@ def softmax_step(score, visible, peak, total, unit, CHECKED: tl.constexpr):
     weight = tl.exp2(score * unit - shift[:, None])
     factor = tl.exp2(peak * unit - shift)
     return weight, factor, new_peak, total * factor + tl.sum(weight, 1)
+
+
+@triton.jit
+def key_tile(
+    query_low, query_high, out_low, out_high, peak, total, key, value, token, token_ok, visible, unit,
+    stride_kn, stride_kd, stride_vn, stride_vd,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr, CHECKED: tl.constexpr,
+):  # fmt: skip
+    """Add one tile of keys. `key` and `value` point at token 0 of `token`; CHECKED: token_ok and visible count."""
+    score = scores(query_low, query_high, key, token, token_ok, stride_kn, stride_kd, LOW, HIGH, HEAD_DIM, CHECKED)
+    weight, factor, peak, total = softmax_step(score, visible, peak, total, unit, CHECKED)
+    weight = weight.to(value.dtype.element_ty)
+    rows = load_rows(value, token, token_ok, stride_vn, stride_vd, 0, VALUE_LOW, VALUE_DIM, CHECKED)
+    out_low = tl.dot(weight, rows, out_low * factor[:, None], input_precision="ieee")
+    if VALUE_HIGH > 0:
+        rows = load_rows(value, token, token_ok, stride_vn, stride_vd, VALUE_LOW, VALUE_HIGH, VALUE_DIM, CHECKED)
+        out_high = tl.dot(weight, rows, out_high * factor[:, None], input_precision="ieee")
+    return out_low, out_high, peak, total

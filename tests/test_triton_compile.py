@@ -6,6 +6,7 @@ The quick cases are the head dims of the large models; the slow ones are the who
 from __future__ import annotations
 
 import re
+from dataclasses import astuple
 from itertools import product
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import triton_configs, triton_decide, triton_prepare
-from svg_compile.kernels.triton_configs import TileConfig, split_channels, tile_for
+from svg_compile.kernels.triton_configs import ATTENTION, ATTENTION_CHOICES, PROFILE, PROFILE_CHOICES, TileConfig
+from svg_compile.kernels.triton_launch import split_channels
 from triton_binaries import (
     REGISTER_LIMIT,
     SHARED_LIMIT,
@@ -38,6 +40,20 @@ PLAN_STAGES = tuple(
     {"HAS_WHEN": when, "HAS_PREVIOUS": kept} for when, kept in ((False, False), (True, False), (True, True))
 )
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+# What max_autotune may choose besides the default, in bfloat16.
+MORE_ATTENTION, MORE_PROFILE = (
+    [
+        pytest.param(arch, dim, tile, marks=pytest.mark.slow, id=f"{arch}-{dim}-{astuple(tile)}")
+        for arch, dim in product(TARGETS, HEAD_DIMS)
+        for tile in triton_configs.tiles_for(table, choices, arch, torch.bfloat16, dim)[1:]
+    ]
+    for table, choices in ((ATTENTION, ATTENTION_CHOICES), (PROFILE, PROFILE_CHOICES))
+)
+
+
+def default(table: triton_configs.Table, arch: str, dtype: torch.dtype, dim: int) -> TileConfig:
+    """The table's line, as the launcher looks it up on that architecture."""
+    return triton_configs.tiles_for(table, {}, arch, dtype, dim)[0]
 
 
 def check_resources(binary: Binary, arch: str, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -49,7 +65,8 @@ def check_resources(binary: Binary, arch: str, dtype: torch.dtype = torch.bfloat
 
 @pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
 def test_attention_compiles_without_spills(arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool) -> None:
-    binary = attention_binary(arch, dtype, head_dim, key_mask=key_mask)
+    tile = default(ATTENTION, arch, dtype, head_dim)
+    binary = attention_binary(arch, dtype, head_dim, tile, key_mask=key_mask)
     check_resources(binary, arch, dtype)
     if arch == "sm_90" and dtype.itemsize == 2:
         assert "wgmma.mma_async" in binary.assembly
@@ -59,18 +76,33 @@ def test_attention_compiles_without_spills(arch: str, dtype: torch.dtype, head_d
 
 @pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
 def test_profile_compiles_without_spills(arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool) -> None:
-    check_resources(profile_binary(arch, dtype, head_dim, key_mask=key_mask), arch, dtype)
+    tile = default(PROFILE, arch, dtype, head_dim)
+    check_resources(profile_binary(arch, dtype, head_dim, tile, key_mask=key_mask), arch, dtype)
 
 
 @pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
 def test_profile_that_may_be_skipped_uses_no_more(arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool) -> None:
-    check_resources(profile_binary(arch, dtype, head_dim, key_mask=key_mask, stages=True), arch, dtype)
+    tile = default(PROFILE, arch, dtype, head_dim)
+    check_resources(profile_binary(arch, dtype, head_dim, tile, key_mask=key_mask, stages=True), arch, dtype)
+
+
+@pytest.mark.parametrize("key_mask", [False, True])
+@pytest.mark.parametrize(("arch", "head_dim", "tile"), MORE_ATTENTION)
+def test_choices_of_attention_compile_without_spills(
+    arch: str, head_dim: int, tile: TileConfig, key_mask: bool
+) -> None:
+    check_resources(attention_binary(arch, torch.bfloat16, head_dim, tile, key_mask=key_mask), arch)
+
+
+@pytest.mark.parametrize(("arch", "head_dim", "tile"), MORE_PROFILE)
+def test_choices_of_the_profile_compile_without_spills(arch: str, head_dim: int, tile: TileConfig) -> None:
+    check_resources(profile_binary(arch, torch.bfloat16, head_dim, tile, key_mask=True, stages=True), arch)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_no_index_table_is_loaded(arch: str) -> None:
     """What is read from memory as whole numbers is the plan, the head's place in the order, and a zero: no table."""
-    assembly = attention_binary(arch, torch.bfloat16, 128).assembly
+    assembly = attention_binary(arch, torch.bfloat16, 128, default(ATTENTION, arch, torch.bfloat16, 128)).assembly
     words = re.findall(r"ld(?:\.volatile)?\.global(?!\S*\.v\d)\S*\.[bus]32 ", assembly)
     assert len(words) == 4, words
 
@@ -78,7 +110,7 @@ def test_no_index_table_is_loaded(arch: str) -> None:
 @pytest.mark.parametrize("arch", ["sm_90"])
 def test_full_tiles_carry_no_mask_arithmetic(arch: str) -> None:
     """Only the third loop, the edges', selects: one selection a score and few others, not one in each of the loops."""
-    assembly = attention_binary(arch, torch.bfloat16, 128).assembly
+    assembly = attention_binary(arch, torch.bfloat16, 128, default(ATTENTION, arch, torch.bfloat16, 128)).assembly
     before_edges = assembly[: assembly.index("ld.volatile")]
     scores = 128 * 128 // 256
     assert before_edges.count("selp.f32") + before_edges.count("selp.b32") < scores
@@ -87,9 +119,10 @@ def test_full_tiles_carry_no_mask_arithmetic(arch: str) -> None:
 @pytest.mark.parametrize("sizes", [{"frames": 1, "text_len": 1}, {"area": 1, "heads": 1, "batch_heads": 1}])
 def test_sizes_of_one_compile(sizes: dict[str, int]) -> None:
     """Triton turns arguments that are 1 into constants, which have not all of a tensor's methods."""
-    attention_binary("sm_90", torch.bfloat16, 64, key_mask=True, text_first=True, **sizes)
+    case = ("sm_90", torch.bfloat16, 64)
+    attention_binary(*case, default(ATTENTION, *case), key_mask=True, text_first=True, **sizes)
     sizes = {name: size for name, size in sizes.items() if name != "batch_heads"}
-    profile_binary("sm_90", torch.bfloat16, 64, key_mask=True, **sizes)
+    profile_binary(*case, default(PROFILE, *case), key_mask=True, **sizes)
 
 
 @pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
@@ -113,9 +146,16 @@ def test_head_dims_are_split_into_powers_of_two() -> None:
         assert size <= split["LOW"] + split["HIGH"] <= max(16, 2 * size)
 
 
-def test_the_table_covers_what_is_supported() -> None:
-    for name, dtype, dim in product(("sm_80", "sm_90", "gfx942", "other"), triton_configs.DTYPES, range(16, 257)):
-        for table in (triton_configs.ATTENTION, triton_configs.PROFILE):
-            assert tile_for(table, name, dtype, dim)
+def test_the_tables_cover_what_is_supported() -> None:
+    tables = ((ATTENTION, ATTENTION_CHOICES), (PROFILE, PROFILE_CHOICES))
+    for name, dtype, dim in product((*TARGETS, "interpreter"), triton_configs.DTYPES, range(16, 257)):
+        for table, choices in tables:
+            tiles = triton_configs.tiles_for(table, choices, name, dtype, dim)
+            assert tiles[0] == default(table, name, dtype, dim)
+            assert len(set(tiles)) == len(tiles)
+            # The size of what the profile's first kernel leaves to the second.
+            assert table is ATTENTION or len({tile.block_m for tile in tiles}) == 1
+            if table is ATTENTION and name != "interpreter" and dtype.itemsize == 2:
+                assert 2 <= len(tiles) <= 7
     with pytest.raises(LayoutError, match="head dims 16 to 256, got 264"):
-        tile_for(triton_configs.ATTENTION, "sm_90", torch.bfloat16, 264)
+        default(ATTENTION, "sm_90", torch.bfloat16, 264)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import pytest
 import torch
 import triton
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+from torch._inductor import compile_fx as inductor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 
-from svg_compile.kernels import ops, triton_configs
+from svg_compile.kernels import ops, triton_configs, triton_launch
 
 KERNEL = torch.ops.higher_order.triton_kernel_wrapper_functional
 
@@ -35,6 +37,8 @@ class FakeDriver:
 def _a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(triton_configs, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
+    # They would make tensors on the device, for patterns of their own and to fold constants.
+    monkeypatch.setattr(inductor, "_recursive_joint_graph_passes", lambda graph, *rest, **options: graph)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -52,13 +56,16 @@ def attend(tokens: Tensor, key_mask: Tensor | None, when: Tensor | None, previou
     return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "auto", ops.ABI)
 
 
-def traced(*, dynamic: bool, masked: bool, staged: bool = False) -> GraphModule:
-    """The graph that AOTAutograd would hand to Inductor."""
+def traced(*, dynamic: bool, masked: bool, staged: bool = False, patches: dict[str, Any] | None = None) -> GraphModule:
+    """The graph that Inductor is handed to compile, under config patches as the options of torch.compile set them."""
     graphs = []
 
-    def capture(graph: GraphModule, inputs: list[Any]) -> None:
+    def capture(graph: GraphModule, inputs: list[Any], **options: Any) -> None:
         graphs.append(graph)
         raise Captured
+
+    def backend(graph: GraphModule, inputs: list[Any]) -> Any:
+        return inductor.compile_fx(graph, inputs, inner_compile=capture, config_patches=patches)
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=not dynamic)
     with mode:
@@ -69,7 +76,7 @@ def traced(*, dynamic: bool, masked: bool, staged: bool = False) -> GraphModule:
     if dynamic:
         for axis in (2, 3, 4):
             torch._dynamo.mark_dynamic(tokens, axis)
-    function = torch.compile(attend, backend=aot_autograd(fw_compiler=capture), fullgraph=True)
+    function = torch.compile(attend, backend=backend, fullgraph=True)
     with mode, torch.no_grad(), pytest.raises(Exception, match="Captured"):
         function(tokens, key_mask, when, previous)
     return graphs[0]
@@ -103,3 +110,65 @@ def test_symbolic_sizes_stay_symbolic() -> None:
     assert all(isinstance(attention.kwargs["kwargs"][name], torch.fx.Node) for name in ("frames", "area"))
     assert isinstance(attention.kwargs["grid"][0][0], torch.fx.Node)
     assert any("half_widths" in str(node.target) for node in graph.graph.nodes)
+
+
+def choices_in(graph: GraphModule) -> dict[str, tuple[Any, list[tuple[Any, ...]]]]:
+    """By kernel: its grids, and the tiles among which it may choose as (block_m, block_n, warps, stages)."""
+    found = {}
+    for node in graph.graph.nodes:
+        if node.target is KERNEL:
+            launched = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            # Sizes that all tiles share are arguments of the launch.
+            fixed = node.kwargs["kwargs"]
+            configs = [(config, {**fixed, **config.kwargs}) for config in getattr(launched, "configs", ())]
+            found[getattr(launched, "fn", launched).__name__] = (
+                node.kwargs["grid"],
+                [(sizes.get("BLOCK_M"), sizes.get("BLOCK_N"), c.num_warps, c.num_stages) for c, sizes in configs],
+            )
+    return found
+
+
+TILED = {
+    "sparse_attention_fwd_kernel": (triton_configs.ATTENTION, triton_configs.ATTENTION_CHOICES),
+    "profile_rows_fwd_kernel": (triton_configs.PROFILE, triton_configs.PROFILE_CHOICES),
+}
+
+
+@pytest.mark.usefixtures("_a_gpu_that_is_not_there")
+@pytest.mark.parametrize(
+    ("patches", "several"),
+    [
+        (None, False),
+        (torch._inductor.list_mode_options("max-autotune"), True),
+        ({"max_autotune": True, "deterministic": True}, False),
+    ],
+)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_max_autotune_gives_a_choice_of_tiles(patches: dict[str, Any] | None, several: bool, dynamic: bool) -> None:
+    found = choices_in(traced(dynamic=dynamic, masked=False, patches=patches))
+    for kernel, (table, choices) in TILED.items():
+        tiles = triton_configs.tiles_for(table, choices if several else {}, "sm_90", torch.bfloat16, 72)
+        assert (len(tiles) > 1) == several
+        grids, chosen = found[kernel]
+        assert chosen == [astuple(tile) for tile in tiles]
+        assert len(grids) == len(tiles)
+    if not dynamic:
+        # Text, frame 0 and the body of 6 heads, in tiles of each height.
+        grids, chosen = found["sparse_attention_fwd_kernel"]
+        assert [grid[0] for grid in grids] == [6 * (-(-42 // rows) - (-168 // rows)) for rows, *_ in chosen]
+    del found["sparse_attention_fwd_kernel"], found["profile_rows_fwd_kernel"]
+    assert all(len(grids) == 1 and len(chosen) <= 1 for grids, chosen in found.values())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_only_traced_launches_that_need_not_be_deterministic_are_timed(strict: bool) -> None:
+    traced_tensor = FakeTensorMode().from_tensor(torch.empty(2))
+    previous = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(strict)
+    try:
+        with torch._inductor.config.patch(max_autotune=True):
+            assert triton_launch.autotunes(traced_tensor) != strict
+            assert not triton_launch.autotunes(torch.empty(2))
+        assert not triton_launch.autotunes(traced_tensor)
+    finally:
+        torch.use_deterministic_algorithms(previous)

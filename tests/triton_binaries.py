@@ -14,8 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svg_compile.kernels import triton_attention, triton_configs, triton_profile
+from svg_compile.kernels import triton_attention, triton_profile
 from svg_compile.kernels.triton_configs import TileConfig
+from svg_compile.kernels.triton_launch import split_channels
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -29,7 +30,6 @@ TARGETS = {
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "other": 101376, "gfx942": 65536}
 REGISTER_LIMIT = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "other": 255, "gfx942": 512}
 POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-Table = dict[tuple[str, int], dict[int, TileConfig]]
 FLOATS = ("query", "key", "value", "out")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -44,16 +44,17 @@ class Binary:
     assembly: str
 
 
-def config_of(table: Table, arch: str, dtype: torch.dtype, dim: int) -> TileConfig:
-    """The table's line, as the launcher looks it up on that architecture."""
-    return triton_configs.tile_for(table, arch, dtype, dim)
-
-
 def attention_binary(
-    arch: str, dtype: torch.dtype, head_dim: int, *, key_mask: bool = False, text_first: bool = False, **sizes: int
+    arch: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    tile: TileConfig,
+    *,
+    key_mask: bool = False,
+    text_first: bool = False,
+    **sizes: int,
 ) -> Binary:
     """`svg::attention` as it is launched: strides multiples of 16, channels contiguous; `sizes` fixes arguments."""
-    config = config_of(triton_configs.ATTENTION, arch, dtype, head_dim)
     constants = {
         "SIGN": 1,
         "TEXT_FIRST": text_first,
@@ -61,22 +62,28 @@ def attention_binary(
         "HAS_KEY_MASK": key_mask,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": head_dim,
-        **triton_configs.split_channels(head_dim, head_dim),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_EDGE": config.block_edge,
+        **split_channels(head_dim, head_dim),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_EDGE": tile.block_edge,
     }
     pointers = {"plan": "*i32", "order": "*i32", "hidden": "*i32", "key_mask": "*i1" if key_mask else "*i32"}
     ones = ("stride_qd", "stride_kd", "stride_vd", "stride_od", "stride_pi", "stride_mn")
     constants |= dict.fromkeys(ones, 1) | sizes
-    return compiled(triton_attention.sparse_attention_fwd_kernel, arch, dtype, pointers, constants, config)
+    return compiled(triton_attention.sparse_attention_fwd_kernel, arch, dtype, pointers, constants, tile)
 
 
 def profile_binary(
-    arch: str, dtype: torch.dtype, head_dim: int, *, key_mask: bool = False, stages: bool = False, **sizes: int
+    arch: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    tile: TileConfig,
+    *,
+    key_mask: bool = False,
+    stages: bool = False,
+    **sizes: int,
 ) -> Binary:
     """The first kernel of `svg::profile`, as it is launched; `stages`: with `when` and `previous`."""
-    config = config_of(triton_configs.PROFILE, arch, dtype, head_dim)
     constants = {
         "SIGN": 1,
         "TEXT_FIRST": False,
@@ -86,19 +93,19 @@ def profile_binary(
         "HAS_PREVIOUS": stages,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": head_dim,
-        **triton_configs.split_channels(head_dim, head_dim),
+        **split_channels(head_dim, head_dim),
         "SPLITS": triton_profile._SPLITS,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
     }
     pointers = {"sampled": "*i64", "widths": "*i32", "when": "*i32", "partial": "*fp32", "sums": "*fp32"}
     pointers["key_mask"] = "*i1" if key_mask else "*i32"
     constants |= dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_mn"), 1) | sizes
-    return compiled(triton_profile.profile_rows_fwd_kernel, arch, dtype, pointers, constants, config)
+    return compiled(triton_profile.profile_rows_fwd_kernel, arch, dtype, pointers, constants, tile)
 
 
 def compiled(
-    kernel: Any, arch: str, dtype: torch.dtype, pointers: dict[str, str], constants: dict[str, Any], config: TileConfig
+    kernel: Any, arch: str, dtype: torch.dtype, pointers: dict[str, str], constants: dict[str, Any], tile: TileConfig
 ) -> Binary:
     """Compile `kernel` for `arch`; arguments that are neither pointers nor constants are int32, `unit` is float32."""
     signature: dict[str, str] = {}
@@ -114,7 +121,7 @@ def compiled(
             aligned[(index,)] = [["tt.divisibility", 16]]
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     binary = triton.compile(source, target=TARGETS[arch], options=options)
     if arch.startswith("gfx"):
         text = binary.asm["amdgcn"]

@@ -142,15 +142,14 @@ MUTANTS = (
         "token_ok[:, None] & (channel < CHANNELS)[None, :])\n\n\n@triton.jit\ndef scores",
         "token_ok[:, None] & (channel >= 0)[None, :])\n\n\n@triton.jit\ndef scores",
     ),
-    Mutant(
-        "negative scale loses its sign", "kernels/triton_configs.py", "(scale > 0) - (scale < 0)", "int(scale != 0)"
-    ),
+    Mutant("negative scale loses its sign", "kernels/triton_launch.py", "(scale > 0) - (scale < 0)", "int(scale != 0)"),
     Mutant(
         "heads in no order",
         "kernels/triton_prepare.py",
         "tl.store(order + place, head",
         "tl.store(order + head, head",
     ),
+    Mutant("the grid of another tile", "kernels/triton_attention.py", 'rows = meta["BLOCK_M"]', "rows = 32"),
     Mutant(
         "profile: ties are temporal",
         "kernels/triton_decide.py",
