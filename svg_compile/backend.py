@@ -64,7 +64,7 @@ def svg(
             some_dense = not config.always_sparse or (marks and config.dense_layers)
             dense = None if not some_dense else lower(graph_module, example_inputs, patches)
             sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
-            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter)
+            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter, bool(marks))
     finally:
         if process is not None:
             process.write_index()

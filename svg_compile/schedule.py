@@ -196,7 +196,7 @@ class Dispatcher:
     """A compiled graph in its variants: each forward is run by the one that its step asks for.
 
     dense: None where no step is dense. parameter: the place of the model's key parameter among the inputs, None where
-    parameters are no inputs.
+    parameters are no inputs. marked: whether the graph is a block that was told of its model.
     """
 
     def __init__(
@@ -206,12 +206,14 @@ class Dispatcher:
         config: SvgConfig,
         timestep: Timestep | None,
         parameter: int | None,
+        marked: bool = False,
     ) -> None:
         self.dense = dense
         self.sparse = sparse
         self.config = config
         self.timestep = timestep
         self.parameter = parameter
+        self.marked = marked
         self._own_state = _ModelState()
 
     def __call__(self, *inputs: Any) -> Any:
@@ -239,7 +241,9 @@ class Dispatcher:
     def decide(self, inputs: Sequence[Any], state: _ModelState) -> Decision:
         """Find the step of a forward from its inputs; counts it."""
 
-        regions, layer = region_of(None if self.parameter is None else inputs[self.parameter])
+        # A model compiled whole may hold blocks that were told of it before: their numbers are not its own.
+        told = self.parameter if self.marked else None
+        regions, layer = region_of(None if told is None else inputs[told])
 
         @cache
         def read() -> float | None:

@@ -245,6 +245,16 @@ def test_another_attention_processor_is_traced_anew(built: list[str]) -> None:
     assert dense == [[False]]
 
 
+def test_a_whole_compile_after_a_regional_one_has_its_own_layers(built: list[str]) -> None:
+    model = compile_blocks(Blocks())
+    run(model, {"latents": latents()})
+    for block in model.blocks:
+        block._compiled_call_impl = None
+    model.compile(backend="svg", dynamic=False, options={**OPTIONS, "dense_steps": 1})
+    _, dense = run(model, {"latents": latents()})
+    assert dense == [[True], [False]]
+
+
 def test_a_model_that_is_told_of_can_be_deleted(built: list[str]) -> None:
     model = compile_blocks(Blocks())
     run(model, {"latents": latents()})
