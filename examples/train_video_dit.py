@@ -105,7 +105,8 @@ def train(args: argparse.Namespace) -> None:
             # From the step's number, like the data: a resumed run draws the same noise.
             generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
             rate = learning_rate(step, total, args.lr)
-            recent.append(train_step(forward, optimizers, rate, clips.to(device), text.to(device), generator))
+            clips, text = clips.to(device), text.to(device)
+            recent.append(train_step(forward, optimizers, rate, clips, text, generator, args.guidance))
             average(ema, model, step)
             done = step + 1
             if done % 50 == 0 or done == total:
@@ -138,6 +139,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--ffn", type=int, default=1024, help="width of the MLPs")
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
+    parser.add_argument("--guidance", type=float, default=1.0, help="teach the model this much guidance (1: none)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=min(12, max(0, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")

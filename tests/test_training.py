@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,36 @@ def test_training_learns() -> None:
         training.train_step(model, optimizers, 3e-3, clips, text, torch.Generator().manual_seed(0)) for _ in range(30)
     ]
     assert losses[-1] < 0.7 * losses[0]
+
+
+class Answers(torch.nn.Module):
+    """A model that answers with one number for each of two captions, and one for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, mixed: torch.Tensor, level: torch.Tensor, text: torch.Tensor, return_dict: bool) -> tuple:
+        which = torch.where((text == model_module.no_caption(1)).all((1, 2)), 2, (text[:, 0, 0] > 0).long())
+        return (self.answers[which].view(-1, 1, 1, 1, 1).expand_as(mixed),)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_guided_training_learns_what_guided_sampling_would_answer(guidance: float) -> None:
+    model = Answers()
+    optimizers = SimpleNamespace(zero_grad=model.zero_grad, step=lambda rate: step(model.answers, rate))
+    text = torch.stack([torch.full_like(model_module.no_caption(1)[0], sign) for sign in (-1.0, 1.0)] * 32)
+    clips = text[:, :1, :1, None, None].expand(64, 3, 2, 4, 4).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(500):
+        training.train_step(model, optimizers, 0.1, clips, text, generator, guidance)
+    # Noise - data is 1 and -1 in the mean with the captions and 0 without.
+    for answer, expected in zip(model.answers.tolist(), (guidance, -guidance, 0.0), strict=True):
+        assert abs(answer - expected) < 0.1
+
+
+def step(weight: torch.nn.Parameter, rate: float) -> None:
+    weight.data -= rate * weight.grad
 
 
 def test_noise_levels_cover_the_schedule_and_follow_the_generator() -> None:
