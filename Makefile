@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow goldens lint mutate bench clean
+.PHONY: help demo test test-slow goldens lint mutate bench bench-gpu bench-gpu-attention bench-gpu-models clean
 
 help:
 	@echo "make demo       run a video transformer dense and sparse on this machine and compare"
@@ -14,7 +14,8 @@ help:
 	@echo "make goldens    write the printed outputs in tests/goldens and docs/debugging.md anew"
 	@echo "make lint       ruff and mypy"
 	@echo "make mutate     put known faults into the kernels and see the tests notice (about 12 minutes)"
-	@echo "make bench      benchmark the CPU engine against dense attention and FlexAttention"
+	@echo "make bench-gpu  the GPU tests and the whole benchmark on a large GPU, into docs/benchmarks (half an hour)"
+	@echo "make bench      time sparse against dense: an attention and a transformer block, on this machine"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,7 +43,30 @@ mutate: $(INSTALLED)
 	$(BIN)/python tests/mutation/run.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -m svg_compile.bench cpu
+	$(BIN)/svg-compile bench attention --json out/bench/attention.json
+	$(BIN)/svg-compile bench block --json out/bench/block.json
+	$(BIN)/svg-compile bench page out/bench/attention.json out/bench/block.json --out out/bench/page.md
+
+# Results are stored beside the page that is made of them.
+RESULTS ?= docs/benchmarks/h200
+SWEEP := --density 0.1 --density 0.2 --density 0.25 --density 0.3 --density 0.5 --density 1.0
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest tests/gpu -m gpu -q
+	$(MAKE) bench-gpu-attention
+	$(MAKE) bench-gpu-models
+
+bench-gpu-attention: $(INSTALLED)
+	for preset in hunyuanvideo-720p wan-720p cogvideox1.5 cosmos; do \
+	  $(BIN)/svg-compile bench attention --preset $$preset $(SWEEP) --json $(RESULTS)/$$preset.json || exit 1; done
+	$(BIN)/svg-compile bench page $(RESULTS)/*.json --out $(RESULTS).md --heading "On an H200"
+
+bench-gpu-models: $(INSTALLED)
+	for model in hunyuanvideo wan-14b cogvideox1.5; do \
+	  $(BIN)/svg-compile bench block --model $$model --json $(RESULTS)/block-$$model.json || exit 1; done
+	for model in hunyuanvideo wan-14b; do \
+	  $(BIN)/svg-compile bench forward --model $$model --json $(RESULTS)/forward-$$model.json || exit 1; done
+	$(BIN)/svg-compile bench page $(RESULTS)/*.json --out $(RESULTS).md --heading "On an H200"
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info

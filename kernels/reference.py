@@ -12,19 +12,27 @@ from svg_compile.mask import attends, band_block, band_rank
 
 
 def attention_mask(
-    layout: VideoLayout, half_width: int, kind: HeadKind | int, device: torch.device | str = "cpu"
+    layout: VideoLayout,
+    half_width: int,
+    kind: HeadKind | int,
+    device: torch.device | str = "cpu",
+    queries: Tensor | None = None,
 ) -> Tensor:
-    """The bool mask [N, N] of one head, True where the query (row) attends the key (column)."""
+    """The bool mask [M, N] of one head, True where the query (row) attends the key (column).
+
+    queries: positions, int64 [M]; all of the sequence by default.
+    """
+    rows = slice(None) if queries is None else queries
     position = torch.arange(layout.tokens, device=device)
     if HeadKind(kind) is HeadKind.DENSE:
-        return torch.ones(layout.tokens, layout.tokens, dtype=torch.bool, device=device)
+        return torch.ones(len(position[rows]), layout.tokens, dtype=torch.bool, device=device)
     video = position - layout.video_start
     is_text = (video < 0) | (video >= layout.video)
     video = video.clamp(0, layout.video - 1)
     frame, place = video // layout.area, video % layout.area
     rank = band_rank(frame, place, layout.frames, layout.area, int(kind))
     block = band_block(rank, layout.area, layout.block)
-    return attends(is_text[:, None], is_text[None], frame[None], block[:, None], block[None], half_width)
+    return attends(is_text[rows, None], is_text[None], frame[None], block[rows, None], block[None], half_width)
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:

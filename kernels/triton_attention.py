@@ -19,7 +19,7 @@ only some queries see) is gathered into one list and goes through the masked loo
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Optional
 
 import triton
@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svg_compile.kernels.storage import empty_output
-from svg_compile.kernels.triton_configs import attention_tiles
+from svg_compile.kernels.triton_configs import TileConfig, attention_tiles
 from svg_compile.kernels.triton_launch import (
     autotunes,
     cdiv,
@@ -249,11 +249,15 @@ def sparse_attention(
     text_first: bool,
     block: int,
     scale: Optional[float],
+    tiles: Sequence[TileConfig] = (),
 ) -> Tensor:
-    """Sparse attention by the plan (see the module): q, k, v [B, H, N, D] -> [B, H, N, Dv]; sizes may be SymInts."""
+    """Sparse attention by the plan (see the module): q, k, v [B, H, N, D] -> [B, H, N, Dv]; sizes may be SymInts.
+
+    tiles: what to launch, or to choose from; by default what the table says.
+    """
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
-    tiles = attention_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
+    tiles = tiles or attention_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
     out = empty_output(query, value)
     flat_plan = plan.reshape(batch * heads, 2)
     order = plan.new_empty(batch * heads + 1)

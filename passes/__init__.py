@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from svg_compile._compat import fake_mode_of
+from svg_compile._compat.graphs import fake_mode_of
 from svg_compile.config import SvgConfig
 from svg_compile.dump import GraphDump
 from svg_compile.passes.expose_plans import expose_plans

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from svg_compile._compat import equal, holds, product_is
+from svg_compile._compat.sizes import equal, holds, product_is
 from svg_compile.passes.axes import (
     Atom,
     Axis,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat import constant, equal, holds
+from svg_compile._compat.sizes import constant, equal, holds
 from svg_compile.config import SvgConfig
 from svg_compile.report import Reason
 

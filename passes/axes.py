@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Union
 
-from svg_compile._compat import divides, equal, holds, product_is, product_of, within
+from svg_compile._compat.sizes import divides, equal, holds, product_is, product_of, within
 
 Part = Union["Atom", "Concat"]
 Axis = tuple[Part, ...]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from svg_compile._compat import at_most, equal, holds, negative
+from svg_compile._compat.sizes import at_most, equal, holds, negative
 from svg_compile.passes.align import Meaning, unify
 from svg_compile.passes.axes import (
     Atom,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg_compile._compat import expression
+from svg_compile._compat.sizes import expression
 from svg_compile.passes.align import unify
 from svg_compile.passes.axes import (
     Atom,

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat import constant, pin_source
+from svg_compile._compat.dynamo import pin_source
+from svg_compile._compat.sizes import constant
 from svg_compile.config import SvgConfig
 from svg_compile.passes.find_attention import layer_of
 

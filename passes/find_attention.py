@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from svg_compile._compat import SDPA_TARGETS, at_most, settled, size_hint
+from svg_compile._compat.graphs import SDPA_TARGETS
+from svg_compile._compat.sizes import at_most, settled, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.layout import VideoLayout
 from svg_compile.marks import marked

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from svg_compile._compat import constant, size_hint
+from svg_compile._compat.sizes import constant, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.kernels.ops import ABI
 from svg_compile.passes.attention_call import example

@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from svg_compile._compat import expression, is_symbolic
+from svg_compile._compat.sizes import expression, is_symbolic
 
 
 def computable(graph: fx.Graph, sizes: Iterable[Any]) -> bool:

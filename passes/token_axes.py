@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat import SDPA_TARGETS, is_parameter_or_buffer, keep_torch_state, symbolic_run, to_fake
+from svg_compile._compat.dynamo import is_parameter_or_buffer
+from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
 from svg_compile.passes.axes import (
     Atom,
     Axis,

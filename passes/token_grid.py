@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from svg_compile._compat import equal, holds
+from svg_compile._compat.sizes import equal, holds
 from svg_compile.config import SvgConfig
 from svg_compile.passes.axes import (
     Atom,

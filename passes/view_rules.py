@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg_compile._compat import at_most, holds, product_of
+from svg_compile._compat.sizes import at_most, holds, product_of
 from svg_compile.passes.align import unify
 from svg_compile.passes.axes import (
     Atom,

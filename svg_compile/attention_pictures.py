@@ -13,7 +13,7 @@ from svg_compile.errors import LayoutError
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import attends, band_block, band_rank
-from svg_compile.pictures import _colours, _figure
+from svg_compile.pictures import attended_colours, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,10 +87,11 @@ def draw_attention(query: Tensor, key: Tensor, layout: VideoLayout, plan: Tensor
     rows = _video_rank(layout, temporal)[sampled.queries - layout.video_start].argsort()
     count, tokens = sampled.seen.shape
     extent = (0, tokens, count, 0)
-    figure = _figure(figsize=(10.5, 4.9))
+    figure = new_figure(figsize=(10.5, 4.9))
     left, right = figure.subplots(1, 2, sharey=True)
     shares = adaptive_avg_pool1d(sampled.seen[rows][:, order].float(), min(tokens, _CELLS))
-    left.imshow(shares.numpy(), cmap=_colours(), vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
+    drawn = {"extent": extent, "aspect": "auto", "interpolation": "nearest"}
+    left.imshow(shares.numpy(), cmap=attended_colours(), vmin=0, vmax=1, **drawn)
     # The mean probability of a cell's keys, 1 being that of keys all alike.
     shades = adaptive_avg_pool1d(sampled.probabilities[rows][:, order], min(tokens, _CELLS)) * tokens
     most = float(shades.max())

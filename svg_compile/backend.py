@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from svg_compile._compat import copy_graph_module, trace_artifact
+from svg_compile._compat.graphs import copy_graph_module, trace_artifact
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.dump import GraphDump, asked_for
 from svg_compile.errors import NothingRewritten

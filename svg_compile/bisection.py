@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from svg_compile._compat import leaving_no_trace
+from svg_compile._compat.dynamo import leaving_no_trace
 from svg_compile.bisection_report import Bisection, LayerCost, ranked
 from svg_compile.errors import NothingRewritten, SvgError
 from svg_compile.layout import VideoLayout

@@ -1,4 +1,4 @@
-"""The command line: `svg-compile explain | dump | masks | bench`.
+"""The command line: `svg-compile explain | dump | masks | plot | bench`.
 
 Exit status: 0 all went well, 1 an error that says what to do, 2 wrong usage, 3 `explain --check` found nothing to make
 sparse.
@@ -17,6 +17,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from svg_compile.bench.cli import bench
 from svg_compile.errors import NeedsData, SvgError
 
 _TARGET_HELP = """TARGET is a diffusers class, with SETTINGS that replace its configuration's defaults:
@@ -48,6 +49,9 @@ def main() -> None:
 
     Models are built without weights: one of any size can be explained on a laptop.
     """
+
+
+main.add_command(bench)
 
 
 def _target(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,19 +162,6 @@ def plot(recording: Path, out: str, layer: str | None) -> None:
         with _busy(f"drawing {name}"):
             save(draw(plans), f"{out}_{name}.png")
         click.echo(f"{out}_{name}.png")
-
-
-@main.command(
-    short_help="Time sparse against dense attention on this machine.",
-    context_settings={"ignore_unknown_options": True},
-    add_help_option=False,
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def bench(arguments: tuple[str, ...]) -> None:
-    """Measure sparse against dense attention on this machine: bench cpu; bench --help tells more."""
-    from svg_compile.bench import main as run
-
-    run(list(arguments))
 
 
 def _load(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from svg_compile._compat import fake_mode_of, keep_torch_state, symbolic_run
+from svg_compile._compat.graphs import fake_mode_of, keep_torch_state, symbolic_run
 from svg_compile.config import SvgConfig
 from svg_compile.layout import HeadKind
 

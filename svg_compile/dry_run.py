@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat import NEEDS_DATA, isolated_compile, leaving_no_trace, size_hint
+from svg_compile._compat.dynamo import isolated_compile, leaving_no_trace
+from svg_compile._compat.graphs import NEEDS_DATA
+from svg_compile._compat.sizes import size_hint
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.cost import cost_of, count_flops
 from svg_compile.errors import NeedsData, SvgError

@@ -27,7 +27,8 @@ from pathlib import Path
 
 from torch import fx
 
-from svg_compile import _compat, templates
+from svg_compile import templates
+from svg_compile._compat.graphs import output_code
 from svg_compile.errors import OptionError
 from svg_compile.report import Report
 
@@ -95,7 +96,7 @@ class GraphDump:
     def inductor_code(self) -> Iterator[None]:
         """Collect the code that Inductor makes, or loads from its cache, in the block."""
         codes: list[str] = []
-        with _compat.output_code(codes.append):
+        with output_code(codes.append):
             yield
         for index, code in enumerate(codes):
             variant = "sparse" if "torch.ops.svg." in code else "dense"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from svg_compile._compat import copy_graph_module
+from svg_compile._compat.graphs import copy_graph_module
 from svg_compile.backend import lower, rewrite
 from svg_compile.config import split_options
 from svg_compile.dry_run import trace

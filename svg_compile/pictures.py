@@ -48,7 +48,7 @@ def _reduced(attended: Tensor, cells: int) -> Tensor:
 
 def draw_masks(layout: VideoLayout, density: float = 0.3) -> Figure:
     """Both masks side by side, as a matplotlib figure; rows are queries, columns keys, in the model's token order."""
-    figure = _figure(figsize=(10.5, 5.6))
+    figure = new_figure(figsize=(10.5, 5.6))
     size = f"{layout.frames} x {layout.height} x {layout.width} tokens"
     text = f", {layout.text_len} of text {'before' if layout.text_first else 'after'}" if layout.text_len else ""
     figure.suptitle(f"{size}{text}; density {density:g} asked, in blocks of {layout.block}", fontsize=12)
@@ -56,7 +56,7 @@ def draw_masks(layout: VideoLayout, density: float = 0.3) -> Figure:
         half_width = layout.half_width_for(density, kind)
         shares = mask_shares(layout, kind, half_width)
         extent = (0, layout.tokens, layout.tokens, 0)
-        axes.imshow(shares.numpy(), cmap=_colours(), vmin=0, vmax=1, extent=extent, interpolation="nearest")
+        axes.imshow(shares.numpy(), cmap=attended_colours(), vmin=0, vmax=1, extent=extent, interpolation="nearest")
         reached = layout.density(half_width, kind)
         blocks = "1 block" if half_width == 1 else f"{half_width} blocks"
         axes.set_title(f"{kind.name.lower()} head: {reached:.3f} reached, half-width {blocks}", fontsize=10, pad=9)
@@ -71,7 +71,7 @@ def save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _figure(**more: Any) -> Figure:
+def new_figure(**more: Any) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -80,7 +80,7 @@ def _figure(**more: Any) -> Figure:
     return Figure(layout="constrained", **more)
 
 
-def _colours() -> Any:
+def attended_colours() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("attended", ["#f7f7f5", _COLOUR])

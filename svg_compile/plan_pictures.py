@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svg_compile.errors import SvgError
 from svg_compile.layout import HeadKind
-from svg_compile.pictures import _figure
+from svg_compile.pictures import new_figure
 from svg_compile.recorded import Entry, Recording
 from svg_compile.recording_text import layer_name, margins
 
@@ -167,7 +167,7 @@ class _Table:
 
     def figure(self, title: str, bars: bool = False) -> tuple[Figure, Any]:
         """A figure as high as there are layers, with two axes; `bars` leaves room below them."""
-        figure = _figure(figsize=(10.5, min(2.0 + 0.8 * bars + 0.24 * len(self.rows), 14.0)))
+        figure = new_figure(figsize=(10.5, min(2.0 + 0.8 * bars + 0.24 * len(self.rows), 14.0)))
         figure.suptitle(title, fontsize=12)
         return figure, figure.subplots(1, 2, sharey=True)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from svg_compile._compat import forget_compiled
+from svg_compile._compat.dynamo import forget_compiled
 from svg_compile.marks import mark_text
 
 log = logging.getLogger(__name__)

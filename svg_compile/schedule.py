@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from torch.nn import Parameter
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from svg_compile._compat import is_parameter_or_buffer
+from svg_compile._compat.dynamo import is_parameter_or_buffer
 from svg_compile.config import SvgConfig
 from svg_compile.regions import region_of
 from svg_compile.sparse_graph import KeptPlans, SparseGraph

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from svg_compile._compat import copy_graph_module, isolated_compile
+from svg_compile._compat.dynamo import isolated_compile
+from svg_compile._compat.graphs import copy_graph_module
 from svg_compile.config import split_options
 from svg_compile.errors import SvgError
 from svg_compile.layer_names import layer_names, numbered, parameter_name, plain_module

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from svg_compile.errors import SvgError
 from svg_compile.example_inputs import RECIPES, Grid, inputs_for, size_for
@@ -37,7 +38,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for beside the name: configuration, sizes of the inputs, dtype, and whether to have weights."""
+    """What was asked for beside the name: configuration, sizes of the inputs, dtype, and whether to have weights.
+
+    device: where weights, if any, and inputs are made.
+    """
 
     config: Mapping[str, Any]
     batch: int = 1
@@ -45,6 +49,7 @@ class Request:
     text: int | None = None
     dtype: str = "bfloat16"
     weights: bool = False
+    device: str = "cpu"
 
 
 def load(name: str, request: Request) -> Target:
@@ -126,13 +131,14 @@ def _from_diffusers(name: str, request: Request) -> Target:
             raise SvgError(f"{name} has no setting {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
     dtype = DTYPES[request.dtype]
     try:
-        with torch.device("cpu" if request.weights else "meta"):
+        with torch.device(request.device if request.weights else "meta"):
             model = cls(**config).eval()
     except Exception as error:
         raise SvgError(f"{name} cannot be built with these settings: {type(error).__name__}: {error}") from error
     _cast(model, dtype)
     inputs = inputs_for(model, size_for(name, request.batch, request.latents, request.text), dtype)
-    return Target(model, (), inputs)
+    moved = tree_map_only(torch.Tensor, lambda tensor: tensor.to(request.device), inputs)
+    return Target(model, (), moved)
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:

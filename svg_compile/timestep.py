@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat import argument_name, constant_arguments, is_parameter_or_buffer, size_hint
+from svg_compile._compat.dynamo import argument_name, constant_arguments, is_parameter_or_buffer
+from svg_compile._compat.sizes import size_hint
 from svg_compile.report import Report
 
 # In order of preference: a model that takes both is driven by the first.

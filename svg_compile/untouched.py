@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from svg_compile._compat import is_fake, new_fake_mode, version_of
+from svg_compile._compat.graphs import is_fake, new_fake_mode, version_of
 
 _META = torch.device("meta")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from svg_compile._compat import fake_mode_of, size_hint
+from svg_compile._compat.graphs import fake_mode_of
+from svg_compile._compat.sizes import size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.passes import run_passes
 from svg_compile.passes.token_axes import TokenAxes, infer_token_axes

@@ -1,0 +1,164 @@
+"""What Dynamo knows of a frame and of its placeholders, and compiling without leaving a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
+    """Whether a placeholder of a Dynamo graph is a parameter or buffer of the model rather than an argument."""
+    from torch._dynamo.source import is_from_unspecialized_param_buffer_source
+
+    source = getattr(placeholder, "_dynamo_source", None)
+    if source is None:
+        source = getattr(placeholder.meta.get("grapharg"), "source", None)
+    if source is not None:
+        return bool(is_from_unspecialized_param_buffer_source(source))
+    return isinstance(placeholder.meta.get("example_value"), torch.nn.Parameter)
+
+
+def pin_source(placeholder: torch.fx.Node, name: str) -> None:
+    """Tell AOTAutograd that a placeholder which Dynamo did not make comes from nowhere that a guard could look at."""
+    from torch._dynamo.source import ConstantSource
+
+    placeholder._dynamo_source = ConstantSource(source_name=name)
+
+
+def argument_name(placeholder: torch.fx.Node) -> str | None:
+    """The name under which the traced call got a graph input, None for what is no argument of its own.
+
+    A keyword behind `**kwargs` is known by its key; a positional argument behind `*args`, as decorators of `forward`
+    take it, by the parameter of the module's own forward.
+    """
+    return _name_of(getattr(placeholder, "_dynamo_source", None))
+
+
+def constant_arguments() -> dict[str, float]:
+    """The numbers among the arguments of the call being traced that Dynamo made constants of the graph, by name."""
+    frame = _traced_frame()
+    found: dict[str, float] = {}
+    for guard in () if frame is None else frame.output.guards:
+        if guard.create_fn_name() in ("CONSTANT_MATCH", "EQUALS_MATCH"):
+            source = guard.originating_source
+            name, value = _name_of(source), _value_of(source, frame.f_locals)
+            if name is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[name] = value
+    return found
+
+
+def _traced_frame() -> Any:
+    """Dynamo's record of the function being compiled, None outside a compile."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return InstructionTranslator.current_tx().output.root_tx
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _name_of(source: Any) -> str | None:
+    from torch._dynamo.source import LocalSource
+
+    if isinstance(source, LocalSource):
+        return source.local_name
+    base, index = getattr(source, "base", None), getattr(source, "index", None)
+    if not isinstance(base, LocalSource):
+        return None
+    if isinstance(index, str):
+        return index
+    return _positional_name(base.local_name, index) if isinstance(index, int) else None
+
+
+def _value_of(source: Any, local: dict[str, Any]) -> Any:
+    from torch._dynamo.source import LocalSource
+
+    if isinstance(source, LocalSource):
+        return local.get(source.local_name)
+    return local[source.base.local_name][source.index] if _name_of(source) is not None else None
+
+
+def _positional_name(varargs: str, index: int) -> str | None:
+    """The parameter of a module's forward that entry `index` of the traced frame's `*varargs` stands for."""
+    frame = _traced_frame()
+    if frame is None or inspect.getargs(frame.f_code).varargs != varargs:
+        return None
+    named = [frame.f_locals.get(name) for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]]
+    given = [*named, *frame.f_locals[varargs]]
+    at = next((place for place, value in enumerate(given) if isinstance(value, torch.nn.Module)), None)
+    if at is None:
+        return None
+    parameters = list(inspect.signature(type(given[at]).forward).parameters)
+    place = len(named) + index - at
+    return parameters[place] if 0 <= place < len(parameters) else None
+
+
+@contextlib.contextmanager
+def leaving_no_trace() -> Iterator[Callable[[], list[tuple[str, list[Any]]]]]:
+    """Let Dynamo trace in the block, and forget it at its end: what was compiled before stays, what came is dropped.
+
+    Tracing happens whatever stance or switch is set. Yields a function that returns the graph breaks so far, each its
+    reason and the frames of the user's code, and then those that left no frames.
+    """
+    from torch._dynamo import config, convert_frame
+    from torch._dynamo.utils import counters, graph_break_reasons
+
+    def entries(code: Any) -> list[Any]:
+        return list(torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code))
+
+    def breaks() -> list[tuple[str, list[Any]]]:
+        found = [(str(reason.reason), list(reason.user_stack)) for reason in graph_break_reasons[reasons:]]
+        before = counted.get("unimplemented", {})
+        return found + [(str(text), []) for text, n in counters["unimplemented"].items() if n > before.get(text, 0)]
+
+    known = convert_frame.input_codes
+    codes = [code for code in (seen() for seen in known.seen) if code is not None]
+    held = {id(entry.guard_manager) for code in codes for entry in entries(code)}
+    count, reasons = len(known.seen), len(graph_break_reasons)
+    counted = {name: dict(counter) for name, counter in counters.items()}
+    try:
+        with torch.compiler.set_stance("default"), config.patch(disable=False):
+            yield breaks
+    finally:
+        # Code that nobody had compiled before is as good as new; elsewhere only what came in the block goes.
+        for code in [code for code in (seen() for seen in known.seen[count:]) if code is not None]:
+            torch._C._dynamo.eval_frame.reset_code(code)
+            known.seen_ids.discard(id(code))
+        del known.seen[count:]
+        for code in codes:
+            for entry in entries(code):
+                if id(entry.guard_manager) not in held:
+                    _drop_entry(entry)
+        del graph_break_reasons[reasons:]
+        for name in list(counters):
+            counters[name].clear()
+            counters[name].update(counted.get(name, {}))
+            if name not in counted:
+                del counters[name]
+
+
+def _drop_entry(entry: Any) -> None:
+    from torch._dynamo.guards import DeletedGuardManagerWrapper
+
+    state = entry.guard_manager.extra_state
+    if state is not None:
+        state.invalidate(entry, DeletedGuardManagerWrapper("svg_compile.explain is done with it"))
+
+
+def isolated_compile(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` of static shapes whose cache entries and recompile limit are its own, where torch has that."""
+    more = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+    # Keywords by name of the installed version: the stubs of another one may not know them.
+    compile_: Any = torch.compile
+    return compile_(function, backend=backend, dynamic=False, **more)
+
+
+def forget_compiled(module: torch.nn.Module) -> None:
+    """Have the forward of a module's class compiled anew when it is next called; other classes keep theirs."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is not None:
+        torch._C._dynamo.eval_frame.reset_code(code)

@@ -1,0 +1,139 @@
+"""Fake tensors, traced graphs and their copies, and torch's own state."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor
+
+SDPA_TARGETS = (
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+)
+
+
+def fake_mode_of(graph_module: torch.fx.GraphModule) -> Any:
+    """The fake tensor mode that the graph was traced with, None where it has no tensor inputs.
+
+    Dynamo hands the backend a second mode in its tracing context; the values on the nodes belong to the first. Both
+    share one shape environment, so guards reach Dynamo from either.
+    """
+    for node in graph_module.graph.nodes:
+        if isinstance(value := node.meta.get("example_value"), FakeTensor):
+            return value.fake_mode
+    return None
+
+
+@contextlib.contextmanager
+def keep_torch_state() -> Iterator[None]:
+    """Put gradient mode and autocast back as they were, whatever runs inside."""
+    grad_enabled = torch.is_grad_enabled()
+    devices = ("cpu", "cuda")
+    autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    cached = torch.is_autocast_cache_enabled()
+    nesting = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad_enabled)
+        for device, enabled, dtype in autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(cached)
+        while torch.autocast_increment_nesting() - 1 > nesting:
+            torch.autocast_decrement_nesting()
+            torch.autocast_decrement_nesting()
+        torch.autocast_decrement_nesting()
+
+
+@contextlib.contextmanager
+def symbolic_run(fake_mode: Any) -> Iterator[None]:
+    """Run a graph on fake tensors as Dynamo does: symbolic sizes reach every operator.
+
+    Sizes that depend on data may be made without anybody binding them.
+    """
+    environment = fake_mode.shape_env
+    fresh = contextlib.nullcontext() if environment is None else environment.ignore_fresh_unbacked_symbols()
+    with fresh, enable_python_dispatcher(), fake_mode:
+        yield
+
+
+def to_fake(fake_mode: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """A fake twin of a constant tensor, of static shape."""
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    return fake_mode.from_tensor(tensor, static_shapes=True)
+
+
+def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
+    """A copy of a graph that Dynamo accepts in its place: `copy.deepcopy` drops what Dynamo pins to placeholders."""
+    twin = copy.deepcopy(graph)
+    for old, new in zip(graph.nodes, twin.nodes, strict=True):
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    return twin
+
+
+@contextlib.contextmanager
+def output_code(collect: Callable[[str], object]) -> Iterator[None]:
+    """Give `collect` each piece of code that Inductor generates, or finds in its cache, in the block."""
+    from torch._inductor.graph import GraphLowering
+
+    previous = GraphLowering.save_output_code
+    GraphLowering.save_output_code = collect  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        GraphLowering.save_output_code = previous
+
+
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Put a text into torch's structured trace (TORCH_TRACE), where tlparse shows it; free when no trace is taken."""
+    from torch._logging import trace_structured
+
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "string"}, payload_fn=text)
+
+
+def copy_graph_module(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy of a Dynamo graph module with graphs of its own; parameters, constants and node values are shared.
+
+    It can be changed and compiled beside the original within one backend call.
+    """
+    twin = torch.fx.GraphModule(graph_module, copy_graph(graph_module.graph), type(graph_module).__name__)
+    for name, child in graph_module.named_children():
+        if isinstance(child, torch.fx.GraphModule) and hasattr(twin, name):
+            setattr(twin, name, copy_graph_module(child))
+    for name, value in vars(graph_module).items():
+        # What Dynamo pins to its graph module (_param_name_to_source, ...), which AOTAutograd looks for.
+        vars(twin).setdefault(name, value)
+    twin.meta = dict(graph_module.meta)
+    return twin
+
+
+def new_fake_mode() -> Any:
+    """A fake tensor mode of our own, for tensors without data; real ones may meet them."""
+    return torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(value: Any) -> bool:
+    """Whether a value is a tensor without data that claims a device."""
+    return isinstance(value, FakeTensor)
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written in place; 0 for inference tensors, which do not count."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
+# What operators on tensors without data raise where the result, or its shape, would depend on them.
+NEEDS_DATA = (
+    torch._subclasses.fake_tensor.DataDependentOutputException,
+    torch._subclasses.fake_tensor.DynamicOutputShapeException,
+)

@@ -1,0 +1,209 @@
+"""The commands of `svg-compile bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from svg_compile.bench.presets import PRESETS
+from svg_compile.errors import SvgError
+
+_DTYPES = click.Choice(["bfloat16", "float16", "float32"])
+_out = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                    help="Store the figures, with machine and versions; `bench page` makes tables of it.")  # fmt: skip
+_dtype = click.option("--dtype", type=_DTYPES, default="bfloat16", show_default=True, help="Of weights and inputs.")
+_device = click.option("--device", metavar="NAME", help="cuda or cpu.  [default: cuda where there is one]")
+_threads = click.option("--threads", type=click.IntRange(1), help="Of a CPU.  [default: torch's]")
+
+
+@click.group()
+def bench() -> None:
+    """Time sparse against dense, in one run and in turns: an attention, a block, a whole forward.
+
+    Medians, ratios, machine and versions are stored as JSON, and made into a page of tables and plots.
+    """
+
+
+@bench.command(short_help="One layer's attention, by every implementation at hand.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="[default: hunyuanvideo-720p on a GPU, else small]")
+@click.option("--grid", metavar="FxHxW", help="Another token grid.")
+@click.option("--text", type=click.IntRange(0), help="Another number of text tokens.")
+@click.option("--text-first/--text-last", default=None, help="Where they stand.")
+@click.option("--heads", type=click.IntRange(1), help="Another number of heads.")
+@click.option("--head-dim", type=click.IntRange(16, 256), help="Another head dim.")
+@click.option("--batch", type=click.IntRange(1), help="Another number of samples.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(["spatial", "temporal", "mixed"]),
+    help="Heads to time; give it several times for several.  [default: all three]",
+)
+@click.option(
+    "--density",
+    "densities",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Several for a sweep.  [default: 0.3]",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME",
+    help="Of cudnn, flash, sdpa (dense), svg, svg-MxNxWxS (its Triton kernel with another tile), hopper, flex, "
+    "flex-flash, transpose.  [default: all but other tiles]",
+)
+@click.option("--rows", type=click.IntRange(1), default=64, show_default=True, help="Query rows the profile samples.")
+@click.option("--repeats", type=click.IntRange(1), help="Turns.  [default: 20 on a GPU, else 7]")
+@_dtype
+@_device
+@_threads
+@_out
+def attention(preset: str | None, grid: str | None, device: str | None, threads: int | None, json_file: Path | None,
+              **asked: Any) -> None:  # fmt: skip
+    """Time one layer's attention: dense by each backend of SDPA, svg::attention, and what one would use instead."""
+    from svg_compile.bench import attention as benchmark
+    from svg_compile.targets import DTYPES
+
+    place = _place(device, threads)
+    gpu = place.type == "cuda"
+    shape = _shape(PRESETS[preset or ("hunyuanvideo-720p" if gpu else "small")], grid, asked)
+    chosen = {name: asked[name] for name in ("kinds", "densities", "peers") if asked[name]}
+    repeats = asked["repeats"] or (20 if gpu else 7)
+    request = benchmark.Request(
+        shape, DTYPES[asked["dtype"]], place, sampled_rows=asked["rows"], repeats=repeats, **chosen
+    )
+    _finish([benchmark.measure(request)], json_file)
+
+
+def _model_options(command: Any) -> Any:
+    from svg_compile.bench.models import MODELS
+
+    for option in reversed(
+        (
+            click.option(
+                "--model", type=click.Choice(list(MODELS)), help="[default: hunyuanvideo on a GPU, else small]"
+            ),
+            click.option(
+                "--density",
+                type=click.FloatRange(0, 1, min_open=True),
+                default=0.25,
+                show_default=True,
+                help="Share of the pairs to compute.",
+            ),
+            click.option("--mode", default="default", show_default=True, help="Of torch.compile, for both."),
+            click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Turns."),
+            _dtype,
+            _device,
+            _threads,
+            _out,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@bench.command(short_help="One transformer block of each kind, and a whole run projected from it.")
+@click.option(
+    "--compile-times/--no-compile-times",
+    default=True,
+    show_default=True,
+    help="Compile with empty and with full caches too; takes five more compiles.",
+)
+@_model_options
+def block(**asked: Any) -> None:
+    """Time a real model of one block, random weights: dense by inductor, sparse by svg, part by part.
+
+    From it the time of a whole run is projected: blocks times steps.
+    """
+    from svg_compile.bench.transformer import measure_blocks
+
+    model, options, json_file = _transformer(**asked)
+    _finish(measure_blocks(model, options), json_file)
+
+
+@bench.command(short_help="A whole transformer's forward.")
+@_model_options
+def forward(**asked: Any) -> None:
+    """Time one forward of a whole real model, random weights: dense by inductor, sparse by svg, with peak memory."""
+    from svg_compile.bench.transformer import measure_forward
+
+    model, options, json_file = _transformer(**asked)
+    _finish([measure_forward(model, options)], json_file)
+
+
+@bench.command(short_help="Tables and plots of stored results.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="The page, Markdown; plots lie beside it.")  # fmt: skip
+@click.option("--heading", default="Benchmarks", show_default=True, help="Of the page.")
+def page(files: tuple[Path, ...], out: Path, heading: str) -> None:
+    """Write a page of the results in FILES, as `--json` stored them."""
+    from svg_compile.bench.page import write
+
+    for path in write(files, out, heading):
+        click.echo(path)
+
+
+def _place(device: str | None, threads: int | None) -> Any:
+    """The device; the process is the benchmark's own, so its thread count is too."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise SvgError("there is no GPU that torch can use here: leave --device out, or say --device cpu.")
+    return place
+
+
+def _shape(shape: Any, grid: str | None, asked: dict[str, Any]) -> Any:
+    """The preset with what was asked for in its place."""
+    from dataclasses import replace
+
+    from svg_compile.targets import grid as parse_grid
+
+    layout = shape.layout
+    if grid:
+        frames, height, width = parse_grid(grid)
+        layout = replace(layout, frames=frames, height=height, width=width)
+    if asked["text"] is not None:
+        layout = replace(layout, text_len=asked["text"])
+    if asked["text_first"] is not None:
+        layout = replace(layout, text_first=asked["text_first"])
+    changed = {name: asked[name] for name in ("heads", "head_dim", "batch") if asked[name] is not None}
+    name = shape.name if layout == shape.layout and not changed else "custom"
+    return replace(shape, name=name, layout=layout, **changed)
+
+
+def _transformer(
+    model: str | None, device: str | None, threads: int | None, json_file: Path | None, **asked: Any
+) -> tuple[Any, Any, Path | None]:
+    from svg_compile.bench.models import MODELS
+    from svg_compile.bench.transformer import Options
+
+    place = _place(device, threads)
+    return MODELS[model or ("hunyuanvideo" if place.type == "cuda" else "small")], Options(place, **asked), json_file
+
+
+def _finish(results: list[dict[str, Any]], json_file: Path | None) -> None:
+    """Print the results, and store them: one file each."""
+    from rich.console import Console
+
+    from svg_compile.bench.tables import conditions, notes, table, title
+
+    console = Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=False)
+    for number, result in enumerate(results):
+        click.echo(title(result))
+        table(result).show(console)
+        for line in [*notes(result), conditions(result)]:
+            click.echo(line)
+        if json_file is not None:
+            file = json_file if len(results) == 1 else json_file.with_stem(f"{json_file.stem}_{number + 1}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(result, indent=1) + "\n")
+            click.echo(file, err=True)

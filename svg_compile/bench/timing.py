@@ -1,0 +1,76 @@
+"""Timing calls against each other: in turns, so that a clock that drifts is no advantage to any of them."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+Call = Callable[[], object]
+# More than any GPU's L2 cache; written before each call, so that none finds its inputs there.
+_FLUSH_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one call, turn by turn."""
+
+    ms: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+    def quantile(self, share: float) -> float:
+        """The value below which `share` of the turns lie, interpolated."""
+        ordered = sorted(self.ms)
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    def speedup_over(self, base: Times) -> float:
+        """How many times faster than `base`: the median of the turns' own ratios."""
+        return statistics.median(other / own for own, other in zip(self.ms, base.ms, strict=True))
+
+    def summary(self) -> dict[str, float]:
+        """Median and the 20th and 80th percentile."""
+        return {"median": self.median, "p20": self.quantile(0.2), "p80": self.quantile(0.8)}
+
+
+@torch.no_grad()
+def interleaved(calls: Mapping[str, Call], repeats: int, device: torch.device) -> dict[str, Times]:
+    """Time each call `repeats` times in turns, after one turn to warm up. GPUs: by events, with a cold L2 cache."""
+    timed = _time_on_gpu if device.type == "cuda" else _time_on_cpu
+    flush = torch.empty(_FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.int8, device=device)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    with tqdm(total=len(calls) * (repeats + 1), file=sys.stderr, unit="call", leave=False, disable=None) as progress:
+        for turn in range(repeats + 1):
+            for name, call in calls.items():
+                progress.set_description(name)
+                milliseconds = timed(call, flush)
+                if turn:
+                    found[name].append(milliseconds)
+                progress.update()
+    return {name: Times(tuple(times)) for name, times in found.items()}
+
+
+def _time_on_cpu(call: Call, flush: torch.Tensor) -> float:
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def _time_on_gpu(call: Call, flush: torch.Tensor) -> float:
+    flush.zero_()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)

@@ -1,0 +1,192 @@
+"""`svg-compile bench`: what it counts is right, what it compares is equal, and what it stores becomes a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svg_compile.bench import models, peers, transformer, work
+from svg_compile.bench.attention import Request, measure
+from svg_compile.bench.presets import PRESETS, Shape
+from svg_compile.bench.tables import table, title
+from svg_compile.bench.timing import Times, interleaved
+from svg_compile.cli import main
+from svg_compile.dry_run import trace
+from svg_compile.kernels.reference import attention_mask
+from svg_compile.layout import HeadKind, VideoLayout
+from svg_compile.mask import band_rank
+from svg_compile.targets import Request as ModelRequest
+from svg_compile.targets import load
+
+CPU = torch.device("cpu")
+TINY = Shape("tiny", VideoLayout(5, 6, 7, text_len=9, block=16), 3, 16)
+ARGUMENTS = ["--grid", "4x8x8", "--text", "20", "--heads", "2", "--head-dim", "16", "--repeats", "2", "--device", "cpu"]
+
+
+def query_tiles(layout: VideoLayout, kind: HeadKind, rows: int) -> list[torch.Tensor]:
+    """Positions of each tile's queries: text, frame 0 and the body in the head's order, cut apart."""
+    video = torch.arange(layout.video)
+    rank = band_rank(video // layout.area, video % layout.area, layout.frames, layout.area, int(kind))
+    body = layout.video_start + layout.area + torch.argsort(rank[layout.area :])
+    text = layout.text_start + torch.arange(layout.text_len)
+    sink = layout.video_start + torch.arange(layout.area)
+    return [tile for part in (text, sink, body) for tile in part.split(rows) if len(tile)]
+
+
+@given(
+    frames=st.integers(1, 6), height=st.integers(1, 6), width=st.integers(1, 6), text=st.integers(0, 9),
+    first=st.booleans(), block=st.sampled_from([8, 16]), half_width=st.integers(0, 6),
+    kind=st.sampled_from([HeadKind.SPATIAL, HeadKind.TEMPORAL]), rows=st.sampled_from([4, 8, 16]),
+)  # fmt: skip
+def test_work_counts_the_masks_pairs_and_the_tiles_that_hold_them(
+    frames: int, height: int, width: int, text: int, first: bool, block: int, half_width: int, kind: HeadKind, rows: int
+) -> None:
+    layout = VideoLayout(frames, height, width, text, first, block)
+    shape = Shape("drawn", layout, 1, 16)
+    mask = attention_mask(layout, half_width, kind)
+    assert work.mask_pairs(shape, [kind], [half_width]) == pytest.approx(int(mask.sum()))
+    seen = [int(mask[tile].any(0).sum()) for tile in query_tiles(layout, kind, rows)]
+    expected = sum(rows * 4 * math.ceil(keys / 4) for keys in seen)
+    # Frame 0's queries of a temporal head are frames - 1 ranks apart, so their tiles' blocks can leave none out here.
+    assert work.tile_pairs(shape, [kind], [half_width], rows, 4) == expected
+
+
+def test_dense_work_is_the_formula_of_everyone() -> None:
+    shape = Shape("square", VideoLayout(4, 8, 8), 2, 16, batch=3)
+    pairs = work.mask_pairs(shape, [HeadKind.DENSE] * 2, [0, 0])
+    assert work.flops(shape, pairs) == 4 * 3 * 2 * 256**2 * 16
+    assert work.tile_pairs(shape, [HeadKind.DENSE] * 2, [0, 0]) == pairs
+    assert work.least_bytes(shape, 2) == 4 * 3 * 2 * 256 * 16 * 2
+
+
+def test_times_tell_medians_and_ratios_of_turns() -> None:
+    fast, slow = Times((1.0, 2.0, 3.0, 4.0, 5.0)), Times((2.0, 6.0, 6.0, 12.0, 10.0))
+    assert fast.summary() == {"median": 3.0, "p20": pytest.approx(1.8), "p80": pytest.approx(4.2)}
+    assert fast.speedup_over(slow) == 2.0
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = interleaved(calls, 3, CPU)
+    assert order == list("ab") * 4
+    assert all(len(each.ms) == 3 for each in times.values())
+
+
+def test_all_that_runs_here_computes_the_same_attention() -> None:
+    result = measure(Request(TINY, torch.bfloat16, CPU, densities=(0.5, 0.7), repeats=1))
+    found = {(row["peer"], row["kind"]) for row in result["rows"]}
+    kinds = ("spatial", "temporal", "mixed")
+    expected = {("sdpa", "dense"), ("profile", "profile")} | {
+        (peer, kind) for peer in ("svg", "flex") for kind in kinds
+    }
+    assert found == expected | {("transpose", "temporal"), ("transpose", "mixed")}
+    assert not any("wrong" in reason for reason in result["skipped"].values())
+    for row in result["rows"]:
+        if row["kind"] in kinds:
+            assert 0 < row["difference"] < 0.01
+            assert row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
+            assert row["tflops_tiles"] > row["tflops_pairs"] > 0
+    assert {row["density_asked"] for row in result["rows"] if row["peer"] == "svg"} == {0.5, 0.7}
+    assert json.loads(json.dumps(result)) == json.loads(json.dumps(result))
+
+
+def test_a_peer_that_computes_something_else_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dense(problem: peers.Problem) -> object:
+        return peers.DENSE["sdpa"](problem)
+
+    monkeypatch.setitem(peers.SPARSE, "flex", dense)
+    result = measure(Request(TINY, torch.float32, CPU, kinds=("mixed",), peers=("sdpa", "svg", "flex"), repeats=1))
+    assert "wrong by" in result["skipped"]["flex mixed"]
+    assert {row["peer"] for row in result["rows"]} == {"sdpa", "svg", "profile"}
+
+
+def test_from_the_command_line_to_a_page(tmp_path: Path) -> None:
+    stored, page = tmp_path / "figures.json", tmp_path / "page" / "cpu.md"
+    arguments = [
+        *ARGUMENTS,
+        "--density",
+        "0.6",
+        "--density",
+        "0.8",
+        "--kind",
+        "mixed",
+        "--peer",
+        "sdpa",
+        "--peer",
+        "svg",
+    ]
+    run = CliRunner().invoke(main, ["bench", "attention", *arguments, "--json", str(stored)])
+    assert run.exit_code == 0, run.output
+    result = json.loads(stored.read_text())
+    assert title(result) in run.output
+    assert "svg::attention" in run.output
+    assert result["machine"]["torch"] == torch.__version__
+    run = CliRunner().invoke(main, ["bench", "page", str(stored), "--out", str(page), "--heading", "On a CPU"])
+    assert run.exit_code == 0, run.output
+    text = page.read_text()
+    assert text.startswith("# On a CPU\n")
+    assert table(result).markdown() in text
+    assert (page.parent / "cpu_figures.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attention", "--peer", "fast"], "no peer 'fast'. Known: cudnn"),
+        (["attention", *ARGUMENTS, "--peer", "svg"], "no dense attention to compare with"),
+        (["attention", "--grid", "4x8"], "expected frames x height x width"),
+        (["page", __file__, "--out", "page.md"], "cannot be read as JSON"),
+    ],
+)
+def test_bad_input_says_what_to_do(arguments: list[str], message: str) -> None:
+    run = CliRunner().invoke(main, ["bench", *arguments])
+    assert run.exit_code == 1
+    assert message in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(model.name, kind) for model in models.MODELS.values() for kind in model.blocks]
+)
+def test_blocks_of_known_models_have_the_presets_tokens(name: str, kind: str) -> None:
+    model = models.MODELS[name]
+    settings, count = model.blocks[kind]
+    target = load(model.cls, ModelRequest({**model.config, **settings}, latents=model.latents, text=model.text))
+    with torch.no_grad():
+        report = trace(target.model, target.args, target.kwargs, {"dense_layers": 0})
+    (site,) = [site for site in report.sites if site.rewritten]
+    preset = next(PRESETS[preset] for preset in PRESETS if preset.startswith(name.removesuffix("-14b")))
+    assert site.layout == preset.layout
+    assert (site.heads, site.head_dim, count) == (preset.heads, preset.head_dim, count)
+    linear = {
+        size for module in target.model.modules() if isinstance(module, torch.nn.Linear) for size in module.weight.shape
+    }
+    assert model.ffn in linear
+
+
+def test_a_block_is_timed_part_by_part_and_a_run_projected() -> None:
+    config = {**models.MODELS["small"].config, "num_attention_heads": 1, "ffn_dim": 256}
+    model = models.Model(
+        "tiny", "WanTransformer3DModel", (8, 32, 32), 16, 256, {"block": ({"num_layers": 1}, 4)}, config=config
+    )
+    (result,) = transformer.measure_blocks(model, transformer.Options(CPU, repeats=1, compile_times=False))
+    assert result["tokens"] == 2048
+    for side in ("dense", "sparse"):
+        assert sum(result[side]["parts"].values()) > 0
+        assert result[side]["parts"]["attention"] > 0
+        assert result[side]["parts"]["MLP"] > 0
+    assert result["dense"]["parts"]["profile"] == 0
+    assert result["sparse"]["parts"]["profile"] > 0
+    assert "projected: 50 steps, 5 dense" in table(result).markdown()
+
+
+def test_projections_add_dense_and_sparse_steps() -> None:
+    few = transformer.projected(models.MODELS["wan-14b"], 1000.0, 400.0)[0]
+    assert few == {"steps": 50, "dense_steps": 5, "dense_seconds": 100.0, "svg_seconds": 46.0, "speedup": 100 / 46}
