@@ -18,11 +18,11 @@ from svg_compile._compat.graphs import copy_graph_module, trace_artifact
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.dump import GraphDump, asked_for
 from svg_compile.errors import NothingRewritten
-from svg_compile.regions import forward_under_way
 from svg_compile.report import Report
 from svg_compile.schedule import Dispatcher, key_parameter
-from svg_compile.sparse_graph import SparseGraph
-from svg_compile.timestep import find_timestep
+from svg_compile.schedule.regions import forward_under_way
+from svg_compile.schedule.sparse_graph import SparseGraph
+from svg_compile.schedule.timestep import find_timestep
 
 log = logging.getLogger(__name__)
 

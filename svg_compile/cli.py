@@ -84,7 +84,7 @@ def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: s
     import torch
 
     from svg_compile.dry_run import trace
-    from svg_compile.terminal import print_report
+    from svg_compile.report.terminal import print_report
 
     target, options = _load(**asked)
     with torch.no_grad(), _busy(f"tracing {asked['target']}"):
@@ -152,8 +152,8 @@ def plot(recording: Path, out: str, layer: str | None) -> None:
     RECORDING is a file that `svg_compile.record(...)` saved: recording.save("plans.npz").
     """
     from svg_compile.pictures import save
-    from svg_compile.plan_pictures import draw_kinds, draw_margins
-    from svg_compile.recorded import Recording
+    from svg_compile.recording.plan_pictures import draw_kinds, draw_margins
+    from svg_compile.recording.recorded import Recording
 
     plans = Recording.load(recording)
     plans = plans if layer is None else plans.select(layer=layer)

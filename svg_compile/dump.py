@@ -27,10 +27,9 @@ from pathlib import Path
 
 from torch import fx
 
-from svg_compile import templates
 from svg_compile._compat.graphs import output_code
 from svg_compile.errors import OptionError
-from svg_compile.report import Report
+from svg_compile.report import Report, templates
 
 # One file, and all files of one process, at most.
 MAX_FILE_BYTES = 64 * 2**20

@@ -24,7 +24,7 @@ import svg_compile
 from pipelines import Spec, TimedDiT
 from svg_compile import ScheduleError, backend, schedule
 from svg_compile.schedule import Decision
-from svg_compile.timestep import Timestep
+from svg_compile.schedule.timestep import Timestep
 from toy import latents
 from traced import answer_with_zeros
 
@@ -417,10 +417,10 @@ def test_with_inductor_the_dense_steps_are_inductors(how: str) -> None:
 
 
 def test_the_name_stays_a_function_after_its_module_is_imported() -> None:
-    import svg_compile.attachment
+    import svg_compile.schedule.attachment
 
-    assert svg_compile.attach is svg_compile.attachment.attach
-    assert svg_compile.denoising is svg_compile.attachment.denoising
+    assert svg_compile.attach is svg_compile.schedule.attachment.attach
+    assert svg_compile.denoising is svg_compile.schedule.attachment.denoising
 
 
 def test_the_docs_snippet_runs(built: list[fx.GraphModule]) -> None:

@@ -16,9 +16,9 @@ import golden
 import models
 from svg_compile import SvgError
 from svg_compile.cli import main
-from svg_compile.example_inputs import RECIPES, Size, inputs_for
-from svg_compile.recorded import Entry, Recording
+from svg_compile.recording.recorded import Entry, Recording
 from svg_compile.targets import Request, load, values
+from svg_compile.targets.example_inputs import RECIPES, Size, inputs_for
 
 TESTS = Path(__file__).resolve().parent
 BUILDER = """

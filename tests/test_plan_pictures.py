@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from svg_compile import HeadKind, LayoutError, Recording, SvgError, VideoLayout, attention_pictures, plan_pictures
+from svg_compile import HeadKind, LayoutError, Recording, SvgError, VideoLayout
 from svg_compile.kernels import reference
 from svg_compile.pictures import save
-from svg_compile.recorded import Entry
+from svg_compile.recording import attention_pictures, plan_pictures
+from svg_compile.recording.recorded import Entry
 
 TEXTS = [(0, False), (11, False), (11, True)]
 

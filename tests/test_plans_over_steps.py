@@ -19,7 +19,7 @@ from pipelines import TimedDiT
 from svg_compile import HeadKind, VideoLayout, backend, schedule
 from svg_compile.config import SvgConfig
 from svg_compile.schedule import Forward
-from svg_compile.sparse_graph import KeptPlans
+from svg_compile.schedule.sparse_graph import KeptPlans
 from toy import latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "dense_steps": 0}

@@ -19,9 +19,11 @@ from torch import Tensor, fx
 import pipelines
 import svg_compile
 from pipelines import TimedDiT
-from svg_compile import HeadKind, Recording, SvgError, VideoLayout, backend, layer_names, recording_text
+from svg_compile import HeadKind, Recording, SvgError, VideoLayout, backend
 from svg_compile import recording as recording_module
-from svg_compile.recorded import Entry
+from svg_compile.recording import layer_names
+from svg_compile.recording import text as recording_text
+from svg_compile.recording.recorded import Entry
 from svg_compile.schedule import Decision, Forward
 from toy import ToyVideoDiT, latents
 

@@ -19,7 +19,7 @@ import models
 import pipelines
 import svg_compile
 from svg_compile import backend, schedule
-from svg_compile.regions import compiled_blocks
+from svg_compile.schedule.regions import compiled_blocks
 from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "on_error": "raise", "dense_steps": 1}

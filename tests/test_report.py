@@ -26,7 +26,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.cost import cost_of
 from svg_compile.passes.attention_call import refused_call
 from svg_compile.report import GraphBreak
-from svg_compile.terminal import print_report
+from svg_compile.report.terminal import print_report
 from test_find_attention import Model, sdpa, video
 
 LINE = inspect.getsourcelines(sdpa)[1] + 1

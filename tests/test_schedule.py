@@ -22,8 +22,8 @@ from svg_compile import backend, schedule
 from svg_compile.config import SvgConfig
 from svg_compile.passes.expose_plans import PlanPorts
 from svg_compile.schedule import Decision, Dispatcher, StepCounter
-from svg_compile.sparse_graph import SparseGraph
-from svg_compile.timestep import Timestep
+from svg_compile.schedule.sparse_graph import SparseGraph
+from svg_compile.schedule.timestep import Timestep
 from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "dense_steps": 2}

@@ -16,8 +16,8 @@ from torch import Tensor
 from svg_compile.errors import SvgError
 from svg_compile.layout import HeadKind
 from svg_compile.pictures import new_figure
-from svg_compile.recorded import Entry, Recording
-from svg_compile.recording_text import layer_name, margins
+from svg_compile.recording.recorded import Entry, Recording
+from svg_compile.recording.text import layer_name, margins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from svg_compile.report import Report
-from svg_compile.report_text import COLUMNS, breaks, figures, folded_rows, headline, remedies
+from svg_compile.report.text import COLUMNS, breaks, figures, folded_rows, headline, remedies
 
 if TYPE_CHECKING:
     from rich.console import Console

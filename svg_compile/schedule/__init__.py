@@ -26,9 +26,9 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer
 from svg_compile.config import SvgConfig
-from svg_compile.regions import region_of
-from svg_compile.sparse_graph import KeptPlans, SparseGraph
-from svg_compile.timestep import Timestep
+from svg_compile.schedule.regions import region_of
+from svg_compile.schedule.sparse_graph import KeptPlans, SparseGraph
+from svg_compile.schedule.timestep import Timestep
 
 log = logging.getLogger(__name__)
 _UNKNOWN = (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from svg_compile import templates
-from svg_compile.report import Reason, Report
-from svg_compile.report_text import bands, flops, folded_rows, headline, short
+from svg_compile.report import Reason, Report, templates
+from svg_compile.report.text import bands, flops, folded_rows, headline, short
 
 # Nothing is wrong with these: another reason is one that somebody may want to mend.
 _AS_IT_SHOULD_BE = {Reason.CROSS_ATTENTION, Reason.DENSE_LAYER, Reason.CAUSAL, Reason.SINGLE_FRAME}

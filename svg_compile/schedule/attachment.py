@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from svg_compile.errors import ScheduleError
-from svg_compile.regions import leave_regions, watch_regions
 from svg_compile.schedule import Position, register, registered, unregister
+from svg_compile.schedule.regions import leave_regions, watch_regions
 
 # A pipeline may hand the model a timestep rounded to a narrower dtype: bfloat16 keeps 8 bits.
 _ROUNDING = 2.0**-8

@@ -141,7 +141,7 @@ class Recording:
     @property
     def summary(self) -> str:
         """The recording in print: its forwards, and a row a layer."""
-        from svg_compile.recording_text import to_text
+        from svg_compile.recording.text import to_text
 
         return to_text(self)
 
@@ -150,14 +150,14 @@ class Recording:
 
     def save(self, path: str | Path) -> tuple[Path, Path]:
         """Write `path`.npz, the numbers of all heads, and `path`.json, what they belong to; returns both paths."""
-        from svg_compile.recording_file import save
+        from svg_compile.recording.file import save
 
         return save(self.entries, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Recording:
         """Read what `save` wrote; SvgError where it is something else."""
-        from svg_compile.recording_file import load
+        from svg_compile.recording.file import load
 
         return cls(load(path))
 

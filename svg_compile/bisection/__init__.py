@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from svg_compile._compat.dynamo import leaving_no_trace
-from svg_compile.bisection_report import Bisection, LayerCost, ranked
+from svg_compile.bisection.report import Bisection, LayerCost, ranked
+from svg_compile.bisection.switched_model import SwitchedModel
 from svg_compile.errors import NothingRewritten, SvgError
 from svg_compile.layout import VideoLayout
-from svg_compile.recorded import Entry, Shares
-from svg_compile.switched_model import SwitchedModel
+from svg_compile.recording.recorded import Entry, Shares
 
 Metric = Callable[[Any, Any], float]
 

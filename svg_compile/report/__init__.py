@@ -136,29 +136,29 @@ class Report:
         return max((site.tokens for site in self.sites if site.rewritten), default=0)
 
     def __str__(self) -> str:
-        from svg_compile.report_text import to_text
+        from svg_compile.report.text import to_text
 
         return to_text(self)
 
     def to_markdown(self) -> str:
         """The report as GitHub-flavoured Markdown, to paste into an issue."""
-        from svg_compile.report_text import to_markdown
+        from svg_compile.report.text import to_markdown
 
         return to_markdown(self)
 
     def to_json(self, indent: int | None = 2) -> str:
         """All facts of the report as JSON."""
-        from svg_compile.report_json import to_json
+        from svg_compile.report.to_json import to_json
 
         return to_json(self, indent)
 
     def to_html(self) -> str:
         """The report as one HTML page that loads nothing else."""
-        from svg_compile.report_html import page
+        from svg_compile.report.to_html import page
 
         return page(self)
 
     def _repr_html_(self) -> str:
-        from svg_compile.report_html import fragment
+        from svg_compile.report.to_html import fragment
 
         return fragment(self)

@@ -22,7 +22,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from svg_compile.errors import SvgError
-from svg_compile.example_inputs import RECIPES, Grid, inputs_for, size_for
+from svg_compile.targets.example_inputs import RECIPES, Grid, inputs_for, size_for
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

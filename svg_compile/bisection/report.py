@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 
-from svg_compile.recorded import Shares
+from svg_compile.recording.recorded import Shares
 
 # Raised when a name is renamed or dropped; added names do not count.
 FORMAT = 1

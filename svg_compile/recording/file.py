@@ -20,7 +20,7 @@ import torch
 import svg_compile
 from svg_compile.errors import SvgError
 from svg_compile.layout import VideoLayout
-from svg_compile.recorded import Entry
+from svg_compile.recording.recorded import Entry
 
 # Raised when a name is renamed or dropped; added names do not count.
 FORMAT = 1

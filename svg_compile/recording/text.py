@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from svg_compile.recorded import Entry, Recording
+from svg_compile.recording.recorded import Entry, Recording
 
 _COLUMNS = ("layer", "heads", "spatial", "temporal", "dense", "density", "margin", "changed")
 
