@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help demo test test-slow goldens lint mutate bench bench-gpu bench-gpu-attention bench-gpu-models clean
 
 help:
-	@echo "make demo       run a video transformer dense and sparse on this machine and compare"
+	@echo "make demo       generate a video dense and sparse on this machine and compare (about 5 minutes on 2 cores)"
 	@echo "make test       make the environment and run the tests (about 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make goldens    write the printed outputs in tests/goldens and docs/debugging.md anew"
@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile

@@ -21,8 +21,8 @@ import svg_compile
 from pipelines import TimedDiT
 from svg_compile import HeadKind, Recording, SvgError, VideoLayout, backend
 from svg_compile import recording as recording_module
-from svg_compile.recording import layer_names
 from svg_compile.recording import text as recording_text
+from svg_compile.recording.naming import numbered
 from svg_compile.recording.recorded import Entry
 from svg_compile.schedule import Decision, Forward
 from toy import ToyVideoDiT, latents
@@ -173,7 +173,7 @@ def test_layers_that_share_a_name_are_numbered(traced: None) -> None:
     assert [(e.step, e.call, e.layer) for e in recording.entries] == [
         (None, call, f"(model)#{layer}") for call in range(2) for layer in range(3)
     ]
-    assert layer_names.numbered(["a", "b", "a"]) == ("a#0", "b", "a#1")
+    assert numbered(["a", "b", "a"]) == ("a#0", "b", "a#1")
 
 
 def test_densities_and_shares_are_those_of_the_plans(traced: None) -> None:

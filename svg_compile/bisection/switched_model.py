@@ -20,7 +20,7 @@ from svg_compile._compat.graphs import copy_graph_module
 from svg_compile.config import split_options
 from svg_compile.errors import SvgError
 from svg_compile.layout import HeadKind, VideoLayout
-from svg_compile.recording.layer_names import layer_names, numbered, parameter_name, plain_module
+from svg_compile.recording.naming import layer_names, numbered, parameter_name, plain_module
 from svg_compile.report import Report
 from svg_compile.schedule import key_parameter
 from svg_compile.untouched import module_of, untouched

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from svg_compile.errors import SvgError
 from svg_compile.layout import VideoLayout
-from svg_compile.recording.layer_names import layer_names, numbered, parameter_name, plain_module
+from svg_compile.recording.naming import layer_names, numbered, parameter_name, plain_module
 from svg_compile.recording.recorded import Entry, Recording
 from svg_compile.schedule import Decision, Forward, watch
 from svg_compile.schedule.attachment import denoisers
