@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import sys
 import time
@@ -37,6 +36,7 @@ from moving_shapes import parse
 from pictures import head_map, sheet, side_by_side
 from quality import psnr, ssim
 from svg_compile import HeadKind, VideoLayout
+from svg_compile.config import SvgConfig
 from video_model import WEIGHTS, denoise, embed_scenes, load_model
 
 PROMPT = "large orange checked circle bouncing, small white striped square orbiting; waves"
@@ -185,8 +185,7 @@ def main(argv: list[str] | None = None) -> Report:
     text = embed_scenes([parse(args.prompt)]).to(args.device, dtype)
     shape = (1, 3, args.frames, args.size, args.size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
-    share = args.dense_steps
-    dense_steps = share if isinstance(share, int) else math.ceil(round(share * args.steps, 9))
+    dense_steps = SvgConfig(dense_steps=args.dense_steps).dense_until(args.steps)
     print(f"{args.prompt} (seed {args.seed})")
     print(f"{layout.tokens} tokens: {args.frames} frames of {args.size} x {args.size} pixels")
 

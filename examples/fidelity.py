@@ -35,6 +35,7 @@ from planned_attention import PlannedAttention
 from planners import PLANNERS, Oracle
 from quality import lpips_or_none, psnr, ssim
 from svg_compile import VideoLayout
+from svg_compile.config import first_step
 from video_model import WEIGHTS, WEIGHTS_NAME, denoise, embed_scenes, load_model
 
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -93,7 +94,7 @@ class Study:
     def run(self, case: Case) -> None:
         """Generate, compare, store."""
         dense, seconds = self.dense(case.prompt)
-        first = math.ceil(round(case.dense_steps * self.steps, 9))
+        first = first_step(case.dense_steps, self.steps)
         planner = PLANNERS[case.planner](self.layout, density=case.density, dense_steps=first)
         start = time.perf_counter()
         video = self.generate(case.prompt, dense[first], first, planner)[-1]

@@ -4,8 +4,9 @@
     python examples/train_video_dit.py --out out/train --stages cpu                     on CPU cores
     python examples/train_video_dit.py --out out/more --init examples/weights/diffusion_pytorch_model.safetensors
 
-A stage is steps:frames:pixels:batch; start short and small, finish long and large. Started again with the same
-folder, training goes on where it stopped. The folder holds checkpoint.pt (this script's own, loaded with
+A stage is steps:frames:pixels:batch, or steps:frames:pixels:batch:guidance to teach the model guidance. Start with
+single frames, for shapes, and small; finish long and large. Started again with the same folder, training goes on where
+it stopped. The folder holds checkpoint.pt (this script's own, loaded with
 weights_only), weights/ (the averaged weights in bf16 and their config, as diffusers keeps them), losses.csv,
 losses.png and samples_*.png.
 """
@@ -24,12 +25,23 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from diffusers import attention_backend
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from moving_shapes import contact_sheet, parse
-from training import Batches, Optimizers, Stage, average, learning_rate, parse_stages, stage_at, train_step
+from training import (
+    Batches,
+    Optimizers,
+    Stage,
+    attention_for,
+    average,
+    learning_rate,
+    parse_stages,
+    stage_at,
+    train_step,
+)
 from video_model import build_model, embed_scenes, load_weights, sample, save_weights
 
 STAGES = {
@@ -104,9 +116,11 @@ def train(args: argparse.Namespace) -> None:
         for step, (clips, text) in enumerate(bar, first):
             # From the step's number, like the data: a resumed run draws the same noise.
             generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-            rate = learning_rate(step, total, args.lr)
+            rate = learning_rate(step, total, args.lr, cooldown=args.cooldown)
             clips, text = clips.to(device), text.to(device)
-            recent.append(train_step(forward, optimizers, rate, clips, text, generator, args.guidance))
+            stage = stage_at(args.stages, step)
+            with attention_backend(attention_for(stage, device)):
+                recent.append(train_step(forward, optimizers, rate, clips, text, generator, stage.guidance))
             average(ema, model, step)
             done = step + 1
             if done % 50 == 0 or done == total:
@@ -117,7 +131,7 @@ def train(args: argparse.Namespace) -> None:
                 state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizers": optimizers.state_dict()}
                 write(args.out, {**state, "step": done, "losses": losses}, ema)
             if done % args.sample_every == 0 or done == total:
-                show_samples(ema, stage_at(args.stages, step), device, args.out / f"samples_{done:06d}.png")
+                show_samples(ema, stage, device, args.out / f"samples_{done:06d}.png")
                 draw_losses(losses, args.out / "losses.png")
 
 
@@ -134,12 +148,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, samples and the loss curve")
     parser.add_argument("--init", type=Path, help="weights (safetensors) that a new run starts from")
-    parser.add_argument("--stages", default=None, help='"gpu", "cpu" or steps:frames:pixels:batch, ...')
+    parser.add_argument("--stages", default=None, help='"gpu", "cpu" or steps:frames:pixels:batch[:guidance], ...')
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--ffn", type=int, default=1024, help="width of the MLPs")
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
-    parser.add_argument("--guidance", type=float, default=1.0, help="teach the model this much guidance (1: none)")
+    parser.add_argument("--cooldown", type=float, default=0.25, help="last part of the run, in which the rate falls")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=min(12, max(0, (os.cpu_count() or 1) - 2)))
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +16,32 @@ from video_model import PATCH, SCALES, embed_scenes, no_caption, training_noise_
 
 @dataclass(frozen=True)
 class Stage:
-    """So many steps on videos of one size."""
+    """So many steps on videos of one size, and how much guidance they teach (1: none)."""
 
     steps: int
     frames: int
     pixels: int
     batch: int
+    guidance: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * (self.pixels // PATCH[1]) ** 2
+
+
+_STAGE = re.compile(r"([1-9]\d*):([1-9]\d*):([1-9]\d*):([1-9]\d*)(?::(\d+(?:\.\d+)?))?")
 
 
 def parse_stages(text: str) -> list[Stage]:
     stages = []
     for part in text.split(","):
-        numbers = part.split(":")
-        if len(numbers) != 4 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-            raise argparse.ArgumentTypeError(f"a stage is steps:frames:pixels:batch, got {part!r}")
-        stages.append(Stage(*map(int, numbers)))
+        found = _STAGE.fullmatch(part.strip())
+        if found is None or float(found[5] or 1) < 1:
+            raise argparse.ArgumentTypeError(
+                f"a stage is steps:frames:pixels:batch or steps:frames:pixels:batch:guidance, "
+                f"whole numbers above 0 and guidance 1 or more; got {part!r}"
+            )
+        stages.append(Stage(*(int(found[i]) for i in range(1, 5)), float(found[5] or 1)))
     if any(stage.pixels % PATCH[1] for stage in stages):
         raise argparse.ArgumentTypeError(f"pixels must be a multiple of {PATCH[1]}: a token is {PATCH[1]} pixels wide")
     return stages
@@ -41,6 +53,15 @@ def stage_at(stages: list[Stage], step: int) -> Stage:
             return stage
         step -= stage.steps
     return stages[-1]
+
+
+def attention_for(stage: Stage, device: torch.device) -> str:
+    """diffusers' name of the attention to train with: on CPU cores, whole matrices of scores while they are small.
+
+    The backward of CPU flash attention is slow: at 144 tokens a step takes 1.5 times, at 576 1.25 times as long with
+    it; from 2,304 tokens on both are equal.
+    """
+    return "_native_math" if device.type == "cpu" and stage.tokens < 2048 else "native"
 
 
 class Batches(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -111,7 +132,7 @@ def train_step(
     own answer, whose fixed point is plain + guidance * (captioned - plain).
     """
     device = clips.device
-    level = training_noise_levels(len(clips), generator).to(device)
+    level = training_noise_levels(len(clips), generator, frames=clips.shape[2]).to(device)
     noise = torch.randn(clips.shape, generator=generator).to(device)
     # One caption in ten is left out, so that samples can be guided.
     dropped = (torch.rand(len(clips), 1, 1, generator=generator) < 0.1).to(device)

@@ -29,7 +29,8 @@ TEXT_DIM = 64
 PATCH = (1, 4, 4)
 # The videos' scale: the model sees shapes of one size in pixels, whatever size the video has.
 SCALES = {"pixels_per_unit": 48.0, "frames_per_unit": 15.0}
-SHIFT = 3.0
+# Towards noise, as for real video models: many frames show one scene, which little noise would not hide.
+SHIFT = 5.0
 
 
 def build_model(layers: int = 6, heads: int = 4, ffn: int = 1024) -> WanTransformer3DModel:
@@ -110,11 +111,15 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
 
 
-def training_noise_levels(batch: int, generator: torch.Generator) -> Tensor:
-    """Noise levels in (0, 1), float32 [B]: logit-normal, with the schedule's shift, and stratified over the batch."""
+def training_noise_levels(batch: int, generator: torch.Generator, *, frames: int) -> Tensor:
+    """Noise levels in (0, 1), float32 [B]: logit-normal, with the schedule's shift, and stratified over the batch.
+
+    Half the shift for single frames: there is nothing to average over, so less noise hides what they show.
+    """
+    shift = SHIFT if frames > 1 else SHIFT / 2
     quantile = (torch.rand(batch, generator=generator) + torch.arange(batch)) / batch
     level = torch.sigmoid(torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)) * 1.2)
-    return SHIFT * level / (1 + (SHIFT - 1) * level)
+    return shift * level / (1 + (shift - 1) * level)
 
 
 def denoise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -13,6 +14,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != TE
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -29,3 +31,12 @@ settings.load_profile("ci")
 
 # Workers share two cores.
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Compile as a new process would, and under no_grad, which sparse attention asks for."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()

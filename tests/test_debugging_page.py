@@ -21,9 +21,7 @@ TEXT = golden.PAGE.read_text()
 BLOCKS = dict(re.findall(r"<!-- golden: (\w+) -->\n```text\n(?:\$ (svg-compile [^\n]*)\n)?", TEXT))
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> None:
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.mark.parametrize("name", [name for name, command in BLOCKS.items() if command])

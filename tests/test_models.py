@@ -42,11 +42,7 @@ COMPILED = (
 WHOLE = [case for case in models.CASES if case.fullgraph and case.grid_in_graph and not case.per_sample]
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def layout_of(case: models.Case) -> VideoLayout:

@@ -10,7 +10,7 @@ import gc
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,12 +31,7 @@ TIMES = (1000.0, 750.5, 500.0, 2.5)
 DENSE_THEN_SPARSE = [(0, True), (1, True), (2, False), (3, False)]
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def is_sparse(graph_module: fx.GraphModule) -> bool:

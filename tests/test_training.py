@@ -38,7 +38,14 @@ def test_a_batch_follows_from_its_step_alone() -> None:
     assert not torch.equal(whole[2][0], whole[3][0])
 
 
-@pytest.mark.parametrize("text", ["100:8:32", "0:8:32:4", "a:8:32:4", "10:8:30:4", ""])
+def test_a_stage_may_teach_guidance() -> None:
+    plain, guided = training.parse_stages("100:8:32:4, 10:16:96:1:2.5")
+    assert plain == training.Stage(100, 8, 32, 4, guidance=1.0)
+    assert guided == training.Stage(10, 16, 96, 1, guidance=2.5)
+    assert guided.tokens == 16 * 24 * 24
+
+
+@pytest.mark.parametrize("text", ["100:8:32", "0:8:32:4", "a:8:32:4", "10:8:30:4", "10:8:32:4:0.5", "10:8:32:4:x", ""])
 def test_a_stage_that_makes_no_sense_is_an_error(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         training.parse_stages(text)
@@ -99,13 +106,15 @@ def step(weight: torch.nn.Parameter, rate: float) -> None:
 
 
 def test_noise_levels_cover_the_schedule_and_follow_the_generator() -> None:
-    levels = model_module.training_noise_levels(256, torch.Generator().manual_seed(1))
-    again = model_module.training_noise_levels(256, torch.Generator().manual_seed(1))
+    levels = model_module.training_noise_levels(256, torch.Generator().manual_seed(1), frames=4)
+    again = model_module.training_noise_levels(256, torch.Generator().manual_seed(1), frames=4)
     assert torch.equal(levels, again)
     assert 0 < float(levels.min()) < 0.2
     assert 0.95 < float(levels.max()) < 1
-    # Shifted towards noise.
-    assert float(levels.median()) == pytest.approx(0.75, abs=0.02)
+    # Shifted towards noise, less so where one frame is all there is.
+    assert float(levels.median()) == pytest.approx(5 / 6, abs=0.02)
+    still = model_module.training_noise_levels(256, torch.Generator().manual_seed(1), frames=1)
+    assert float(still.median()) == pytest.approx(2.5 / 3.5, abs=0.02)
 
 
 def test_the_learning_rate_warms_up_stays_and_cools_down() -> None:
