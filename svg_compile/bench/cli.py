@@ -15,6 +15,8 @@ _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
 _out = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                     help="Store the figures, with machine and versions; `bench page` makes tables of it.")  # fmt: skip
 _dtype = click.option("--dtype", type=_DTYPES, default="bfloat16", show_default=True, help="Of weights and inputs.")
+_seconds = click.option("--seconds", type=click.FloatRange(0, min_open=True), default=float("inf"), metavar="NUMBER",
+                        help="Time no new turn once so many have passed.  [default: never]")  # fmt: skip
 _device = click.option("--device", metavar="NAME", help="cuda or cpu.  [default: cuda where there is one]")
 _threads = click.option("--threads", type=click.IntRange(1), help="Of a CPU.  [default: torch's]")
 
@@ -55,10 +57,11 @@ def bench() -> None:
     multiple=True,
     metavar="NAME",
     help="Of cudnn, flash, sdpa (dense), svg, svg-MxNxWxS (its Triton kernel with another tile), hopper, flex, "
-    "flex-flash, transpose.  [default: all but other tiles]",
+    "flex-flash, transpose.  [default: all but hopper, flex-flash and other tiles]",
 )
 @click.option("--rows", type=click.IntRange(1), default=64, show_default=True, help="Query rows the profile samples.")
 @click.option("--repeats", type=click.IntRange(1), help="Turns.  [default: 20 on a GPU, else 7]")
+@_seconds
 @_dtype
 @_device
 @_threads
@@ -75,9 +78,15 @@ def attention(preset: str | None, grid: str | None, device: str | None, threads:
     chosen = {name: asked[name] for name in ("kinds", "densities", "peers") if asked[name]}
     repeats = asked["repeats"] or (20 if gpu else 7)
     request = benchmark.Request(
-        shape, DTYPES[asked["dtype"]], place, sampled_rows=asked["rows"], repeats=repeats, **chosen
+        shape,
+        DTYPES[asked["dtype"]],
+        place,
+        sampled_rows=asked["rows"],
+        repeats=repeats,
+        seconds=asked["seconds"],
+        **chosen,
     )
-    _finish([benchmark.measure(request)], json_file)
+    _finish([benchmark.measure(request, lambda result: _store([result], json_file))], json_file)
 
 
 def _model_options(command: Any) -> Any:
@@ -97,6 +106,7 @@ def _model_options(command: Any) -> Any:
             ),
             click.option("--mode", default="default", show_default=True, help="Of torch.compile, for both."),
             click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Turns."),
+            _seconds,
             _dtype,
             _device,
             _threads,
@@ -123,7 +133,8 @@ def block(**asked: Any) -> None:
     from svg_compile.bench.transformer import measure_blocks
 
     model, options, json_file = _transformer(**asked)
-    _finish(measure_blocks(model, options), json_file)
+    several = len(model.blocks) > 1
+    _finish(measure_blocks(model, options, lambda results: _store(results, json_file, several)), json_file)
 
 
 @bench.command(short_help="A whole transformer's forward.")
@@ -191,19 +202,28 @@ def _transformer(
 
 
 def _finish(results: list[dict[str, Any]], json_file: Path | None) -> None:
-    """Print the results, and store them: one file each."""
+    """Store the results and print them."""
     from rich.console import Console
 
     from svg_compile.bench.tables import conditions, notes, table, title
 
+    written = _store(results, json_file, several=len(results) > 1)
     console = Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=False)
-    for number, result in enumerate(results):
+    for result in results:
         click.echo(title(result))
         table(result).show(console)
         for line in [*notes(result), conditions(result)]:
             click.echo(line)
-        if json_file is not None:
-            file = json_file if len(results) == 1 else json_file.with_stem(f"{json_file.stem}_{number + 1}")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(result, indent=1) + "\n")
-            click.echo(file, err=True)
+    for file in written:
+        click.echo(file, err=True)
+
+
+def _store(results: list[dict[str, Any]], json_file: Path | None, several: bool = False) -> list[Path]:
+    """One file each, numbered where there are or will be several -> the files."""
+    if json_file is None:
+        return []
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    files = [json_file.with_stem(f"{json_file.stem}_{n + 1}") if several else json_file for n in range(len(results))]
+    for file, result in zip(files, results, strict=True):
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    return files

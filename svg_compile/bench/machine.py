@@ -7,6 +7,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -36,9 +38,20 @@ def machine(device: torch.device) -> dict[str, str | int]:
     return found
 
 
-def clocks(device: torch.device) -> str | None:
-    """SM clock, memory clock, power and temperature of the GPU now, with units; None where nothing tells."""
-    return _nvidia_smi(",".join(_CLOCKS)) if device.type == "cuda" else None
+def clocks(device: torch.device, load: Callable[[], object]) -> str | None:
+    """SM clock, memory clock, power and temperature of the GPU while it runs `load` again and again, with units.
+
+    None where nothing tells. An idle GPU would tell of the clocks of idling.
+    """
+    if device.type != "cuda":
+        return None
+    with torch.no_grad(), ThreadPoolExecutor(1) as beside:
+        load()
+        asked = beside.submit(_nvidia_smi, ",".join(_CLOCKS))
+        while not asked.done():
+            load()
+            torch.cuda.synchronize()
+        return asked.result()
 
 
 def _nvidia_smi(query: str) -> str | None:

@@ -14,14 +14,15 @@ class Model:
     """A diffusers class and its configuration; what is not given is the class' default, the released model.
 
     blocks: kind -> (settings of a model that has one such block alone, how many the whole model has). ffn: inner width
-    of the MLPs. calls: forwards a denoising step (2: guided).
+    of the MLPs, also of a product that an MLP shares with a projection and has most of. calls: forwards a denoising
+    step (2: guided).
     """
 
     name: str
     cls: str
     latents: Grid
     text: int
-    ffn: int
+    ffn: tuple[int, ...]
     blocks: Mapping[str, tuple[Mapping[str, Any], int]]
     steps: int = 50
     calls: int = 1
@@ -43,23 +44,23 @@ MODELS = {
     model.name: model
     for model in (
         Model(
-            "hunyuanvideo", "HunyuanVideoTransformer3DModel", (33, 90, 160), 256, 12288,
+            "hunyuanvideo", "HunyuanVideoTransformer3DModel", (33, 90, 160), 256, (12288, 15360),
             {
                 "dual stream": ({"num_layers": 1, "num_single_layers": 0}, 20),
                 "single stream": ({"num_layers": 0, "num_single_layers": 1}, 40),
             },
         ),
         Model(
-            "wan-14b", "WanTransformer3DModel", (21, 90, 160), 512, 13824,
+            "wan-14b", "WanTransformer3DModel", (21, 90, 160), 512, (13824,),
             {"block": ({"num_layers": 1}, 40)}, calls=2,
         ),
         Model(
-            "cogvideox1.5", "CogVideoXTransformer3DModel", (22, 96, 170), 226, 12288,
+            "cogvideox1.5", "CogVideoXTransformer3DModel", (22, 96, 170), 226, (12288,),
             {"block": ({"num_layers": 1}, 42)}, calls=2, config=_COGVIDEOX,
         ),
         # For machines without a GPU: 8,192 tokens.
         Model(
-            "small", "WanTransformer3DModel", (8, 64, 64), 32, 1024,
+            "small", "WanTransformer3DModel", (8, 64, 64), 32, (1024,),
             {"block": ({"num_layers": 1}, 4)},
             config={**_SMALL, "out_channels": 4, "text_dim": 64, "freq_dim": 64},
         ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,16 +13,25 @@ from torch.profiler import ProfilerActivity, profile
 
 PROJECTION, MLP, ATTENTION, PROFILE, REST = "projections", "MLP", "attention", "profile", "norm, RoPE, rest"
 
-# By the names of kernels (GPU) and of ops (CPU).
+# By the names of kernels (GPU) and of ops (CPU). Inductor's own kernels first: they are called after all they fuse.
 _PATTERNS = {
+    REST: re.compile(r"^triton_(poi|red|per)_"),
     PROFILE: re.compile(r"profile_(rows|plan)_fwd|^svg::profile"),
     ATTENTION: re.compile(r"(sparse_attention|head_order|hidden_range)_fwd|^svg::attention|sdpa|flash|fmha|dot_prod"),
     "matmul": re.compile(r"gemm|nvjet|cutlass|cublas|^aten::(addmm|bmm|baddbmm|linear|_linear|mkldnn_linear)|mm$|_mm_"),
 }
 
 
-def parts(forward: Callable[[], object], device: torch.device, ffn: int | None) -> dict[str, float]:
-    """Part -> milliseconds of one forward, all of which they add up to. ffn: inner width of the MLPs, where known."""
+@dataclass(frozen=True)
+class Parts:
+    """Part -> milliseconds of one forward, all of which they add up to; and what computed the attention, by name."""
+
+    ms: dict[str, float]
+    attention: tuple[str, ...]
+
+
+def parts(forward: Callable[[], object], device: torch.device, ffn: Collection[int]) -> Parts:
+    """Profile one forward. ffn: sizes that only the weights of MLPs have, such as their inner width."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with torch.no_grad(), profile(activities=activities, record_shapes=True) as profiled:
         with torch.profiler.record_function("forward"):
@@ -31,7 +41,10 @@ def parts(forward: Callable[[], object], device: torch.device, ffn: int | None) 
     events = list(profiled.events() or [])
     ops = _ops(events, device)
     if device.type == "cuda":
-        kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
+        # A record_function stands among the kernels too, for as long as all of its own.
+        kernels = [
+            event for event in events if str(event.device_type).endswith("CUDA") and not event.is_user_annotation
+        ]
         times = {kernel: _kind(kernel.name) for kernel in kernels}
         found: dict[str, float] = defaultdict(float)
         for kernel, kind in times.items():
@@ -50,7 +63,9 @@ def parts(forward: Callable[[], object], device: torch.device, ffn: int | None) 
         ATTENTION: found[ATTENTION],
         PROFILE: found[PROFILE],
     }
-    return {**result, REST: max(0.0, whole - sum(result.values()))}
+    timed = kernels if device.type == "cuda" else ops
+    names = dict.fromkeys(event.name for event in timed if _kind(event.name) == ATTENTION)
+    return Parts({**result, REST: max(0.0, whole - sum(result.values()))}, tuple(names))
 
 
 def _kind(name: str) -> str:
@@ -74,12 +89,12 @@ def _ops(events: list[Any], device: torch.device) -> list[Any]:
     return [event for event in events if known(event) and not inside(event)]
 
 
-def _mlp_share(matmuls: list[Any], device: torch.device, ffn: int | None) -> float:
-    """The share of the time of matrix products that have the MLP's inner width for a side."""
+def _mlp_share(matmuls: list[Any], device: torch.device, ffn: Collection[int]) -> float:
+    """The share of the time of matrix products that have one of the MLP's sizes for a side."""
     times: Mapping[bool, float] = defaultdict(float)
     for event in matmuls:
         sides = {size for shape in event.input_shapes or [] for size in shape}
         time = event.device_time_total if device.type == "cuda" else event.cpu_time_total
-        times[ffn in sides] += time  # type: ignore[index]
+        times[not sides.isdisjoint(ffn)] += time  # type: ignore[index]
     total = sum(times.values())
     return times[True] / total if total else 0.0

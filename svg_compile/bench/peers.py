@@ -5,6 +5,7 @@ A peer takes a `Problem` and returns a call that computes its attention; `Unavai
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from svg_compile._compat.gpu import plain_triton
 from svg_compile.bench.presets import Shape
 from svg_compile.errors import SvgError
 from svg_compile.functional import sparse_attention
@@ -93,7 +95,7 @@ def _dense(backend: SDPBackend | None, problem: Problem) -> Callable[[], Tensor]
 
 
 def _svg(problem: Problem) -> Callable[[], Tensor]:
-    return partial(sparse_attention, problem.query, problem.key, problem.value, problem.plan, problem.layout)
+    return _tried(partial(sparse_attention, problem.query, problem.key, problem.value, problem.plan, problem.layout))
 
 
 def _tiled(tile: TileConfig, problem: Problem) -> Callable[[], Tensor]:
@@ -102,14 +104,21 @@ def _tiled(tile: TileConfig, problem: Problem) -> Callable[[], Tensor]:
     from svg_compile.kernels.triton_attention import sparse_attention as launch
 
     plan, grid = problem.plan, problem.grid
-    return _tried(lambda: launch(problem.query, problem.key, problem.value, plan, None, *grid, None, (tile,)))
+
+    def call() -> Tensor:
+        # As inside the op: else each call would pay about a millisecond for what tracing alone needs.
+        with plain_triton():
+            return launch(problem.query, problem.key, problem.value, plan, None, *grid, None, (tile,))
+
+    return _tried(call)
 
 
 def _hopper(problem: Problem) -> Callable[[], Tensor]:
     try:
         from svg_compile.kernels.hopper_attention import hopper_attention, supports
-    except ImportError as error:
-        raise Unavailable(f"this Triton has no Gluon for Hopper: {error}") from error
+    except Exception as error:
+        # Gluon changes from version to version, also in what its modules do while they are imported.
+        raise Unavailable(f"this Triton has no Gluon for Hopper: {type(error).__name__}: {error}") from error
     reason = supports(problem.query, problem.key, problem.value, None)
     if reason is not None:
         raise Unavailable(reason)
@@ -142,14 +151,14 @@ def _transpose(problem: Problem) -> Callable[[], Tensor]:
         query, key, value = (turned(tensor, moved) for tensor in (problem.query, problem.key, problem.value))
         return turned(sparse_attention(query, key, value, plan, layout), moved[::-1])
 
-    return call
+    return _tried(call)
 
 
 def _flex(options: Mapping[str, str], problem: Problem) -> Callable[[], Tensor]:
     """FlexAttention, compiled, with the mask of the plan in blocks of 128."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    if options and problem.query.device.type != "cuda":
+    if options and (problem.query.device.type != "cuda" or not _has_flash_attention_4()):
         raise Unavailable("runs on GPUs only, with the package flash-attn-4")
     layout, device = problem.layout, problem.query.device
     video = (torch.arange(layout.tokens, device=device) - layout.video_start).clamp(0, layout.video - 1)
@@ -173,11 +182,21 @@ def _flex(options: Mapping[str, str], problem: Problem) -> Callable[[], Tensor]:
     return _tried(lambda: compiled(problem.query, problem.key, problem.value, block_mask=block_mask))
 
 
+def _has_flash_attention_4() -> bool:
+    # Asked before the mask is built: without the package that would take a block mask and a failing compile each time.
+    try:
+        return importlib.util.find_spec("flash_attn.cute") is not None
+    except ImportError:
+        return False
+
+
 def _tried(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The call, once it has run; what it raises is why it is not available."""
     try:
         with torch.no_grad():
-            call()
+            if call().is_cuda:
+                # A kernel's fault is raised by whoever waits for it.
+                torch.cuda.synchronize()
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise Unavailable(f"{type(error).__name__}: {reason}") from error

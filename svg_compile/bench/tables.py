@@ -60,7 +60,7 @@ def conditions(result: Result) -> str:
     line = f"{machine['name']}{threads}; {versions}; commit {machine['commit']}, {machine['date']}; {turns}"
     before, after = result["clocks"]
     if before:
-        line += f"; SM clock, memory clock, power, temperature before: {before}; after: {after}"
+        line += f"; SM clock, memory clock, power, temperature under dense attention before: {before}; after: {after}"
     return line + "."
 
 
@@ -160,5 +160,7 @@ def _ms(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _rate(value: float) -> str:
+def _rate(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:.0f}" if value >= 10 else f"{value:.2f}"

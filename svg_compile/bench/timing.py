@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -11,9 +12,13 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from svg_compile._compat.gpu import gpu_sleep
+
 Call = Callable[[], object]
 # More than any GPU's L2 cache; written before each call, so that none finds its inputs there.
 _FLUSH_BYTES = 256 * 2**20
+# About 2 ms: longer than it takes Python to launch a call, so that no launch is timed.
+_HEAD_START_CYCLES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,22 @@ class Times:
 
 
 @torch.no_grad()
-def interleaved(calls: Mapping[str, Call], repeats: int, device: torch.device) -> dict[str, Times]:
-    """Time each call `repeats` times in turns, after one turn to warm up. GPUs: by events, with a cold L2 cache."""
+def interleaved(
+    calls: Mapping[str, Call],
+    repeats: int,
+    device: torch.device,
+    seconds: float = math.inf,
+    keep: Callable[[dict[str, Times]], object] | None = None,
+) -> dict[str, Times]:
+    """Time each call `repeats` times in turns, after one turn to warm up. GPUs: by events, with a cold L2 cache.
+
+    When `seconds` are over, the turn under way is the last. `keep` is given what is known after each turn, for whoever
+    might be stopped before the end.
+    """
     timed = _time_on_gpu if device.type == "cuda" else _time_on_cpu
     flush = torch.empty(_FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.int8, device=device)
     found: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.monotonic()
     with tqdm(total=len(calls) * (repeats + 1), file=sys.stderr, unit="call", leave=False, disable=None) as progress:
         for turn in range(repeats + 1):
             for name, call in calls.items():
@@ -57,6 +73,17 @@ def interleaved(calls: Mapping[str, Call], repeats: int, device: torch.device) -
                 if turn:
                     found[name].append(milliseconds)
                 progress.update()
+            passed = time.monotonic() - begin
+            if progress.disable:
+                print(f"turn {turn} of {repeats}, {passed:.0f} s", file=sys.stderr, flush=True)
+            if turn and keep is not None:
+                keep(_times(found))
+            if turn and passed > seconds:
+                break
+    return _times(found)
+
+
+def _times(found: Mapping[str, list[float]]) -> dict[str, Times]:
     return {name: Times(tuple(times)) for name, times in found.items()}
 
 
@@ -68,6 +95,7 @@ def _time_on_cpu(call: Call, flush: torch.Tensor) -> float:
 
 def _time_on_gpu(call: Call, flush: torch.Tensor) -> float:
     flush.zero_()
+    gpu_sleep(_HEAD_START_CYCLES)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     call()

@@ -6,18 +6,17 @@ profiles in every forward: it is a sparse step, all included. A "block" is a mod
 
 from __future__ import annotations
 
-import os
-import tempfile
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from svg_compile._compat.gpu import empty_caches
 from svg_compile.bench.machine import clocks, machine
 from svg_compile.bench.models import Model
 from svg_compile.bench.parts import parts
@@ -41,14 +40,23 @@ class Options:
     repeats: int = 10
     mode: str = "default"
     compile_times: bool = True
+    seconds: float = math.inf
 
 
-def measure_blocks(model: Model, options: Options) -> list[dict[str, Any]]:
-    """A result for each kind of block; each holds the projection of a whole run from all of them."""
-    results = []
+def measure_blocks(
+    model: Model, options: Options, keep: Callable[[list[dict[str, Any]]], object] | None = None
+) -> list[dict[str, Any]]:
+    """A result for each kind of block; each holds the projection of a whole run from all of them.
+
+    `keep` is given the results so far after each kind, without the projection.
+    """
+    results: list[dict[str, Any]] = []
     for kind, (settings, count) in model.blocks.items():
         result = _measure(model, dict(settings), options, 0, options.compile_times)
-        results.append({**result, "benchmark": "block", "model": f"{model.name}, {kind}", "count": count})
+        result |= {"benchmark": "block", "model": f"{model.name}, {kind}", "count": count, "projected": []}
+        results.append(result)
+        if keep is not None:
+            keep(results)
     dense = sum(result["count"] * result["dense"]["ms"]["median"] for result in results)
     sparse = sum(result["count"] * result["sparse"]["ms"]["median"] for result in results)
     for result in results:
@@ -102,26 +110,33 @@ def _measure(
         "dense": lambda: torch.compile(target.model, backend="inductor", mode=mode),
         "sparse": lambda: torch.compile(target.model, backend="svg", options={**ours, "on_error": "raise", **chosen}),
     }
-    with _dense_backend(options.device), torch.no_grad():
+    # Inductor's key for a stored graph does not hold which backends SDPA may use: a graph that another process stored
+    # would bring the dense attention that was chosen there.
+    with empty_caches(), _dense_backend(options.device), torch.no_grad():
         seconds: dict[str, tuple[float | None, float | None]] = dict.fromkeys(make, (None, None))
         if compile_times:
             # The process' first compile pays for more than its own: it is made once more, and only that counts.
             _compile_seconds(make["dense"], target, options.device)
             seconds = {name: _compile_seconds(each, target, options.device) for name, each in make.items()}
         calls = {name: _forward(each(), target) for name, each in make.items()}
-        before = clocks(options.device)
-        times = interleaved(calls, options.repeats, options.device)
+        difference = _difference(calls)
+        before = clocks(options.device, calls["dense"])
+        times = interleaved(calls, options.repeats, options.device, options.seconds)
+        profiled = {name: parts(call, options.device, model.ffn) for name, call in calls.items()}
         found = {
             name: {
                 "ms": times[name].summary(),
-                "parts": parts(call, options.device, model.ffn),
+                "parts": profiled[name].ms,
+                "attention": list(profiled[name].attention),
                 "peak_gigabytes": _peak(call, options.device),
                 "compile_cold_seconds": seconds[name][0],
                 "compile_warm_seconds": seconds[name][1],
             }
             for name, call in calls.items()
         }
+        after = clocks(options.device, calls["dense"])
     shown = f"attention made sparse in {len(sites)} of {len(report.sites)} calls; weights and inputs are random"
+    shown += f"; the result differs from the dense one by {difference:.3f} of its size"
     return {
         **found,
         "speedup": times["sparse"].speedup_over(times["dense"]),
@@ -130,15 +145,29 @@ def _measure(
         "density": options.density,
         "dtype": options.dtype,
         "mode": options.mode,
-        "repeats": options.repeats,
-        "notes": {"sparse": shown},
-        "clocks": [before, clocks(options.device)],
+        "repeats": len(times["dense"].ms),
+        "notes": {
+            "sparse": shown,
+            **{f"attention, {name}": ", ".join(each.attention) for name, each in profiled.items()},
+        },
+        "clocks": [before, after],
         "machine": machine(options.device),
     }
 
 
-def _forward(compiled: Any, target: Target) -> Callable[[], object]:
-    return lambda: compiled(*target.args, **target.kwargs)
+def _forward(compiled: Any, target: Target) -> Callable[[], Any]:
+    # A tuple, whatever the class returns by default.
+    kwargs = {**target.kwargs, "return_dict": False}
+    return lambda: compiled(*target.args, **kwargs)
+
+
+def _difference(calls: dict[str, Callable[[], Any]]) -> float:
+    """||sparse - dense|| / ||dense|| of one forward; an error where it is no number. It compiles both."""
+    dense, sparse = (call()[0].float() for call in (calls["dense"], calls["sparse"]))
+    found = float((sparse - dense).norm() / dense.norm())
+    if not math.isfinite(found):
+        raise SvgError(f"the results are not finite: {found} between dense and sparse.")
+    return found
 
 
 def _dense_backend(device: torch.device) -> AbstractContextManager[Any]:
@@ -151,7 +180,7 @@ def _dense_backend(device: torch.device) -> AbstractContextManager[Any]:
 
 def _compile_seconds(make: Callable[[], Any], target: Target, device: torch.device) -> tuple[float, float]:
     """Seconds of the first call, with empty caches on disk and with full ones, a call's own time included."""
-    with tempfile.TemporaryDirectory() as folder, _cache_folder(Path(folder)):
+    with empty_caches():
         cold = _first_call(make, target, device)
         warm = _first_call(make, target, device)
     torch.compiler.reset()
@@ -165,19 +194,6 @@ def _first_call(make: Callable[[], Any], target: Target, device: torch.device) -
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begin
-
-
-@contextmanager
-def _cache_folder(folder: Path) -> Iterator[None]:
-    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-        else:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
 
 
 def _peak(call: Callable[[], object], device: torch.device) -> float | None:
