@@ -47,9 +47,10 @@ anybody's in it. A caption is a sequence of words of a small vocabulary, embedde
 ## Training
 
 `examples/train_video_dit.py`, flow matching (predict noise - data), levels of noise logit-normal with shift {shift:g},
-Muon for the blocks' matrices and AdamW for the rest, the weights averaged over steps.
+Muon for the blocks' matrices and AdamW for the rest, the weights averaged over steps. Guidance is taught (model
+guidance, arXiv 2502.12154), so that a sample takes one call a step.
 
-- Steps: {steps:,} ({stages}; steps:frames:pixels:batch).
+- Steps: {steps:,} ({stages}; steps:frames:pixels:batch, and the guidance taught where there is a fifth number).
 - Scale: {unit:g} pixels to a unit of space and {rate:g} frames to a unit of time at every size.
 - Hardware: {hardware}.
 - Last loss: {loss:.4f}.
@@ -64,7 +65,7 @@ from video_model import load_model  # examples/video_model.py
 model = load_model()
 ```
 
-Sample with `FlowMatchEulerDiscreteScheduler(shift={shift:g})`, 16 steps and more, without guidance, at
+Sample with `FlowMatchEulerDiscreteScheduler(shift={shift:g})`, 16 steps and more, without guidance on top, at
 {frames} x {size} x {size} pixels ({tokens:,} tokens).
 
 ## Limits

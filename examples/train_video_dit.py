@@ -45,8 +45,8 @@ from training import (
 from video_model import build_model, embed_scenes, load_weights, sample, save_weights
 
 STAGES = {
-    "gpu": "6000:8:48:48,4000:12:72:16,3000:16:96:8",
-    "cpu": "4000:4:48:8,2500:8:56:3,1000:8:72:2,400:16:96:1",
+    "gpu": "8000:1:48:128,4000:8:48:48,2000:16:48:16:2.5,2000:16:96:8:2.5",
+    "cpu": "3000:1:32:128,1000:4:48:16,300:4:48:16:2.5,400:16:48:2:2.5,100:4:96:2:2.5,100:16:96:1:2.5",
 }
 SHOWN = (
     "large red striped circle bouncing; sky",
