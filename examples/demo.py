@@ -39,7 +39,7 @@ from svg_compile import HeadKind, VideoLayout
 from svg_compile.config import SvgConfig
 from video_model import WEIGHTS, denoise, embed_scenes, load_model
 
-PROMPT = "large orange checked circle bouncing, small white striped square orbiting; waves"
+PROMPT = "large orange checked circle bouncing; waves"
 
 
 @dataclass
@@ -215,7 +215,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, default=2, help="of the noise")
     parser.add_argument("--density", type=float, default=0.3, help="share of query-key pairs a sparse head computes")
     parser.add_argument("--steps", type=int, default=16, help="denoising steps")
     parser.add_argument("--dense-steps", type=steps_or_share, default=0.25, help="a count, or a share such as 0.25")
