@@ -32,7 +32,7 @@ diffusers' `WanTransformer3DModel`, {parameters:.1f} million parameters: {layers
 {head_dim} channels, MLPs {ffn} wide. It works on pixels, one token for 4 x 4 pixels of one frame, and was made to show
 sparse attention on a model that was really trained: `python examples/demo.py`.
 
-![Samples: {frames} frames of {size} x {size} pixels, 8 of them shown](samples.png)
+![Samples: {frames} frames of {size} x {size} pixels, {sample_steps} steps, 8 frames shown](samples.png)
 
 Captions of the samples, from above:
 
@@ -46,9 +46,9 @@ anybody's in it. A caption is a sequence of words of a small vocabulary, embedde
 
 ## Training
 
-`examples/train_video_dit.py`, flow matching (predict noise - data), levels of noise logit-normal with shift {shift:g},
-Muon for the blocks' matrices and AdamW for the rest, the weights averaged over steps. Guidance is taught (model
-guidance, arXiv 2502.12154), so that a sample takes one call a step.
+`examples/train_video_dit.py`, flow matching (predict noise - data), levels of noise logit-normal with shift {shift:g}
+(half of it for single frames), Muon for the blocks' matrices and AdamW for the rest, the weights averaged over steps.
+Guidance is taught (model guidance, arXiv 2502.12154), so that a sample takes one call a step.
 
 - Steps: {steps:,} ({stages}; steps:frames:pixels:batch, and the guidance taught where there is a fifth number).
 - Scale: {unit:g} pixels to a unit of space and {rate:g} frames to a unit of time at every size.
@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         captions="\n".join(f"{number}. {caption}" for number, caption in enumerate(SHOWN, 1)),
         shift=SHIFT,
         steps=state["step"],
+        sample_steps=args.steps,
         stages=args.stages,
         unit=SCALES["pixels_per_unit"],
         rate=SCALES["frames_per_unit"],

@@ -51,6 +51,13 @@ def test_a_stage_that_makes_no_sense_is_an_error(text: str) -> None:
         training.parse_stages(text)
 
 
+def test_cpu_cores_train_short_videos_by_whole_score_matrices() -> None:
+    short, long = training.parse_stages("1:4:48:2,1:16:96:1")
+    assert training.attention_for(short, torch.device("cpu")) == "_native_math"
+    assert training.attention_for(long, torch.device("cpu")) == "native"
+    assert training.attention_for(short, torch.device("cuda")) == "native"
+
+
 def test_one_step_moves_every_weight_that_has_a_say() -> None:
     torch.manual_seed(0)
     model = model_module.build_model(layers=1, heads=1, ffn=32)
