@@ -38,6 +38,7 @@ goldens: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy svg_compile passes kernels
+	$(BIN)/mypy examples
 
 mutate: $(INSTALLED)
 	$(BIN)/python tests/mutation/run.py

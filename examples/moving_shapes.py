@@ -173,7 +173,7 @@ def _background(kind: str, rng: np.random.Generator, time: np.ndarray, y: np.nda
         shade = np.clip((stars - 0.7) * 4, 0, 1) + 0.15 * (1 - y)
         low, high = (0.03, 0.03, 0.12), (0.80, 0.80, 0.95)
     mix = np.clip(shade, 0, 1)[..., None].astype(np.float32)
-    return np.float32(low) * (1 - mix) + np.float32(high) * mix
+    return np.array(low, np.float32) * (1 - mix) + np.array(high, np.float32) * mix
 
 
 def _thing(
@@ -222,7 +222,7 @@ def _thing(
     }[thing.texture]
     # Lit from above on the left, whichever way the thing is turned.
     light = np.clip(0.92 - 0.16 * (dx + dy) / radius, 0.6, 1.1)
-    base = np.float32(COLOURS[thing.colour])
+    base = np.array(COLOURS[thing.colour], np.float32)
     colour = base * ((0.35 + 0.65 * tone) * light)[..., None]
     return np.minimum(colour, 1).astype(np.float32), cover.astype(np.float32)
 

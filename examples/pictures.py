@@ -51,8 +51,8 @@ def head_map(kinds: Tensor, path: Path) -> None:
     rows = kinds.permute(1, 2, 0).reshape(layers * heads, steps)
     axes.pcolormesh(rows.numpy(), cmap=ListedColormap(list(colours.values())), vmin=0, vmax=2, edgecolors="white")
     axes.set(xlabel="denoising step", ylabel="layer (a row a head)", title="What each head was")
-    axes.set_xticks(np.arange(steps) + 0.5, range(steps))
-    axes.set_yticks(np.arange(layers) * heads + heads / 2, range(layers))
+    axes.set_xticks(np.arange(steps) + 0.5, [str(step) for step in range(steps)])
+    axes.set_yticks(np.arange(layers) * heads + heads / 2, [str(layer) for layer in range(layers)])
     axes.invert_yaxis()
     for layer in range(1, layers):
         axes.axhline(layer * heads, color="black", linewidth=0.6)

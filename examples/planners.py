@@ -101,7 +101,7 @@ class Published(Profiled):
         for kind, mask in enumerate(self.masks(query)):
             heads = (kinds == kind).nonzero().flatten()
             if len(heads):
-                chosen = (tensor[:, heads] for tensor in (query, key, value))
+                chosen = query[:, heads], key[:, heads], value[:, heads]
                 out[:, heads] = scaled_dot_product_attention(*chosen, attn_mask=mask)
         return out
 

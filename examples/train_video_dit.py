@@ -110,7 +110,7 @@ def train(args: argparse.Namespace) -> None:
     loader = torch.utils.data.DataLoader(
         Batches(args.stages, first, total, args.seed), batch_size=None, num_workers=args.workers
     )
-    forward = torch.compile(model) if args.compile else model
+    forward: Any = torch.compile(model) if args.compile else model
     recent: list[float] = []
     with tqdm(loader, total=total, initial=first, desc="training", unit="step", mininterval=args.show_every) as bar:
         for step, (clips, text) in enumerate(bar, first):

@@ -41,7 +41,8 @@ def parse_stages(text: str) -> list[Stage]:
                 f"a stage is steps:frames:pixels:batch or steps:frames:pixels:batch:guidance, "
                 f"whole numbers above 0 and guidance 1 or more; got {part!r}"
             )
-        stages.append(Stage(*(int(found[i]) for i in range(1, 5)), float(found[5] or 1)))
+        steps, frames, pixels, batch = (int(number) for number in found.groups()[:4])
+        stages.append(Stage(steps, frames, pixels, batch, float(found[5] or 1)))
     if any(stage.pixels % PATCH[1] for stage in stages):
         raise argparse.ArgumentTypeError(f"pixels must be a multiple of {PATCH[1]}: a token is {PATCH[1]} pixels wide")
     return stages
@@ -64,7 +65,7 @@ def attention_for(stage: Stage, device: torch.device) -> str:
     return "_native_math" if device.type == "cpu" and stage.tokens < 2048 else "native"
 
 
-class Batches(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Batches(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Step -> (videos, captions), drawn from the step's number, so that a resumed run sees what it would have seen."""
 
     def __init__(self, stages: list[Stage], first: int, total: int, seed: int) -> None:
@@ -90,7 +91,8 @@ class Optimizers:
     """
 
     def __init__(self, model: nn.Module, rate: float) -> None:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, weight in model.named_parameters():
             (matrices if name.startswith("blocks.") and weight.ndim == 2 else others).append(weight)
         # match_rms_adamw: its steps are as large as AdamW's, so one learning rate serves both.
