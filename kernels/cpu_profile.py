@@ -21,6 +21,8 @@ _LEAST_COLUMNS = 512
 
 
 @torch.no_grad()
+# Of a caller that runs eagerly under autocast: scores in bfloat16 would decide near-ties otherwise.
+@torch.autocast("cpu", enabled=False)
 def profile_heads(
     query: Tensor,
     key: Tensor,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from svg_compile.marks import MARK
+from svg_compile.marks import MARK, OF_BLOCK
 from svg_compile.passes.find_attention import layer_of
 
 
@@ -22,7 +22,9 @@ def read_marks(graph_module: fx.GraphModule) -> Mapping[str, str]:
             continue
         nodes = [node for node in module.graph.nodes if node.target in MARK]
         for node in nodes:
-            found[layer_of(node)] = str(node.args[1])
+            text = str(node.args[1])
+            layer = "" if text.startswith(OF_BLOCK) else layer_of(node)
+            found[layer] = text.removeprefix(OF_BLOCK)
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
         if nodes:

@@ -7,6 +7,8 @@ blocks of the same grid share one graph. The text has one entry for each attenti
     5x7x3                 frames, height and width in tokens
     5x7x3 text 11 first   with 11 text tokens before (or: last) the video
     CROSS_ATTENTION       refused, by the name of the `Reason`
+
+With "block: " before it, it is of the attentions that the compiled block calls itself, in no module within.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from svg_compile.report import Reason, Site
 
 _LIBRARY = torch.library.Library("svg", "FRAGMENT")
 _LIBRARY.define("mark(Tensor(a) tensor, str text) -> Tensor(a)")
+OF_BLOCK = "block: "
 _ENTRY = re.compile(r"(\d+)x(\d+)x(\d+)(?: text (\d+) (first|last))?")
 
 

@@ -52,6 +52,15 @@ def test_planted_heads_are_told_apart(dtype: torch.dtype, sampled_rows: int) -> 
     assert plan.tolist() == [[[0, widths[0]], [1, widths[1]]]]
 
 
+def test_autocast_of_a_caller_does_not_round_the_scores() -> None:
+    query, key, value = planted(LAYOUT)
+    want, errors = profile_heads(query, key, value, LAYOUT, density=0.4, sampled_rows=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        plan, within = profile_heads(query, key, value, LAYOUT, density=0.4, sampled_rows=64)
+    assert torch.equal(plan, want)
+    assert torch.equal(errors, within)
+
+
 def test_late_rows_count() -> None:
     plan, _ = profile_heads(*planted(LAYOUT, late_frames_only=True), LAYOUT, density=0.4, sampled_rows=32)
     assert plan[0, :, 0].tolist() == [HeadKind.TEMPORAL, HeadKind.SPATIAL]

@@ -1,6 +1,7 @@
 """Steps told from outside a model: by its pipeline's scheduler, or by the loop that calls it.
 
-No hook is set and no graph changes: the dispatcher of a compiled model finds its schedule by one of its parameters.
+No graph changes: the dispatcher of a compiled model finds its schedule by one of its parameters. The hooks that
+`watch_regions` sets do nothing unless the model is compiled block by block.
 diffusers is not imported; a pipeline is whatever has a `scheduler` and components.
 """
 

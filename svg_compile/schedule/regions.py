@@ -3,7 +3,8 @@
 A block's graph (`compile_repeated_blocks`, `torch.compile` on single blocks) holds neither the token grid, nor the
 timestep, nor the layer's number. The model around it runs as plain Python, so a hook on it, `Regions`, sees each call:
 
-    once per shape of the inputs, the whole model is traced (`explain`), which proves the grid of every attention;
+    once for each kind of call (`call_facts`), the whole model is traced (`explain`), which proves the grid of every
+    attention;
     each attention's module gets a hook that marks its input with that grid (`svg_compile.marks`);
     the dispatcher of a block asks here for its layer's number and the call's timestep.
 
@@ -12,7 +13,6 @@ Under torch.compile of the whole model there are no regions, and the hook does n
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 import weakref
@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from svg_compile._compat.dynamo import forget_compiled
-from svg_compile.marks import mark_text
+from svg_compile.marks import OF_BLOCK, mark_text
+from svg_compile.schedule.call_facts import CallFacts, CallKey, arguments_of
 
 log = logging.getLogger(__name__)
 # Grids and dense layers are decided by the block's own options; here everything provable counts.
 _ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
-_MOST_SHAPES = 32
+_MOST_CALLS = 32
 
 
 class Mark:
@@ -62,14 +62,20 @@ class Regions:
         self.holders: set[int] = set()
         self._marks: dict[str, Mark] = {}
         self._handles: list[Any] = []
-        # By the shapes of a call: the text of each marked module.
-        self._known: dict[Any, Mapping[str, str]] = {}
-        self._made: Any = None
+        # By what decides the grids of a call: the text of each marked module.
+        self._known: dict[CallKey, Mapping[str, str]] = {}
+        self._facts = CallFacts()
+        self._last: CallKey | None = None
         self._tracing = False
         self._timestep: Any = None
         before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
         self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(model.register_forward_hook(after, always_call=True))
+
+    @property
+    def marked(self) -> bool:
+        """Whether the forward under way has sparse attention in its blocks."""
+        return any(mark.text is not None for mark in self._marks.values())
 
     def remove(self) -> bool:
         """Take the hooks off a model that has no marks; returns whether they are off."""
@@ -90,14 +96,20 @@ class Regions:
         if not blocks:
             return
         _UNDER_WAY.add(self)
-        self._timestep = _argument(model, "timestep", args, kwargs)
-        shapes, made = _shapes(args, kwargs), _made_of(blocks)
-        if made != self._made or len(self._known) >= _MOST_SHAPES:
-            self._known.clear()
-        self._made = made
-        if shapes not in self._known:
-            self._known[shapes] = self._trace(model, blocks, args, kwargs)
-        texts = self._known[shapes]
+        arguments = arguments_of(model, args, kwargs)
+        self._timestep = arguments.get("timestep")
+        key = self._facts.key(model, arguments)
+        if key not in self._known:
+            before = None if self._last is None else self._known.get(self._last)
+            texts = self._trace(model, blocks, args, kwargs)
+            if self._last is not None and before is not None:
+                self._facts.learn(self._last, key, same=before == texts)
+            # The trace may have taught that there is more to look at, or less.
+            key = self._facts.key(model, arguments)
+            if len(self._known) >= _MOST_CALLS:
+                self._known.clear()
+            self._known[key] = texts
+        texts, self._last = self._known[key], key
         for path in texts:
             if path not in self._marks:
                 self._mark(model, path, blocks)
@@ -106,10 +118,14 @@ class Regions:
 
     def _after(self, *_: Any) -> None:
         if not self._tracing:
-            _UNDER_WAY.discard(self)
-            self._timestep = None
-            for mark in self._marks.values():
-                mark.text = None
+            self.end_forward()
+
+    def end_forward(self) -> None:
+        """Tell the blocks nothing more."""
+        _UNDER_WAY.discard(self)
+        self._timestep = None
+        for mark in self._marks.values():
+            mark.text = None
 
     def _trace(
         self, model: nn.Module, blocks: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -143,21 +159,35 @@ class Regions:
             return {}
         finally:
             self._tracing = False
+        self._facts.reads_values |= bool(report.breaks)
         sparse = [site.layer for site in report.sites if site.rewritten]
         for path, block in blocks.items():
-            mine = [number for number, layer in enumerate(sparse) if layer.startswith(f"{path}.")]
+            mine = [number for number, layer in enumerate(sparse) if _is_in(layer, path)]
             for parameter in block.parameters() if mine else ():
                 _REGIONS[parameter] = (weakref.ref(self), mine[0])
-        inside = {layer for layer in sparse if any(layer.startswith(f"{path}.") for path in blocks)}
+        inside = {layer for layer in sparse if any(_is_in(layer, path) for path in blocks)}
         log.info("%d attentions of %s are marked for its blocks", len(inside), type(model).__name__)
-        return {layer: mark_text([site for site in report.sites if site.layer == layer]) for layer in inside}
+        texts = {layer: mark_text([site for site in report.sites if site.layer == layer]) for layer in inside}
+        for path in inside & set(blocks):
+            # A block's own hooks run outside of its graph: the modules in it carry what it is told.
+            of_block = OF_BLOCK + texts.pop(path)
+            names = (f"{path}.{name}" for name, _ in blocks[path].named_children())
+            carriers = [name for name in names if name not in inside]
+            texts |= dict.fromkeys(carriers, of_block)
+            if not carriers:
+                warnings.warn(
+                    f"svg: the block {path} calls attention itself and holds no module without attention that could "
+                    "be told its grid, so its attention stays dense. Compile the whole model instead.",
+                    stacklevel=2,
+                )
+        return texts
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
         self._handles.append(model.get_submodule(path).register_forward_pre_hook(mark, with_kwargs=True))
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.
         for at, block in blocks.items():
-            if path.startswith(f"{at}."):
+            if _is_in(path, at):
                 forget_compiled(block)
 
 
@@ -179,6 +209,8 @@ def leave_regions(model: nn.Module, holder: object) -> None:
     regions = _OF_MODEL.get(model)
     if regions is not None:
         regions.holders.discard(id(holder))
+        # Where a forward was broken off (Ctrl-C runs no hooks), it is over now.
+        regions.end_forward()
         if not regions.holders and regions.remove():
             del _OF_MODEL[model]
 
@@ -194,6 +226,11 @@ def forward_under_way() -> bool:
     return len(_UNDER_WAY) > 0
 
 
+def marks_under_way() -> bool:
+    """Whether a model runs of which at least one attention is marked."""
+    return any(regions.marked for regions in _UNDER_WAY)
+
+
 def compiled_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of the outermost compiled modules inside a model."""
     for name, child in model.named_children():
@@ -205,21 +242,6 @@ def compiled_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{name}.{path}", block
 
 
-def _made_of(blocks: Mapping[str, nn.Module]) -> Any:
-    """What blocks compute with: their modules, and the processors that diffusers lets one put into attentions."""
-    modules = (module for block in blocks.values() for module in block.modules())
-    return [(id(module), id(vars(module).get("processor"))) for module in modules]
-
-
-def _argument(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    if name in kwargs:
-        return kwargs[name]
-    names = list(inspect.signature(type(model).forward).parameters)[1:]
-    return dict(zip(names, args)).get(name)
-
-
-def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What of a call decides its grid: shapes of tensors and the values of what is no tensor."""
-    leaves, structure = tree_flatten((args, dict(kwargs)))
-    facts = (tuple(leaf.shape) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves)
-    return torch.is_grad_enabled(), str(structure), tuple(facts)
+def _is_in(layer: str, block: str) -> bool:
+    """Whether a layer is a block itself, or a module inside of it."""
+    return layer == block or layer.startswith(f"{block}.")

@@ -34,9 +34,11 @@ class KeptPlans:
     call: int = 0
     profiled: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
 
-    def enter(self, run: object, step: int) -> int:
-        """Note a forward of a step; returns how many came before it in that step."""
-        if run != self.run or step < self.step:
+    def enter(self, run: object, step: int, *, told: bool = True) -> int:
+        """Note a forward of a step; returns how many came before it in that step. told: by a schedule, not counted."""
+        # Counted, a warm-up at a run's first timestep is taken for one of its calls: nothing is kept from there.
+        counted_first = not told and self.step == 0 and step > 0
+        if run != self.run or step < self.step or counted_first:
             self.profiled.clear()
         if (run, step) != (self.run, self.step):
             self.run, self.step, self.call = run, step, 0
@@ -71,7 +73,8 @@ class SparseGraph:
         stage = 0 if position is None else self.config.stage(position.step, position.total)
         if position is None or not self.ports.shapes:
             return self._split(self.compiled(*inputs, _when(stage, True, self._device), *self.ports.inputs[1:]))
-        call = kept.enter((decision.source, position.run), position.step)
+        told = decision.source != "timestep"
+        call = kept.enter((decision.source, position.run), position.step, told=told)
         due = kept.due(call, self.config.profile_every)
         previous = self.ports.inputs[1:] if due else kept.profiled[call][1]
         outputs, plans, errors = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))

@@ -1,0 +1,92 @@
+"""What decides the token grids of a model's call, so that one trace of the model holds for all calls like it.
+
+Dynamo guards all that a compiled model reads. A model whose blocks are compiled one by one runs as Python around them,
+guarded by nothing, so its calls are told apart here:
+
+    the shapes of tensors, and the values of arguments that are no tensors; of the timestep its shape or type alone;
+    the modules, and the processors that diffusers lets one put into attentions;
+    the plain attributes of both: numbers, strings, flags, and tuples or lists of them;
+    the values of small integer tensors, where the trace had breaks: Python code may have read them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, is_grad_enabled, nn
+from torch.utils._pytree import tree_flatten
+
+# A grid is a few numbers; longer tensors are masks or positions.
+_FEW = 16
+# An attribute that changed this often without any grid is a counter, and would cost a trace at every step.
+_HARMLESS = 3
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class CallKey:
+    """Two calls of equal keys have the same grids; `attributes` by (number of the module, name)."""
+
+    call: Any
+    modules: tuple[int, ...]
+    attributes: frozenset[tuple[Any, Any]]
+
+
+class CallFacts:
+    """The keys of one model's calls, and what its traces taught of them."""
+
+    def __init__(self) -> None:
+        self.reads_values = False
+        self._changes: Counter[Any] = Counter()
+
+    def key(self, model: nn.Module, arguments: Mapping[str, Any]) -> CallKey:
+        """The key of a call with these arguments, by name."""
+        things: list[Any] = []
+        for module in model.modules():
+            # A forward of its own is a wrapper's: a step cache, an offload.
+            things += (module, vars(module).get("processor"), vars(module).get("forward"))
+        attributes = (
+            ((number, name), value if type(value) in (bool, int, str) else repr(value))
+            for number, thing in enumerate(things)
+            if not type(thing).__module__.startswith("torch.nn.")
+            for name, value in getattr(thing, "__dict__", {}).items()
+            if _is_plain(value) and self._changes[number, name] < _HARMLESS
+        )
+        given = {name: value for name, value in arguments.items() if name != "timestep"}
+        leaves, structure = tree_flatten(given)
+        timestep = arguments.get("timestep")
+        when = tuple(timestep.shape) if isinstance(timestep, Tensor) else type(timestep)
+        call = (is_grad_enabled(), str(structure), when, *map(self._fact, leaves))
+        return CallKey(call, tuple(map(id, things)), frozenset(attributes))
+
+    def learn(self, before: CallKey, now: CallKey, *, same: bool) -> None:
+        """Note what two traces in a row say of the attributes that alone differ: `same`, the grids did not."""
+        if (before.call, before.modules) != (now.call, now.modules):
+            return
+        for place in {place for place, _ in before.attributes ^ now.attributes}:
+            # What has decided a grid once is never harmless.
+            self._changes[place] += 1 if same else -(10**6)
+
+    def _fact(self, leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            few = leaf.numel() <= _FEW and not (leaf.is_floating_point() or leaf.is_complex())
+            return tuple(leaf.shape), tuple(leaf.flatten().tolist()) if few and self.reads_values else ()
+        plain = sorted((name, repr(value)) for name, value in getattr(leaf, "__dict__", {}).items() if _is_plain(value))
+        return type(leaf), repr(leaf), tuple(plain)
+
+
+def arguments_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name; those beyond the names of `forward` by their place."""
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    named = {names[place] if place < len(names) else str(place): value for place, value in enumerate(args)}
+    return {**named, **kwargs}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (
+        isinstance(value, (tuple, list)) and len(value) <= _FEW and all(map(_is_plain, value))
+    )

@@ -1,0 +1,174 @@
+"""Models compiled block by block: which calls are traced anew, so that no grid outlives what it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+import svg_compile
+from svg_compile import backend, dry_run, schedule
+from svg_compile.errors import NothingRewritten
+from svg_compile.schedule import regions
+from test_regions import OPTIONS, Block, Blocks, compile_blocks
+from toy import ToyVideoDiT, latents
+
+SPARSE: dict[str, Any] = {"dense_layers": 0, "dense_steps": 0, "density": 0.5}
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+@pytest.fixture
+def grids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands in for Inductor; the grid of each sparse attention that was compiled, "dense" for a graph without."""
+    seen: list[str] = []
+
+    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
+        nodes = [n for n in graph_module.graph.nodes if n.target is torch.ops.svg.attention.default]
+        seen.extend("x".join(str(size) for size in node.args[5:8]) for node in nodes)
+        if not nodes:
+            seen.append("dense")
+        return graph_module.forward
+
+    monkeypatch.setattr(backend, "lower", lower)
+    return seen
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Has one entry for each trace of a whole model."""
+    seen: list[None] = []
+    explain = dry_run.explain
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(None)
+        return explain(*args, **kwargs)
+
+    monkeypatch.setattr(dry_run, "explain", counted)
+    return seen
+
+
+class Packed(nn.Module):
+    """Takes [B, N, C]; its positions come from an attribute, or from a tensor's values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(qkv) for qkv in ToyVideoDiT(2).qkv)
+        self.grid = (5, 7, 3)
+        self.calls = 0
+        self.eval()
+
+    def forward(self, x: Tensor, timestep: Any = None, grid: tuple[Tensor, ...] | None = None) -> Tensor:
+        self.calls += 1
+        sizes = self.grid
+        if grid is not None:
+            frames, height, width = grid[0].item(), grid[1].item(), grid[2].item()
+            sizes = (frames, height, width)
+        places = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
+        x = x * torch.stack([place.flatten() for place in places], -1).float().sum(-1)[None, :, None].cos()
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def packed() -> Tensor:
+    return torch.randn(1, 105, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_grid_in_an_attribute_is_read_again_when_it_changes(grids: list[str]) -> None:
+    model = compile_blocks(Packed(), **SPARSE)
+    outputs = []
+    with svg_compile.denoising(model, steps=3):
+        for model.grid in ((5, 7, 3), (7, 5, 3), (5, 7, 3)):
+            outputs.append(model(packed()))
+    assert grids == ["5x7x3", "7x5x3"]
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_a_grid_in_a_tensors_values_is_read_again_when_they_change(grids: list[str]) -> None:
+    model = compile_blocks(Packed(), **SPARSE)
+    with svg_compile.denoising(model, steps=3):
+        for sizes in ((5, 7, 3), (7, 5, 3), (5, 7, 3)):
+            model(packed(), grid=tuple(torch.tensor(size) for size in sizes))
+    assert grids == ["5x7x3", "7x5x3"]
+
+
+def test_neither_a_number_as_timestep_nor_a_counter_costs_a_trace_a_step(grids: list[str], traces: list[None]) -> None:
+    model = compile_blocks(Packed(), **SPARSE)
+    with svg_compile.denoising(model, steps=12) as run:
+        for step in range(12):
+            model(packed(), 1000.0 - step)
+            run.advance()
+        # The counter is found out after a few traces, the grid never.
+        assert len(traces) <= 6
+        traces.clear()
+    with svg_compile.denoising(model, steps=1):
+        model.grid = (3, 5, 7)
+        model(packed(), 10.0)
+    assert len(traces) == 1
+    assert grids == ["5x7x3", "3x5x7"]
+
+
+def test_a_block_that_attends_by_itself_is_told_like_any(grids: list[str]) -> None:
+    class Alone(nn.Module):
+        def __init__(self, qkv: nn.Module) -> None:
+            super().__init__()
+            self.qkv = qkv
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (3 * self.qkv(x)).chunk(3, dim=-1))
+            return x + scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    for how in ("in place", "wrapped"):
+        torch._dynamo.reset()
+        model = Blocks()
+        model.blocks = nn.ModuleList(Alone(qkv) for qkv in ToyVideoDiT(3).qkv)
+        if how == "in place":
+            compile_blocks(model, **SPARSE)
+        else:
+            options = {**OPTIONS, **SPARSE}
+            for place, block in enumerate(model.blocks):
+                model.blocks[place] = torch.compile(block, backend="svg", dynamic=False, options=options)
+        with svg_compile.denoising(model, steps=1), schedule.observe() as seen:
+            model(latents())
+        assert len(seen) == 3
+        assert grids == ["5x7x3"]
+        grids.clear()
+
+
+def test_strict_holds_for_blocks_whose_model_cannot_be_traced() -> None:
+    model = compile_blocks(Blocks(), strict=True)
+    model.forward = model.forward
+    warned = pytest.warns(UserWarning, match="wrapped")
+    failed = pytest.raises(torch._dynamo.exc.BackendCompilerFailed)
+    with svg_compile.denoising(model, steps=1), warned, failed as raised:
+        model(latents())
+    assert isinstance(raised.value.inner_exception, NothingRewritten)
+
+
+def test_a_wrapper_that_is_taken_off_is_noticed(grids: list[str]) -> None:
+    model = compile_blocks(Blocks(), **SPARSE)
+    model.forward = model.forward
+    with svg_compile.denoising(model, steps=2):
+        with pytest.warns(UserWarning, match="wrapped"):
+            model(latents())
+        del model.forward
+        model(latents())
+    assert grids == ["dense", "5x7x3"]
+
+
+def test_a_forward_that_was_interrupted_is_over_when_its_run_is(grids: list[str]) -> None:
+    class Interrupted(Blocks):
+        def forward(self, latents: Tensor, timestep: Tensor | None = None) -> Tensor:
+            super().forward(latents)
+            if not torch.compiler.is_compiling():
+                raise KeyboardInterrupt
+            return latents
+
+    model = compile_blocks(Interrupted(), **SPARSE)
+    with pytest.raises(KeyboardInterrupt), svg_compile.denoising(model, steps=1):
+        model(latents())
+    assert not regions.forward_under_way()
