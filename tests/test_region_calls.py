@@ -139,6 +139,19 @@ def test_a_block_that_attends_by_itself_is_told_like_any(grids: list[str]) -> No
         grids.clear()
 
 
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)
+def test_another_model_of_its_class_without_marks_does_not_make_it_dense(grids: list[str]) -> None:
+    told, other = compile_blocks(Blocks(), **SPARSE), compile_blocks(Blocks(), **SPARSE)
+    for _ in range(2):
+        with svg_compile.denoising(told, steps=1), schedule.observe() as seen:
+            told(latents())
+        assert len(seen) == 3
+        if len(grids) == 1:
+            with pytest.warns(UserWarning, match="attach"):
+                other(latents())
+    assert grids == ["5x7x3", "dense"]
+
+
 def test_strict_holds_for_blocks_whose_model_cannot_be_traced() -> None:
     model = compile_blocks(Blocks(), strict=True)
     model.forward = model.forward

@@ -162,3 +162,12 @@ def forget_compiled(module: torch.nn.Module) -> None:
     code = getattr(type(module).forward, "__code__", None)
     if code is not None:
         torch._C._dynamo.eval_frame.reset_code(code)
+
+
+def guard_absent_hooks() -> None:
+    """From now on a graph that was compiled of modules without hooks is not run for modules that have some.
+
+    By default Dynamo guards only hooks that are there, so a model with hooks may run what another one of its class was
+    compiled to without.
+    """
+    torch._dynamo.config.skip_nnmodule_hook_guards = False

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from svg_compile._compat.dynamo import forget_compiled
+from svg_compile._compat.dynamo import forget_compiled, guard_absent_hooks
 from svg_compile.marks import OF_BLOCK, mark_text
 from svg_compile.schedule.call_facts import CallFacts, CallKey, arguments_of
 
@@ -185,6 +185,8 @@ class Regions:
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
         self._handles.append(model.get_submodule(path).register_forward_pre_hook(mark, with_kwargs=True))
+        # Other models of its class may be compiled without marks from now on; it must not run what they run.
+        guard_absent_hooks()
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.
         for at, block in blocks.items():
             if _is_in(path, at):
