@@ -15,8 +15,9 @@ import torch
 
 from svg_compile.errors import LayoutError
 
+# Of every engine; the head dims bind the Triton kernels alone.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-HEAD_DIMS = (16, 256)
+HEAD_DIMS = range(16, 257)
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ def tiles_for(table: Table, choices: Choices, name: str, dtype: torch.dtype, hea
     """The default tile and then what else there is to choose from."""
     if dtype not in DTYPES:
         raise LayoutError(f"the Triton kernels take bfloat16, float16 and float32, got {dtype}: cast the inputs.")
-    if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1]:
-        raise LayoutError(f"the Triton kernels take head dims {HEAD_DIMS[0]} to {HEAD_DIMS[1]}, got {head_dim}.")
+    if head_dim not in HEAD_DIMS:
+        raise LayoutError(f"the Triton kernels take head dims {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}, got {head_dim}.")
     row = table.get((name, dtype.itemsize)) or table["any", dtype.itemsize]
     default = row[min(limit for limit in row if limit >= head_dim)]
     more = choices.get((name, dtype.itemsize), {})

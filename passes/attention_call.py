@@ -9,12 +9,11 @@ from torch import Tensor, fx
 
 from svg_compile._compat.sizes import constant, equal, holds
 from svg_compile.config import SvgConfig
+from svg_compile.kernels.triton_configs import DTYPES, HEAD_DIMS
 from svg_compile.report import Reason
 
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TRITON_HEAD_DIMS = range(16, 257)
 
 Call = dict[str, Any]
 
@@ -46,13 +45,13 @@ def refused_call(call: Call, out: Tensor, config: SvgConfig) -> tuple[Reason, st
         return Reason.MASK, f"{mask.dtype} {list(mask.shape)}".replace("torch.", "")
     dtypes = [tensor.dtype for tensor in (query, key, value, out)]
     # Autocast may turn the operands into the result's dtype; without it they are of one dtype anyway.
-    if not all(dtype in _DTYPES for dtype in dtypes):
+    if not all(dtype in DTYPES for dtype in dtypes):
         return Reason.DTYPE, ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes))
     on_gpu = query.device.type == "cuda"
     head_dims = [tensor.shape[-1] for tensor in (query, key, value)]
     if not all(isinstance(size, int) for size in head_dims) or len(set(head_dims)) != 1:
         return Reason.HEAD_DIM, f"{head_dims}"
-    if on_gpu and config.engine in ("auto", "triton") and head_dims[0] not in _TRITON_HEAD_DIMS:
+    if on_gpu and config.engine in ("auto", "triton") and head_dims[0] not in HEAD_DIMS:
         return Reason.HEAD_DIM, f"{head_dims[0]}"
     if query.device.type not in ("cpu", "cuda") or config.engine == ("cpu" if on_gpu else "triton"):
         return Reason.DEVICE, f"{query.device.type}, engine {config.engine!r}"

@@ -51,7 +51,7 @@ def ports_of(graph_module: fx.GraphModule) -> PlanPorts:
     return ports
 
 
-def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any) -> PlanPorts:
+def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any) -> None:
     """Add the ports for every `svg::profile` of the graph itself; lints and recompiles it. Child graphs keep theirs."""
     graph = graph_module.graph
     profiles = list(graph.find_nodes(op="call_function", target=torch.ops.svg.profile.default))
@@ -77,7 +77,7 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         for node, shown in zip(parts, profile.meta["example_value"], strict=True):
             node.meta.update({**profile.meta, "example_value": shown})
         own += parts
-    ports = PlanPorts(
+    graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),
         outputs=len(output.args[0]),
         staged=config.staged,
@@ -87,8 +87,6 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
     output.args = (tuple(own),)
     graph.lint()
     graph_module.recompile()
-    graph_module.meta[_KEY] = ports
-    return ports
 
 
 def _emit_placeholder(graph: fx.Graph, name: str, example: Tensor, fake_mode: Any) -> fx.Node:

@@ -11,7 +11,6 @@ placeholder is added: symbolic sizes are computed from those that the graph has.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -29,23 +28,17 @@ _META = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "cust
 _OP_ORDER = (0, 2, 1, 3)
 
 
-@dataclass(frozen=True)
-class Rewritten:
-    """What the pass did: the attention nodes now in the graph, one a candidate that was accepted."""
-
-    nodes: tuple[fx.Node, ...]
-
-
-def rewrite_attention(candidates: tuple[Candidate, ...], config: SvgConfig) -> Rewritten:
+def rewrite_attention(candidates: tuple[Candidate, ...], config: SvgConfig) -> None:
     """Rewrite the accepted candidates in their graphs; lints and recompiles each graph touched."""
-    nodes = tuple(_rewrite(candidate, config) for candidate in candidates if candidate.accepted)
-    for module in {id(c.module): c.module for c in candidates if c.accepted}.values():
+    accepted = [candidate for candidate in candidates if candidate.accepted]
+    for candidate in accepted:
+        _rewrite(candidate, config)
+    for module in {id(candidate.module): candidate.module for candidate in accepted}.values():
         module.graph.lint()
         module.recompile()
-    return Rewritten(nodes)
 
 
-def _rewrite(candidate: Candidate, config: SvgConfig) -> fx.Node:
+def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
     node, call, grid = candidate.node, candidate.call, candidate.grid
     assert grid is not None
     graph = candidate.module.graph
@@ -73,7 +66,6 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> fx.Node:
         result.meta["example_value"] = shown if result is not out else out.meta["example_value"]
     node.replace_all_uses_with(result)
     graph.erase_node(node)
-    return out
 
 
 def _emit_cast(graph: fx.Graph, operand: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import ops
+from svg_compile.kernels.triton_configs import DTYPES
 from svg_compile.layout import VideoLayout
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def profile_heads(
@@ -82,7 +81,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, key_m
             raise LayoutError(
                 f"query, key and value must have one shape, got {list(query.shape)}, {list(tensor.shape)}."
             )
-        if tensor.dtype is not query.dtype or tensor.dtype not in _DTYPES:
+        if tensor.dtype is not query.dtype or tensor.dtype not in DTYPES:
             raise LayoutError(
                 f"query, key and value must all be float32, bfloat16 or float16, {name} is {tensor.dtype}."
             )
