@@ -112,6 +112,20 @@ def test_neither_a_number_as_timestep_nor_a_counter_costs_a_trace_a_step(grids: 
     assert grids == ["5x7x3", "3x5x7"]
 
 
+def test_what_was_learned_of_attributes_is_forgotten_with_the_modules(grids: list[str], traces: list[None]) -> None:
+    model = compile_blocks(Packed(), **SPARSE)
+    with svg_compile.denoising(model, steps=3):
+        for _ in range(5):
+            model(packed())
+        # Places of attributes shift with the modules before them: the counter's may be the grid's now.
+        model.first = nn.Identity()
+        traces.clear()
+        for model.grid in ((5, 7, 3), (7, 5, 3)):
+            model(packed())
+    assert len(traces) == 2
+    assert grids == ["5x7x3", "7x5x3"]
+
+
 def test_a_block_that_attends_by_itself_is_told_like_any(grids: list[str]) -> None:
     class Alone(nn.Module):
         def __init__(self, qkv: nn.Module) -> None:

@@ -99,10 +99,15 @@ class Regions:
         arguments = arguments_of(model, args, kwargs)
         self._timestep = arguments.get("timestep")
         key = self._facts.key(model, arguments)
+        if self._last is not None and self._last.modules != key.modules:
+            # The ids of modules that are gone may be taken again, and places shift: nothing that was learned holds.
+            self._known, self._facts, self._last = {}, CallFacts(), None
+            key = self._facts.key(model, arguments)
         if key not in self._known:
             before = None if self._last is None else self._known.get(self._last)
             texts = self._trace(model, blocks, args, kwargs)
-            if self._last is not None and before is not None:
+            # Where nothing was marked no attribute could show what it does.
+            if self._last is not None and before:
                 self._facts.learn(self._last, key, same=before == texts)
             # The trace may have taught that there is more to look at, or less.
             key = self._facts.key(model, arguments)
