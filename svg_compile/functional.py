@@ -52,7 +52,8 @@ def sparse_attention(
     """Attention in which each head sees what its entry of the plan says; rows that see no key give 0.
 
     query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. plan: int32 [B, H, 2] as
-    `profile_heads` gives it. key_mask: bool [B, N], True where a key may be seen. scale: default D ** -0.5.
+    `profile_heads` gives it; an entry of no `HeadKind` is an error on CPUs and dense on GPUs, which cannot look
+    without waiting. key_mask: bool [B, N], True where a key may be seen. scale: default D ** -0.5.
     Returns [B, H, N, D] over [B, N, H, D] storage.
     """
     _check(query, key, value, layout, key_mask)

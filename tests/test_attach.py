@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +21,9 @@ from torch import Tensor, fx
 
 import pipelines
 import svg_compile
+from lowering import itself, watch
 from pipelines import Spec, TimedDiT
-from svg_compile import ScheduleError, backend, schedule
+from svg_compile import ScheduleError, schedule
 from svg_compile.schedule import Decision
 from svg_compile.schedule.timestep import Timestep
 from toy import latents
@@ -45,15 +46,7 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
-    """Stands in for Inductor: graphs that answer with zeros; collects what was compiled."""
-    graphs: list[fx.GraphModule] = []
-
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        graphs.append(graph_module)
-        return answer_with_zeros(graph_module)
-
-    monkeypatch.setattr(backend, "lower", lower)
-    return graphs
+    return watch(monkeypatch, itself, lambda graph_module, inputs, patches: answer_with_zeros(graph_module))
 
 
 @pytest.fixture

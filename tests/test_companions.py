@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import models
 import svg_compile
-from svg_compile import backend, schedule
+from lowering import kind, watch
+from svg_compile import schedule
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 0, "dense_layers": 0, "density": 1.0}
 STEPS = 4
@@ -80,10 +81,7 @@ ROWS: tuple[tuple[str, Callable[[Any], None], bool, bool], ...] = (
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        return graph_module.forward
-
-    monkeypatch.setattr(backend, "lower", lower)
+    watch(monkeypatch, kind)
     torch._dynamo.reset()
     with torch.no_grad():
         yield

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx
 
 import svg_compile
+from lowering import itself, watch
 from pipelines import TimedDiT
-from svg_compile import HeadKind, VideoLayout, backend, schedule
+from svg_compile import HeadKind, VideoLayout, schedule
 from svg_compile.config import SvgConfig
 from svg_compile.schedule import Forward
 from svg_compile.schedule.sparse_graph import KeptPlans
@@ -36,14 +37,7 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
-    graphs: list[fx.GraphModule] = []
-
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        graphs.append(graph_module)
-        return graph_module.forward
-
-    monkeypatch.setattr(backend, "lower", lower)
-    return graphs
+    return watch(monkeypatch, itself)
 
 
 def compiled(model: Any, **options: Any) -> Any:

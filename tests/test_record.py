@@ -8,18 +8,18 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 import pipelines
 import svg_compile
+from lowering import kind, watch
 from pipelines import TimedDiT
-from svg_compile import HeadKind, Recording, SvgError, VideoLayout, backend
+from svg_compile import HeadKind, Recording, SvgError, VideoLayout
 from svg_compile import recording as recording_module
 from svg_compile.recording import text as recording_text
 from svg_compile.recording.naming import numbered
@@ -37,12 +37,7 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for Inductor."""
-
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        return graph_module.forward
-
-    monkeypatch.setattr(backend, "lower", lower)
+    watch(monkeypatch, kind)
 
 
 def compiled(model: Any, **options: Any) -> Any:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import svg_compile
-from svg_compile import backend, dry_run, schedule
+from lowering import grids_of, watch
+from svg_compile import dry_run, schedule
 from svg_compile.errors import NothingRewritten
 from svg_compile.schedule import regions
 from test_regions import OPTIONS, Block, Blocks, compile_blocks
@@ -23,18 +23,7 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 @pytest.fixture
 def grids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stands in for Inductor; the grid of each sparse attention that was compiled, "dense" for a graph without."""
-    seen: list[str] = []
-
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        nodes = [n for n in graph_module.graph.nodes if n.target is torch.ops.svg.attention.default]
-        seen.extend("x".join(str(size) for size in node.args[5:8]) for node in nodes)
-        if not nodes:
-            seen.append("dense")
-        return graph_module.forward
-
-    monkeypatch.setattr(backend, "lower", lower)
-    return seen
+    return watch(monkeypatch, grids_of)
 
 
 @pytest.fixture

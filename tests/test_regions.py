@@ -8,17 +8,18 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import models
 import pipelines
 import svg_compile
-from svg_compile import backend, schedule
+from lowering import kind, watch
+from svg_compile import schedule
 from svg_compile.schedule.regions import compiled_blocks
 from toy import ToyVideoDiT, latents
 
@@ -38,17 +39,7 @@ def fresh() -> Iterator[None]:
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stands in for Inductor; collects "dense" or "sparse" for each graph compiled."""
-    kinds: list[str] = []
-
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        sparse = any(node.target is torch.ops.svg.attention.default for node in graph_module.graph.nodes)
-        assert not any("mark" in str(node.target) for node in graph_module.graph.nodes)
-        kinds.append("sparse" if sparse else "dense")
-        return graph_module.forward
-
-    monkeypatch.setattr(backend, "lower", lower)
-    return kinds
+    return watch(monkeypatch, kind)
 
 
 def run(model: nn.Module, inputs: dict[str, Any], steps: int = 2) -> tuple[list[Tensor], list[list[bool]]]:

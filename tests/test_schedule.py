@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from lowering import kind, watch
 from pipelines import TimedDiT
 from svg_compile import backend, schedule
 from svg_compile.config import SvgConfig
@@ -34,35 +35,14 @@ DENSE_THEN_SPARSE = [(0, True), (1, True), (2, False), (3, False)]
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
-def is_sparse(graph_module: fx.GraphModule) -> bool:
-    return any(node.target is torch.ops.svg.attention.default for node in graph_module.graph.nodes)
-
-
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stands in for Inductor; collects "dense" or "sparse" for each graph compiled."""
-    kinds: list[str] = []
-
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        kinds.append("sparse" if is_sparse(graph_module) else "dense")
-        return graph_module.forward
-
-    monkeypatch.setattr(backend, "lower", lower)
-    return kinds
+    return watch(monkeypatch, kind)
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Inductor itself; collects "dense" or "sparse" for each graph compiled."""
-    kinds: list[str] = []
-    real = backend.lower
-
-    def lower(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-        kinds.append("sparse" if is_sparse(graph_module) else "dense")
-        return real(graph_module, inputs, patches)
-
-    monkeypatch.setattr(backend, "lower", lower)
-    return kinds
+    return watch(monkeypatch, kind, backend.lower)
 
 
 def compiled(model: Any, **options: Any) -> Any:
