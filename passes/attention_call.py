@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from svg_compile._compat.sizes import constant, equal, holds
 from svg_compile.config import SvgConfig
 from svg_compile.kernels.triton_configs import DTYPES, HEAD_DIMS
+from svg_compile.passes.attention_mask import token_mask
 from svg_compile.report import Reason
 
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -40,7 +40,7 @@ def refused_call(call: Call, out: Tensor, config: SvgConfig) -> tuple[Reason, st
     alike = all(holds(equal, query.shape[d], t.shape[d]) for t in (key, value) for d in range(query.dim() - 2))
     if call["enable_gqa"] is not False or not query.dim() == key.dim() == value.dim() == 4 or not alike:
         return Reason.GROUPED_QUERY, f"query {list(query.shape)}, key {list(key.shape)}"
-    if call["attn_mask"] is not None and not _is_key_mask(example(call["attn_mask"]), query):
+    if call["attn_mask"] is not None and token_mask(call["attn_mask"], query) is None:
         mask = example(call["attn_mask"])
         return Reason.MASK, f"{mask.dtype} {list(mask.shape)}".replace("torch.", "")
     dtypes = [tensor.dtype for tensor in (query, key, value, out)]
@@ -58,12 +58,3 @@ def refused_call(call: Call, out: Tensor, config: SvgConfig) -> tuple[Reason, st
     if call["scale"] is not None and constant(example(call["scale"])) is None:
         return Reason.SCALE, ""
     return None
-
-
-def _is_key_mask(mask: Tensor, query: Tensor) -> bool:
-    """A boolean [B, 1, 1, N] or [1, 1, 1, N] hides keys from all queries alike, whatever made it."""
-    if mask.dtype is not torch.bool or mask.dim() != 4:
-        return False
-    batch, heads, rows, columns = mask.shape
-    one_batch = holds(equal, batch, 1) or holds(equal, batch, query.shape[0])
-    return one_batch and holds(equal, heads, 1) and holds(equal, rows, 1) and holds(equal, columns, query.shape[2])

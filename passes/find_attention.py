@@ -134,7 +134,7 @@ def _decide(
     call = call_of(node)
     if isinstance(told, Reason):
         return Candidate(module, node, call, None, told, "as the whole model has it", "")
-    if told is not None and config.layout not in (None, told):
+    if told is not None and not _agree(config.layout, told):
         return Candidate(module, node, call, None, Reason.LAYOUT_CONFLICT, f"the whole model has {told}", "")
     if told is not None:
         config = replace(config, layout=told)
@@ -158,6 +158,11 @@ def _decide(
     if reason is None and grid is not None and not computable(module.graph, grid.sizes):
         reason = Reason.SYMBOLIC
     return Candidate(module, node, call, grid, reason, detail, sequence)
+
+
+def _agree(given: VideoLayout | None, told: VideoLayout) -> bool:
+    """Whether a given layout, which may leave out the text, is that which the whole model has."""
+    return given in (None, told, replace(told, text_len=0, text_first=False))
 
 
 def layer_of(node: fx.Node) -> str:

@@ -3,6 +3,7 @@
     before   out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=s)
     after    plan = svg.profile(q, k, v, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI, None, None)[0]
              out  = svg.attention(q, k, v, plan, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI)
+             and, where the mask hides rows as well: out.masked_fill(~mask[:, 0, 0, :, None], 0)
 
 The node is replaced where it stands, for the graph is not functional (RoPE writes into slices before it). No
 placeholder is added: symbolic sizes are computed from those that the graph has.
@@ -19,6 +20,7 @@ from svg_compile._compat.sizes import constant, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.kernels.ops import ABI
 from svg_compile.passes.attention_call import example
+from svg_compile.passes.attention_mask import TokenMask, token_mask
 from svg_compile.passes.find_attention import Candidate
 from svg_compile.passes.symbols import emit_size
 
@@ -47,7 +49,8 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         query, key, value = (_emit_cast(graph, call[name], shown.dtype) for name in ("query", "key", "value"))
         sizes = [emit_size(graph, size) for size in grid.sizes]
         layout = (*sizes, grid.text_first, config.block)
-        key_mask = None if call["attn_mask"] is None else _emit_key_mask(graph, call["attn_mask"], query)
+        mask = None if call["attn_mask"] is None else token_mask(call["attn_mask"], example(query))
+        key_mask = None if mask is None else _emit_key_mask(graph, mask, query)
         scale = None if call["scale"] is None else constant(example(call["scale"]))
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
@@ -61,6 +64,8 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         profiled.meta["example_value"] = tuple(shown.new_empty(shape, dtype=t) for t in (torch.int32, torch.float32))
         plan.meta["example_value"] = profiled.meta["example_value"][0]
         out.meta["example_value"] = _as_stored(shown, _OP_ORDER)
+        if mask is not None and mask.pairs is not None and key_mask is not None:
+            out = _emit_hidden_rows(graph, out, key_mask)
         order = _storage_order(shown)
         result = out if order == _OP_ORDER else _emit_order(graph, out, order)
         result.meta["example_value"] = shown if result is not out else out.meta["example_value"]
@@ -101,8 +106,27 @@ def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(order.index(dim) for dim in range(len(order)))
 
 
-def _emit_key_mask(graph: fx.Graph, mask: fx.Node, query: fx.Node) -> fx.Node:
-    """bool [B or 1, 1, 1, N] -> bool [B, N]."""
-    rows = graph.call_method("select", (graph.call_method("select", (mask, 1, 0)), 1, 0))
+def _emit_key_mask(graph: fx.Graph, mask: TokenMask, query: fx.Node) -> fx.Node:
+    """bool [B, N], True where a key may be seen."""
+    if mask.pairs is None:
+        rows = _emit_first_row(graph, mask.rows)
+    else:
+        # As it is where the pairs are made of it: it may be a view of what is written into later.
+        with graph.inserting_before(mask.pairs.next):
+            rows = graph.call_method("clone", (_emit_first_row(graph, mask.rows),))
     batch = graph.call_method("size", (query, 0))
     return graph.call_method("expand", (rows, batch, -1))
+
+
+def _emit_first_row(graph: fx.Graph, mask: fx.Node) -> fx.Node:
+    """bool [B or 1, 1, any, N] -> bool [B or 1, N]."""
+    return graph.call_method("select", (graph.call_method("select", (mask, 1, 0)), 1, 0))
+
+
+def _emit_hidden_rows(graph: fx.Graph, out: fx.Node, key_mask: fx.Node) -> fx.Node:
+    """What SDPA gives for rows that see no key: 0, in the storage of `out`."""
+    hidden = graph.call_method("logical_not", (key_mask,))
+    column = graph.call_method("unsqueeze", (graph.call_method("unsqueeze", (hidden, 1)), 3))
+    filled = graph.call_method("masked_fill", (out, column, 0.0))
+    filled.meta.update(out.meta)
+    return filled

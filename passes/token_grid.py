@@ -54,7 +54,7 @@ def grid_of(visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig) ->
     query, key, value = (axes[-2] for axes in (visit.query, visit.key, visit.value))
     if not holds(equal, *tokens):
         return None, Reason.CROSS_ATTENTION, ""
-    given = _given_grid(config, tokens[0])
+    given = _given_grid(config, tokens[0], query)
     if not (same_axis(query, key) and same_axis(key, value)):
         if not any(_has_opaque(axis) for axis in (query, key, value)):
             return None, Reason.CROSS_ATTENTION, ""
@@ -71,11 +71,30 @@ def grid_of(visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig) ->
     return grid, reason, detail
 
 
-def _given_grid(config: SvgConfig, tokens: Any) -> Grid | None:
+def _given_grid(config: SvgConfig, tokens: Any, query: Axis) -> Grid | None:
+    """The grid of options["layout"], where it is as long as the sequence, or as one part of it with text beside it."""
     layout = config.layout
-    if layout is None or not holds(equal, layout.tokens, tokens) or layout.frames == 1:
+    if layout is None or layout.frames == 1:
         return None
-    return Grid(layout.frames, layout.height, layout.width, layout.text_len, layout.text_first)
+    video = layout.frames, layout.height, layout.width
+    if holds(equal, layout.tokens, tokens):
+        return Grid(*video, layout.text_len, layout.text_first)
+    if layout.text_len:
+        return None
+    segments = _parts(query)
+    at = [place for place, segment in enumerate(segments) if holds(equal, length(segment), layout.tokens)]
+    if len(at) != 1 or at[0] not in (0, len(segments) - 1):
+        return None
+    text = segments[1:] if at[0] == 0 else segments[:-1]
+    if any(video_grid(segment) is not None for segment in text):
+        return None
+    return Grid(*video, sum(length(segment) for segment in text), at[0] != 0)
+
+
+def _parts(axis: Axis) -> tuple[Axis, ...]:
+    """What a sequence is concatenated of; itself where it is not."""
+    parts = resolve(axis)
+    return parts[0].segments if len(parts) == 1 and isinstance(parts[0], Concat) else (parts,)
 
 
 def same_grid(left: Grid | None, right: Grid | None) -> bool:
@@ -92,8 +111,7 @@ def _has_opaque(axis: Axis) -> bool:
 
 def _segments(axis: Axis) -> Verdict:
     """Read a sequence axis: one video segment, plain (text) segments on one side of it."""
-    parts = resolve(axis)
-    segments = parts[0].segments if len(parts) == 1 and isinstance(parts[0], Concat) else (parts,)
+    segments = _parts(axis)
     videos = [position for position, segment in enumerate(segments) if video_grid(segment) is not None]
     if len(videos) > 1:
         return None, Reason.SEVERAL_GRIDS, ""

@@ -20,7 +20,7 @@ from svg_compile.dump import GraphDump, asked_for
 from svg_compile.errors import NothingRewritten
 from svg_compile.report import Report
 from svg_compile.schedule import Dispatcher, key_parameter
-from svg_compile.schedule.regions import forward_under_way, marks_under_way
+from svg_compile.schedule.regions import marks_under_way, refused_under_way
 from svg_compile.schedule.sparse_graph import SparseGraph
 from svg_compile.schedule.timestep import find_timestep
 
@@ -109,8 +109,9 @@ def _tell(graph_module: fx.GraphModule, report: Report, config: SvgConfig) -> No
     """Log what was done; warn once, or raise where `strict`, when a graph of attention-like work stayed as it was."""
     log.info("%s", report)
     trace_artifact("svg_decisions", lambda: str(report))
-    # Where nothing of the whole model is marked, its trace has warned; `strict` wants more than a warning.
-    told = forward_under_way() and (marks_under_way() or not config.strict)
+    # What carries no mark where others do is known to be dense; where the model could not be traced a warning has said
+    # so, and `strict` wants more than a warning.
+    told = marks_under_way() or (refused_under_way() and not config.strict)
     if report.rewritten or (report.notes and not config.strict) or (not report.notes and told):
         return
     if report.notes:

@@ -91,8 +91,10 @@ def oracle_sdpa(plans: list[Tensor], layout: VideoLayout, real: Callable[..., Te
     ) -> Tensor:
         if query.shape[2] != layout.tokens or key.shape[2] != layout.tokens:
             return real(query, key, value, attn_mask, *args, **kw)
-        key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(query.shape[0], -1)
+        # A key may be seen if any query sees it; a query that sees no key gives 0.
+        key_mask = None if attn_mask is None else attn_mask.any(2)[:, 0].expand(query.shape[0], -1)
         out = reference.sparse_attention(query, key, value, next(remaining), layout, key_mask=key_mask)
+        out = out if attn_mask is None else out * attn_mask.any(3, keepdim=True)
         return out.to(query.dtype)
 
     return sdpa

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+import models
 import svg_compile
 from lowering import grids_of, watch
 from svg_compile import dry_run, schedule
@@ -142,6 +143,29 @@ def test_a_block_that_attends_by_itself_is_told_like_any(grids: list[str]) -> No
         grids.clear()
 
 
+def test_blocks_whose_grid_the_whole_model_does_not_show_say_so_or_take_a_given_one(grids: list[str]) -> None:
+    case = models.case("hunyuan_video_1_5")
+    arguments = case.inputs(1, case.grid)
+
+    def run(**options: Any) -> list[tuple[int, bool]]:
+        torch._dynamo.reset()
+        model = case.build()
+        model.compile_repeated_blocks(backend="svg", options={**OPTIONS, **SPARSE, "dense_steps": 1, **options})
+        with svg_compile.denoising(model, steps=2) as denoising, schedule.observe() as seen:
+            for _ in range(2):
+                model(**arguments)
+                denoising.advance()
+        return [(decision.position.step, decision.dense) for decision in seen if decision.position is not None]
+
+    with pytest.warns(UserWarning, match=r"no video tokens.*options=\{'layout'"):
+        assert run() == []
+    with pytest.warns(UserWarning, match="one of the first dense_layers"):
+        assert run(layout=case.grid, dense_layers=1) == []
+    assert run(layout=case.grid) == [(0, True), (0, True), (1, False), (1, False)]
+    # One sparse graph, which both blocks share.
+    assert grids.count("5x7x3") == 1
+
+
 @torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)
 def test_another_model_of_its_class_without_marks_does_not_make_it_dense(grids: list[str]) -> None:
     told, other = compile_blocks(Blocks(), **SPARSE), compile_blocks(Blocks(), **SPARSE)
@@ -187,4 +211,4 @@ def test_a_forward_that_was_interrupted_is_over_when_its_run_is(grids: list[str]
     model = compile_blocks(Interrupted(), **SPARSE)
     with pytest.raises(KeyboardInterrupt), svg_compile.denoising(model, steps=1):
         model(latents())
-    assert not regions.forward_under_way()
+    assert not regions._UNDER_WAY

@@ -62,8 +62,8 @@ class Regions:
         self.holders: set[int] = set()
         self._marks: dict[str, Mark] = {}
         self._handles: list[Any] = []
-        # By what decides the grids of a call: the text of each marked module.
-        self._known: dict[CallKey, Mapping[str, str]] = {}
+        # By what decides the grids of a call: the text of each marked module; None where a warning said why not.
+        self._known: dict[CallKey, Mapping[str, str] | None] = {}
         self._facts = CallFacts()
         self._last: CallKey | None = None
         self._tracing = False
@@ -76,6 +76,11 @@ class Regions:
     def marked(self) -> bool:
         """Whether the forward under way has sparse attention in its blocks."""
         return any(mark.text is not None for mark in self._marks.values())
+
+    @property
+    def refused(self) -> bool:
+        """Whether a warning has said why the blocks of the forward under way are told nothing."""
+        return self._last is not None and self._known.get(self._last, {}) is None
 
     def remove(self) -> bool:
         """Take the hooks off a model that has no marks; returns whether they are off."""
@@ -114,7 +119,8 @@ class Regions:
             if len(self._known) >= _MOST_CALLS:
                 self._known.clear()
             self._known[key] = texts
-        texts, self._last = self._known[key], key
+        self._last = key
+        texts = self._known[key] or {}
         for path in texts:
             if path not in self._marks:
                 self._mark(model, path, blocks)
@@ -134,8 +140,10 @@ class Regions:
 
     def _trace(
         self, model: nn.Module, blocks: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Mapping[str, str]:
-        """The text of the mark of each module with a sparse attention, for calls of these shapes."""
+    ) -> Mapping[str, str] | None:
+        """The text of the mark of each module with a sparse attention, for calls of these shapes; None where the model
+        cannot be traced, which a warning says.
+        """
         from svg_compile.dry_run import explain
 
         # What torch.compile wraps around a block has a forward of its own, too.
@@ -149,7 +157,7 @@ class Regions:
                 "dense. Take the hook off, or see docs/schedule.md for what goes with compiling the whole model.",
                 stacklevel=2,
             )
-            return {}
+            return None
         self._tracing = True
         try:
             report = explain(model, *args, options=_ANY, **kwargs)
@@ -161,7 +169,7 @@ class Regions:
                 "blocks is not known and their attention stays dense. Compile the whole model instead.",
                 stacklevel=2,
             )
-            return {}
+            return None
         finally:
             self._tracing = False
         self._facts.reads_values |= bool(report.breaks)
@@ -228,9 +236,9 @@ def region_of(parameter: Tensor | None) -> tuple[Regions | None, int | None]:
     return (None, None) if found is None else (found[0](), found[1])
 
 
-def forward_under_way() -> bool:
-    """Whether a model runs whose blocks are told of the whole: what carries no mark there is known to be dense."""
-    return len(_UNDER_WAY) > 0
+def refused_under_way() -> bool:
+    """Whether a model runs of which a warning has said why its blocks are told nothing."""
+    return any(regions.refused for regions in _UNDER_WAY)
 
 
 def marks_under_way() -> bool:

@@ -1,0 +1,99 @@
+"""Attention masks that hide tokens, from all heads alike.
+
+keys     bool [B or 1, 1, 1, N]          hidden tokens are no keys, whatever made the mask
+pairs    rows & rows.transpose(2, 3)     hidden tokens are no queries either: rows that see nothing, which give 0
+         bool [B or 1, 1, N, N]          (rows: a mask of keys, as it is or repeated over all rows)
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from svg_compile._compat.graphs import SDPA_TARGETS
+from svg_compile._compat.sizes import equal, holds
+
+_AND = (operator.and_, torch.logical_and, torch.bitwise_and, "logical_and", "bitwise_and")
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Which tokens are hidden. rows: the node bool [B or 1, 1, 1 or N, N], all rows alike, True where a key may be
+    seen; pairs: the node that joined it with its transpose, None where keys alone are hidden.
+    """
+
+    rows: fx.Node
+    pairs: fx.Node | None = None
+
+
+def token_mask(mask: fx.Node, query: Tensor) -> TokenMask | None:
+    """Read the mask of an attention of query [B, H, N, D]; None where it hides anything but tokens."""
+    if _hides_keys(_shown(mask), query):
+        return TokenMask(mask)
+    shown = _shown(mask)
+    if shown.dim() != 4 or not all(holds(equal, size, query.shape[2]) for size in shown.shape[2:]):
+        return None
+    joined = mask
+    while _is_cast(joined):
+        joined = joined.args[0]  # type: ignore[assignment]
+    if joined.target not in _AND or len(joined.args) != 2 or joined.kwargs:
+        return None
+    for rows, columns in (joined.args, joined.args[::-1]):
+        if not isinstance(rows, fx.Node) or not isinstance(columns, fx.Node):
+            continue
+        # Whatever else had these nodes in hand could have written into them, and the halves were alike no more.
+        alone = set(rows.users) <= {joined, columns} and set(columns.users) == {joined}
+        if alone and _transposes(columns, rows) and _rows_alike(rows, query) and _feeds_attention_alone(joined):
+            return TokenMask(rows, joined)
+    return None
+
+
+def _shown(node: fx.Node) -> Tensor:
+    shown: Tensor = node.meta["example_value"]
+    return shown
+
+
+def _hides_keys(mask: Tensor, query: Tensor) -> bool:
+    if mask.dtype is not torch.bool or mask.dim() != 4:
+        return False
+    batch, heads, rows, columns = mask.shape
+    one_batch = holds(equal, batch, 1) or holds(equal, batch, query.shape[0])
+    return one_batch and holds(equal, heads, 1) and holds(equal, rows, 1) and holds(equal, columns, query.shape[2])
+
+
+def _rows_alike(node: fx.Node, query: Tensor) -> bool:
+    """A mask of keys, or one repeated over rows (and over the batch)."""
+    if _hides_keys(_shown(node), query):
+        return True
+    if node.op != "call_method" or node.target not in ("repeat", "expand"):
+        return False
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or not _hides_keys(_shown(source), query):
+        return False
+    shown = _shown(node)
+    batch = holds(equal, shown.shape[0], 1) or holds(equal, shown.shape[0], query.shape[0])
+    return (
+        batch and shown.dim() == 4 and holds(equal, shown.shape[1], 1) and holds(equal, shown.shape[3], query.shape[2])
+    )
+
+
+def _transposes(node: fx.Node, source: fx.Node) -> bool:
+    if node.target not in ("transpose", torch.transpose) or len(node.args) != 3 or node.args[0] is not source:
+        return False
+    dims = node.args[1:]
+    return all(isinstance(dim, int) for dim in dims) and {dim % 4 for dim in dims} == {2, 3}  # type: ignore[operator]
+
+
+def _is_cast(node: fx.Node) -> bool:
+    """A cast of bool to bool, which gives the tensor itself."""
+    if node.op != "call_method" or not isinstance(node.args[0], fx.Node):
+        return False
+    named = node.target == "bool" or (node.target == "to" and node.args[1:] == (torch.bool,) and not node.kwargs)
+    return named and _shown(node.args[0]).dtype is torch.bool
+
+
+def _feeds_attention_alone(node: fx.Node) -> bool:
+    return all(user.target in SDPA_TARGETS or (_is_cast(user) and _feeds_attention_alone(user)) for user in node.users)
