@@ -42,9 +42,8 @@ def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None) ->
     if a == b:
         return a
     if is_opaque(a) or is_opaque(b):
-        if is_opaque(a) and is_opaque(b):
-            return opaque_axis(size)
-        return a if is_opaque(a) else b
+        opaque, other = (a, b) if is_opaque(a) else (b, a)
+        return opaque if is_table(other) or _of_other_inputs(opaque, other) else opaque_axis(size)
     common = _matched(a, b, {} if meaning is None else meaning)
     if common is not None:
         return common
@@ -52,6 +51,14 @@ def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None) ->
     if is_table(a) and is_table(b):
         return free_axis(size)
     return axis_of(size, Kind.MIXED if is_plain(a) and is_plain(b) else Kind.OPAQUE)
+
+
+def _of_other_inputs(piece: Axis, other: Axis) -> bool:
+    """Whether a piece of one input's axis meets a named axis of another input: it stays what it is."""
+    x, y = (axis[0] if len(axis) == 1 else None for axis in (piece, other))
+    if not (isinstance(x, Atom) and isinstance(y, Atom)) or y.kind is not Kind.NAMED or y.inner:
+        return False
+    return x.origin is not None and y.origin is not None and x.origin.source != y.origin.source
 
 
 def _matched(a: Axis, b: Axis, meaning: Meaning) -> Axis | None:

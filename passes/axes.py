@@ -50,7 +50,7 @@ class Origin:
 class Atom:
     """One coordinate of `size` values; `parts` is what a view has split it into, or what coordinates have proven."""
 
-    __slots__ = ("derived", "inner", "kind", "origin", "parent", "parts", "root", "size")
+    __slots__ = ("derived", "inner", "kind", "origin", "parent", "parts", "root", "size", "whole")
 
     def __init__(self, size: Any, kind: Kind = Kind.TABLE, origin: Origin | None = None) -> None:
         self.size = size
@@ -61,8 +61,11 @@ class Atom:
         self.root: Atom = self
         self.parent: Atom | None = None
         self.inner = False
-        # What convolutions made of it, by their geometry, and what it is once data flowed along it: the same each time.
+        # What convolutions made of it, by their geometry, what it is once data flowed along it, and the pieces cut out
+        # of it: the same each time.
         self.derived: dict[Any, Atom] = {}
+        # Of a piece, the atom that it was cut out of.
+        self.whole: Atom | None = None
 
     @property
     def opaque(self) -> bool:

@@ -24,6 +24,7 @@ from svg_compile.passes.axes import (
     expand,
     flat_segments,
     free_axis,
+    is_one,
     length,
     opaque_axis,
     other_positions,
@@ -79,7 +80,11 @@ def aligned(
 
 
 def cut(axis: Axis, start: Any, stop: Any, size: Any) -> Axis:
-    """The axis of positions [start, stop) of a longer one: whole segments of a concatenation, else unknown."""
+    """The axis of positions [start, stop) of a longer one: whole segments of a concatenation, else unknown.
+
+    Unknown, but the same each time that the same piece of one named axis is taken: what is computed of a piece and
+    written back to it stays in its place.
+    """
     axis = expand(axis)
     if len(axis) == 1 and isinstance(axis[0], Concat):
         at: Any = 0
@@ -92,6 +97,11 @@ def cut(axis: Axis, start: Any, stop: Any, size: Any) -> Axis:
         if taken and same_size(sum(length(segment) for segment in taken), size):
             return taken[0] if len(taken) == 1 else (Concat(tuple(taken), size),)
         return opaque_axis(size)
+    whole = axis[0] if len(axis) == 1 else None
+    if isinstance(whole, Atom) and whole.kind is Kind.NAMED and isinstance(start, int) and not is_one(size):
+        piece = whole.derived.setdefault(("piece", start, str(size)), Atom(size, Kind.OPAQUE, whole.origin))
+        piece.whole = whole
+        return (piece,)
     return other_positions(size, axis)
 
 

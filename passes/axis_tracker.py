@@ -29,7 +29,7 @@ from svg_compile.passes.axes import (
     resolve,
     same_axis,
 )
-from svg_compile.passes.axis_rules import RULES, aligned
+from svg_compile.passes.axis_rules import RULES, aligned, same_size
 from svg_compile.passes.compute_rules import in_place, pointwise
 
 # Pointwise operators that torch does not tag as such in their in-place form.
@@ -86,12 +86,10 @@ class AxisTracker(TorchDispatchMode):
         self.name(target, before)
         meaning: Meaning = {}
         after = aligned(self, operands, tuple(target.shape), meaning)
-        values = aligned(self, operands[1:], tuple(target.shape))
         changed: Meaning = {}
         untouched = True
-        for old, new, value in zip(before, after, values):
-            # What is opaque absorbs what it meets; of a part that was cut out, only tables leave the whole as it was.
-            if same_axis(old, new) and not (is_opaque(old) and not is_table(value)):
+        for old, new in zip(before, after):
+            if same_axis(old, new):
                 continue
             untouched = False
             for atom in atoms_of(old):
@@ -99,9 +97,13 @@ class AxisTracker(TorchDispatchMode):
                     changed[atom] = opaque_axis(atom.size)
                 elif atom in meaning:
                     changed[atom] = meaning[atom]
-        if untouched:
+        aliases = [tensor for tensor in self._axes if _storage(tensor) == storage]
+        # What an in-place operator wrote already, Python assigns to itself once more.
+        others = [operand for operand in operands[1:] if not _same_place(operand, target)]
+        tables = all(is_table(axis) for operand in others for axis in self.of(operand))
+        if untouched and (tables or all(_covers(before, self.of(alias)) for alias in aliases)):
             return
-        for alias in [tensor for tensor in self._axes if _storage(tensor) == storage]:
+        for alias in aliases:
             self.name(alias, after if alias is target else _rewritten(self.of(alias), before, after, changed))
 
     def spoil(self, tensor: Tensor) -> None:
@@ -163,6 +165,14 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def _same_place(left: Tensor, right: Tensor) -> bool:
+    """Whether two views show the same elements in the same order."""
+    if _storage(left) != _storage(right) or left.dim() != right.dim():
+        return False
+    pairs = zip((*left.shape, *left.stride()), (*right.shape, *right.stride()))
+    return same_size(left.storage_offset(), right.storage_offset()) and all(same_size(*pair) for pair in pairs)
+
+
 def _rewritten(axes: list[Axis], before: list[Axis], after: list[Axis], meaning: Meaning) -> list[Axis]:
     """The axes of a tensor after another view of its storage was written, whose axes were `before` and are `after`.
 
@@ -180,6 +190,18 @@ def _rewritten(axes: list[Axis], before: list[Axis], after: list[Axis], meaning:
         else:
             out.append(axis_of(length(axis), Kind.MIXED if plain and is_plain(axis) else Kind.OPAQUE))
     return out
+
+
+def _covers(view: list[Axis], axes: list[Axis]) -> bool:
+    """Whether a view has part in every token axis of its storage, so that what it holds has its place along each.
+
+    Else it stands at one position of an axis that it does not show, and what is written there may come from another.
+    """
+    seen = {atom for axis in view for atom in atoms_of(axis)}
+    seen |= {atom for piece in seen if piece.whole is not None for atom in atoms_of((piece.whole,))}
+    named = (atom for axis in axes for atom in atoms_of(axis) if atom.kind is Kind.NAMED)
+    # Samples of a batch may change places: nothing is claimed of their order.
+    return all(atom in seen for atom in named if atom.origin is None or atom.origin.path[0] != 0)
 
 
 def _whole_segments(axis: Axis, written: list[Axis]) -> bool:

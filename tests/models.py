@@ -131,6 +131,30 @@ def _hunyuan15(batch: int, grid: Grid) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _wan_animate(batch: int, grid: Grid) -> dict[str, Any]:
+    f, h, w = grid  # the first latent frame is of the reference; the face video has four frames for each other one
+    draw = _Draw(2)
+    pose, face = draw(batch, 4, f - 1, 2 * h, 2 * w), draw(batch, 3, 4 * (f - 2) + 1, 16, 16)
+    return _inputs(batch, grid, channels=12, pose_hidden_states=pose, face_pixel_values=face)
+
+
+def _helios(batch: int, grid: Grid, history: bool = False) -> dict[str, Any]:
+    f, h, w = grid
+    kwargs = _inputs(batch, grid, indices_hidden_states=torch.arange(20, 20 + f).expand(batch, -1))
+    if history:  # of the video so far: the nearest frames as they are, those before ever coarser
+        draw = _Draw(2)
+        for name, start, frames in (("long", 0, 16), ("mid", 16, 2), ("short", 18, 2)):
+            kwargs[f"latents_history_{name}"] = draw(batch, 4, frames, 2 * h, 2 * w)
+            kwargs[f"indices_latents_history_{name}"] = torch.arange(start, start + frames).expand(batch, -1)
+    return kwargs
+
+
+def _anyflow(batch: int, grid: Grid) -> dict[str, Any]:
+    times = {"timestep": torch.full((batch, grid[0]), 500.0), "r_timestep": torch.full((batch, grid[0]), 400.0)}
+    kwargs = _inputs(batch, grid, **times)
+    return kwargs | {"hidden_states": kwargs["hidden_states"].transpose(1, 2).contiguous()}  # frames before channels
+
+
 _COG = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 16,
         "text_embed_dim": 12, "num_layers": 2, "max_text_seq_length": TEXT, "sample_frames": 4 * (GRID[0] - 1) + 1,
         "sample_height": 2 * GRID[1], "sample_width": 2 * GRID[2]}  # fmt: skip
@@ -202,6 +226,12 @@ def _kandinsky(batch: int, grid: Grid) -> dict[str, Any]:
         pooled_projections=_Draw(3)(batch, 8), visual_rope_pos=[torch.arange(f), torch.arange(h), torch.arange(w)],
         text_rope_pos=torch.arange(TEXT), scale_factor=(1.0, 2.0, 2.0),
     )  # fmt: skip
+
+
+def _kandinsky6(batch: int, grid: Grid) -> dict[str, Any]:
+    kwargs = _kandinsky(batch, grid)
+    del kwargs["text_rope_pos"], kwargs["scale_factor"]
+    return kwargs
 
 
 def _flux(batch: int, grid: Grid) -> dict[str, Any]:
@@ -294,6 +324,34 @@ CASES: tuple[Case, ...] = (
                   "image_embed_dim": 10, "rope_axes_dim": (4, 6, 6)},
           # Branches on data before the blocks: Dynamo compiles each block as a graph of its own, without a grid.
           _hunyuan15, 2, {"text": 1}, text=TEXT + 13 + 17, fullgraph=False, grid_in_graph=False),
+    # Never looked at while the passes were written.
+    _case("wan_animate", "WanAnimateTransformer3DModel",
+          _WAN | {"in_channels": 12, "latent_channels": 4, "image_dim": None, "inject_face_latents_blocks": 2,
+                  "motion_encoder_size": 16, "motion_style_dim": 8, "motion_dim": 4, "motion_encoder_dim": 8,
+                  "face_encoder_hidden_dim": 16, "face_encoder_num_heads": 2,
+                  "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8}},
+          _wan_animate, 2, {"cross": 3}),
+    _case("chronoedit", "ChronoEditTransformer3DModel", _WAN | {"rope_temporal_skip_len": 4}, _inputs, 2, {"cross": 2}),
+    _case("anyflow", "AnyFlowTransformer3DModel", _WAN, _anyflow, 2, {"cross": 2}),
+    _case("helios", "HeliosTransformer3DModel",
+          {key: _WAN[key] for key in _WAN if key != "rope_max_seq_len"}
+          | {"rope_dim": (4, 6, 6), "has_multi_term_memory_patch": False, "guidance_cross_attn": False,
+             "zero_history_timestep": False},
+          _helios, 2, {"cross": 2}),
+    _case("helios_history", "HeliosTransformer3DModel",
+          {key: _WAN[key] for key in _WAN if key != "rope_max_seq_len"} | {"rope_dim": (4, 6, 6)},
+          partial(_helios, history=True), 0, {"several": 2, "cross": 2}),
+    _case("consisid", "ConsisIDTransformer3DModel",
+          _COG | {"use_rotary_positional_embeddings": True, "is_train_face": False},
+          partial(_cogvideox, rope="crop"), 2, {}, text=TEXT, first=True),
+    _case("motif_video", "MotifVideoTransformer3DModel",  # two-stream and single-stream blocks
+          _TWO | {"num_layers": 1, "num_single_layers": 1, "text_embed_dim": 12, "rope_axes_dim": (4, 6, 6)},
+          partial(_inputs, mask=torch.int64), 2, {}, text=TEXT),
+    _case("kandinsky6", "Kandinsky6Transformer3DModel",
+          {"in_visual_dim": 4, "out_visual_dim": 4, "in_text_dim": 12, "in_text_dim2": 8, "time_dim": 16,
+           "model_dim": 32, "ff_dim": 48, "num_text_blocks": 1, "num_visual_blocks": 2, "axes_dims": (4, 6, 6),
+           "visual_cond": True},
+          _kandinsky6, 2, {"cross": 2, "text": 2}),
     _case("kandinsky5", "Kandinsky5Transformer3DModel",
           {"in_visual_dim": 4, "out_visual_dim": 4, "in_text_dim": 12, "in_text_dim2": 8, "time_dim": 16,
            "model_dim": 32, "ff_dim": 48, "num_text_blocks": 1, "num_visual_blocks": 2, "axes_dims": (4, 6, 6),

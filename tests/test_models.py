@@ -31,12 +31,13 @@ REASONS = {
     "text pool": {Reason.CROSS_ATTENTION},
     "audio": {Reason.NOT_VIDEO},
     "image": {Reason.NOT_VIDEO, Reason.UNKNOWN_GRID, Reason.SINGLE_FRAME},
+    "several": {Reason.SEVERAL_GRIDS, Reason.UNKNOWN_GRID},
     "spatial": {Reason.UNKNOWN_GRID, Reason.NOT_VIDEO},
     "temporal": {Reason.UNKNOWN_GRID, Reason.NOT_VIDEO},
 }
 COMPILED = (
     *("wan", "wan_ti2v", "wan_vace", "skyreels_v2", "hunyuan_video", "cogvideox_5b", "cogvideox_1_5", "ltx_video"),
-    *("allegro", "easyanimate"),
+    *("allegro", "easyanimate", "wan_animate", "motif_video"),
 )
 # One graph of the forward holds every attention, and the grid with it.
 WHOLE = [case for case in models.CASES if case.fullgraph and case.grid_in_graph and not case.per_sample]

@@ -163,6 +163,15 @@ def _segment_written_in_place(x: Tensor, text: Tensor) -> Tensor:
     return attend(both[:, 5:])
 
 
+@model(GRID, video(), video(FRAMES - 1))
+def _later_frames_take_a_pose(x: Tensor, pose: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, 1:] = y[:, :, 1:] + pose
+    y[:, :, 1:] += pose * 2
+    y[:, :, :1] *= 3
+    return attend(tokens(y))
+
+
 @model(GRID, PACKED)
 def _packed_with_coordinates(x: Tensor) -> Tensor:
     return attend(x * positions(), x * positions(), x)
@@ -452,6 +461,73 @@ def _another_half_written_into_the_tokens(x: Tensor) -> Tensor:
     y = tokens(x).clone()
     y[:, : N // 2] += y[:, N // 2 :]
     return attend(y)
+
+
+@model("UNKNOWN_GRID")
+def _frames_written_a_frame_later(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, 1:] = y[:, :, :-1] * 1
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID")
+def _later_frames_written_backwards(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, 1:] = y[:, :, 1:].flip(2)
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID")
+def _frames_written_backwards_one_by_one(x: Tensor) -> Tensor:
+    y = x * 2
+    for i in range(FRAMES):
+        y[:, :, i] = x[:, :, FRAMES - 1 - i]
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID")
+def _first_frame_written_last(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, :1] = x[:, :, -1:]
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID")
+def _tokens_written_backwards_into_others(x: Tensor) -> Tensor:
+    y = tokens(x) + 1
+    for i in range(N):
+        y[:, i] = tokens(x)[:, N - 1 - i]
+    return attend(y)
+
+
+@model("UNKNOWN_GRID", PACKED)
+def _packed_tokens_written_backwards(x: Tensor) -> Tensor:
+    y = x * positions()
+    for i in range(N):
+        y[:, i] = x[:, N - 1 - i]
+    return attend(y)
+
+
+@model(GRID, video(), video())
+def _samples_written_one_by_one(x: Tensor, z: Tensor) -> Tensor:
+    y = x * 2
+    for i in range(B):
+        y[i] = z[i] + x[i]
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID", video(5, 4, 3))
+def _frames_written_along_rows(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, 1:] = y[:, :, 1:] + y[:, :, :1].transpose(2, 3)
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID", video(5, 4, 3))
+def _rows_take_the_place_of_frames(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, 1:, :, :1] = y[:, :, :4, :, :1].transpose(2, 3)
+    return attend(tokens(y))
 
 
 @model("UNKNOWN_GRID")

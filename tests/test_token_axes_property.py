@@ -69,6 +69,14 @@ def apply(step: Step, x: torch.Tensor) -> torch.Tensor:
             view.copy_(x[(*before, slice(x.shape[dim] - half, None))])
             out[(*before, slice(half, None))] = x[(*before, slice(None, x.shape[dim] - half))]
         return out
+    if name == "rewrite":
+        # Half of a copy written anew: from itself, from itself backwards, or from the other half.
+        dim, how = args
+        half, before = x.shape[dim] // 2, (slice(None),) * dim
+        out = x.clone()
+        part, other = (*before, slice(half, None)), (*before, slice(None, half))
+        out[part] = (x[part] + 0.0, x[part].flip(dim), x[other])[how]
+        return out
     if name == "fill":
         # A buffer filled through a view of its own, in order or transposed where the sizes allow it.
         out = torch.zeros_like(x)
@@ -115,6 +123,7 @@ def programs(draw: st.DrawFn) -> tuple[tuple[int, int, int], list[Step], list[in
                 second = st.integers(0, 1) if name == "stride" else st.booleans()
                 options.append(st.tuples(st.just(name), st.sampled_from(even), second))
             options.append(st.tuples(st.just("repeat"), st.sampled_from(even)))
+            options.append(st.tuples(st.just("rewrite"), st.sampled_from(even), st.integers(0, 2)))
             options.append(st.tuples(st.just("patch"), st.sampled_from(even)))
         step = draw(st.one_of(options))
         if step[0] == "permute":
