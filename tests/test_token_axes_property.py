@@ -77,6 +77,15 @@ def apply(step: Step, x: torch.Tensor) -> torch.Tensor:
         part, other = (*before, slice(half, None)), (*before, slice(None, half))
         out[part] = (x[part] + 0.0, x[part].flip(dim), x[other])[how]
         return out
+    if name == "place":
+        # Each position of a copy written on its own, in order or backwards, as a slice of one or as one less dimension.
+        dim, straight, kept = args
+        out, before = x.clone(), (slice(None),) * dim
+        for i in range(x.shape[dim]):
+            j = i if straight else x.shape[dim] - 1 - i
+            to, take = ((*before, slice(n, n + 1) if kept else n) for n in (i, j))
+            out[to] = x[take]
+        return out
     if name == "fill":
         # A buffer filled through a view of its own, in order or transposed where the sizes allow it.
         out = torch.zeros_like(x)
@@ -124,6 +133,9 @@ def programs(draw: st.DrawFn) -> tuple[tuple[int, int, int], list[Step], list[in
                 options.append(st.tuples(st.just(name), st.sampled_from(even), second))
             options.append(st.tuples(st.just("repeat"), st.sampled_from(even)))
             options.append(st.tuples(st.just("rewrite"), st.sampled_from(even), st.integers(0, 2)))
+            few = [dim for dim in even if x.shape[dim] <= 6]
+            if few:
+                options.append(st.tuples(st.just("place"), st.sampled_from(few), st.booleans(), st.booleans()))
             options.append(st.tuples(st.just("patch"), st.sampled_from(even)))
         step = draw(st.one_of(options))
         if step[0] == "permute":
@@ -214,6 +226,10 @@ PLAIN = ([0, 1, 2, 3, 4], (1, 1, 4))
 @example(((4, 4, 4), [("write", 1, True)], *PLAIN, "none"))
 @example(((4, 4, 4), [("unbind", 2, False)], *PLAIN, "none"))
 @example(((4, 4, 4), [("permute", (0, 2, 1, 3, 4))], *PLAIN, "none"))
+@example(((4, 4, 4), [("place", 1, False, True)], *PLAIN, "none"))
+@example(((4, 4, 4), [("place", 2, False, False)], *PLAIN, "none"))
+@example(((4, 4, 4), [("rewrite", 1, 1)], *PLAIN, "none"))
+@example(((4, 4, 4), [("rewrite", 3, 2)], *PLAIN, "none"))
 @example(((4, 4, 4), [("fill", 1, False)], *PLAIN, "first"))
 @example(((4, 4, 4), [("fill", 3, False)], *PLAIN, "none"))
 @example(((4, 4, 4), [("split", 1, 2, True), ("merge", 1)], *PLAIN, "none"))
