@@ -4,8 +4,9 @@
     python examples/demo.py --prompt "small cyan dotted ring bouncing; night" --seed 3 --density 0.2 --steps 20
 
 Generates with the small video transformer in examples/weights (diffusers' WanTransformer3DModel, trained by
-train_video_dit.py), prints how fast and how alike the two are, and writes to out/demo: clips.gif, frames.png,
-head_kinds.png and report.json. A prompt is one or two shapes and a background: see moving_shapes.py for the words.
+train_video_dit.py): it is given a caption and the first and the last frame, and draws the video between. Prints how
+fast and how alike the two are, and writes to out/demo: clips.gif, frames.png, head_kinds.png and report.json. A prompt
+is one or two shapes and a background: see moving_shapes.py for the words.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pictures import head_map, sheet, side_by_side
 from quality import psnr, ssim
 from svg_compile import HeadKind, VideoLayout
 from svg_compile.config import SvgConfig
-from video_model import WEIGHTS, denoise, embed_scenes, load_model
+from video_model import WEIGHTS, Prompt, denoise, keyframes_of, load_model
 
 PROMPT = "large orange checked circle bouncing; waves"
 
@@ -72,7 +73,7 @@ class Report:
     versions: dict[str, str]
 
 
-def compile_both(model: nn.Module, args: argparse.Namespace, noise: Tensor, text: Tensor) -> dict[str, Any]:
+def compile_both(model: nn.Module, args: argparse.Namespace, prompt: Prompt) -> dict[str, Any]:
     """Both compiled models, warm: dense by Inductor alone, sparse by this backend."""
     options = {
         "density": args.density,
@@ -89,7 +90,7 @@ def compile_both(model: nn.Module, args: argparse.Namespace, noise: Tensor, text
     for name, call in tqdm(compiled.items(), desc="compiling", unit="backend"):
         # Both of svg's variants are compiled at its first call; the last step runs the sparse one.
         with schedule(name, model, args.steps, start=args.steps - 1):
-            next(denoise(call, noise, text, steps=args.steps))
+            next(denoise(call, prompt, steps=args.steps))
     return compiled
 
 
@@ -98,18 +99,16 @@ def schedule(name: str, model: nn.Module, steps: int, start: int = 0) -> Any:
     return svg_compile.denoising(model, steps=steps, start=start) if name == "svg" else nullcontext()
 
 
-def generate(compiled: dict[str, Any], noise: Tensor, text: Tensor, steps: int, model: nn.Module) -> dict[str, Run]:
+def generate(compiled: dict[str, Any], prompt: Prompt, steps: int, model: nn.Module) -> dict[str, Run]:
     """Both generations, step by step in turn, so that both meet the same state of the machine."""
-    runs = {name: Run(noise) for name in compiled}
-    loops: dict[str, Iterator[Tensor]] = {
-        name: denoise(call, noise, text, steps=steps) for name, call in compiled.items()
-    }
+    runs = {name: Run(prompt.noise) for name in compiled}
+    loops: dict[str, Iterator[Tensor]] = {name: denoise(call, prompt, steps=steps) for name, call in compiled.items()}
     with schedule("svg", model, steps) as told, tqdm(total=len(runs) * steps, desc="generating", unit="step") as bar:
         for _ in range(steps):
             for name, run in runs.items():
                 start = time.perf_counter()
                 run.video = next(loops[name])
-                if noise.is_cuda:
+                if prompt.noise.is_cuda:
                     torch.cuda.synchronize()
                 run.seconds.append(time.perf_counter() - start)
                 bar.update()
@@ -182,16 +181,15 @@ def main(argv: list[str] | None = None) -> Report:
     dtype = torch.bfloat16
     model = load_model(args.weights, dtype).to(args.device)
     layout = VideoLayout(args.frames, args.size // 4, args.size // 4)
-    text = embed_scenes([parse(args.prompt)]).to(args.device, dtype)
-    shape = (1, 3, args.frames, args.size, args.size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
+    prompt, _ = keyframes_of(parse(args.prompt), args.seed, frames=args.frames, pixels=args.size)
+    prompt = prompt.to(args.device, dtype)
     dense_steps = SvgConfig(dense_steps=args.dense_steps).dense_until(args.steps)
     print(f"{args.prompt} (seed {args.seed})")
     print(f"{layout.tokens} tokens: {args.frames} frames of {args.size} x {args.size} pixels")
 
-    compiled = compile_both(model, args, noise, text)
+    compiled = compile_both(model, args, prompt)
     with svg_compile.record(model, layout=layout) as recording:
-        runs = generate(compiled, noise, text, args.steps, model)
+        runs = generate(compiled, prompt, args.steps, model)
     kinds = head_kinds(recording, args.steps, len(model.blocks), model.config.num_attention_heads)
     report = measure(runs, recording, kinds, layout.tokens, dense_steps)
 
@@ -215,7 +213,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--seed", type=int, default=2, help="of the noise")
+    parser.add_argument("--seed", type=int, default=2, help="of the scene's places and speeds, and of the noise")
     parser.add_argument("--density", type=float, default=0.3, help="share of query-key pairs a sparse head computes")
     parser.add_argument("--steps", type=int, default=16, help="denoising steps")
     parser.add_argument("--dense-steps", type=steps_or_share, default=0.25, help="a count, or a share such as 0.25")

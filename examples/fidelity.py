@@ -36,7 +36,7 @@ from planners import PLANNERS, Oracle
 from quality import lpips_or_none, psnr, ssim
 from svg_compile import VideoLayout
 from svg_compile.config import first_step
-from video_model import WEIGHTS, WEIGHTS_NAME, denoise, embed_scenes, load_model
+from video_model import WEIGHTS, WEIGHTS_NAME, Prompt, denoise, keyframes_of, load_model
 
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 DENSE_STEPS = (0.0, 0.1, 0.25, 0.4)
@@ -93,13 +93,17 @@ class Study:
     def scene(self, prompt: int) -> Scene:
         return random_scene(np.random.default_rng([5, prompt]))
 
+    def prompt(self, number: int) -> Prompt:
+        prompt, _ = keyframes_of(self.scene(number), number, frames=self.frames, pixels=self.size)
+        return prompt.to(self.device, self.dtype)
+
     def run(self, case: Case) -> None:
         """Generate, compare, store."""
         dense, seconds = self.dense(case.prompt)
         first = first_step(case.dense_steps, self.steps)
         planner = PLANNERS[case.planner](self.layout, density=case.density, dense_steps=first)
         start = time.perf_counter()
-        video = self.generate(case.prompt, dense[first], first, planner)[-1]
+        video = self.generate(self.prompt(case.prompt), planner, first, dense[first])[-1]
         row: dict[str, object] = {**asdict(case), **self.setting, "caption": self.scene(case.prompt).caption}
         row |= {"psnr": psnr(video[0], dense[-1][0]), "ssim": ssim(video[0], dense[-1][0])}
         row |= {"lpips": lpips_or_none(video[0], dense[-1][0]), "seconds": time.perf_counter() - start}
@@ -120,16 +124,15 @@ class Study:
     def dense(self, prompt: int) -> tuple[list[Tensor], float]:
         """(the noise and the video after each dense step, the seconds of a step); kept for the last prompt."""
         if self.dense_run is None or self.dense_run[0] != prompt:
-            shape = (1, 3, self.frames, self.size, self.size)
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(prompt)).to(self.device)
+            given = self.prompt(prompt)
             start = time.perf_counter()
-            videos = self.generate(prompt, noise, 0, None)
-            self.dense_run = prompt, [noise, *videos], (time.perf_counter() - start) / self.steps
+            videos = self.generate(given, None)
+            self.dense_run = prompt, [given.noise, *videos], (time.perf_counter() - start) / self.steps
         return self.dense_run[1:]
 
-    def generate(self, prompt: int, video: Tensor, first: int, planner: object) -> list[Tensor]:
-        text = embed_scenes([self.scene(prompt)]).to(self.device, self.dtype)
-        loop = denoise(self.model, video, text, steps=self.steps, start=first)
+    def generate(self, prompt: Prompt, planner: object, first: int = 0, video: Tensor | None = None) -> list[Tensor]:
+        """The videos after each step from step `first` on, which goes on from `video`; dense without a planner."""
+        loop = denoise(self.model, prompt, steps=self.steps, start=first, video=video)
         if planner is None:
             return list(loop)
         videos = []

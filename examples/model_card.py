@@ -18,23 +18,24 @@ from tqdm import tqdm
 
 from moving_shapes import contact_sheet, parse
 from train_video_dit import SHOWN, draw_losses
-from video_model import SCALES, SHIFT, WEIGHTS, WEIGHTS_NAME, denoise, embed_scenes, load_model
+from video_model import SCALES, SHIFT, WEIGHTS, WEIGHTS_NAME, denoise, keyframes_of, load_model
 
 CARD = """---
 license: apache-2.0
 library_name: diffusers
-tags: [text-to-video, video-diffusion, sparse-attention]
+tags: [image-to-video, video-diffusion, sparse-attention]
 ---
 
 # Moving shapes: a small video diffusion transformer
 
 diffusers' `WanTransformer3DModel`, {parameters:.1f} million parameters: {layers} layers of {heads} heads of
-{head_dim} channels, MLPs {ffn} wide. It works on pixels, one token for 4 x 4 pixels of one frame, and was made to show
-sparse attention on a model that was really trained: `python examples/demo.py`.
+{head_dim} channels, MLPs {ffn} wide. Given a caption and the first and the last frame, it draws the video between. It
+works on pixels, one token for 4 x 4 pixels of one frame, and was made to show sparse attention on a model that was
+really trained: `python examples/demo.py`.
 
 ![Samples: {frames} frames of {size} x {size} pixels, {sample_steps} steps, 8 frames shown](samples.png)
 
-Captions of the samples, from above:
+Each sample stands above the scene whose first and last frame it was given; captions, from above:
 
 {captions}
 
@@ -48,7 +49,9 @@ anybody's in it. A caption is a sequence of words of a small vocabulary, embedde
 
 `examples/train_video_dit.py`, flow matching (predict noise - data), levels of noise logit-normal with shift {shift:g}
 (half of it for single frames), Muon for the blocks' matrices and AdamW for the rest, the weights averaged over steps.
-Guidance is taught (model guidance, arXiv 2502.12154), so that a sample takes one call a step.
+Half of the videos were learned with their first and last frame given, three tenths with the first alone, the rest with
+none; single frames with none. Where a stage has a guidance, it was taught (model guidance, arXiv 2502.12154), so that a
+sample takes one call a step.
 
 - Steps: {steps:,} ({stages}; steps:frames:pixels:batch, and the guidance taught where there is a fifth number).
 - Scale: {unit:g} pixels to a unit of space and {rate:g} frames to a unit of time at every size.
@@ -65,8 +68,9 @@ from video_model import load_model  # examples/video_model.py
 model = load_model()
 ```
 
-Sample with `FlowMatchEulerDiscreteScheduler(shift={shift:g})`, 16 steps and more, without guidance on top, at
-{frames} x {size} x {size} pixels ({tokens:,} tokens).
+Its input has 7 channels: the noisy video, the frames that are given (0 elsewhere), and 1 where they are given
+(`keyframes_of`). Sample with `FlowMatchEulerDiscreteScheduler(shift={shift:g})`, 16 steps and more, without guidance,
+at {frames} x {size} x {size} pixels ({tokens:,} tokens): `denoise`.
 
 ## Limits
 
@@ -91,12 +95,10 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(args.to, dtype).to(args.device)
     clips = []
     for number, caption in enumerate(SHOWN):
-        text = embed_scenes([parse(caption)]).to(args.device, dtype)
-        shape = (1, 3, args.frames, args.size, args.size)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(args.device)
-        loop = denoise(model, noise, text, steps=args.steps)
+        prompt, truth = keyframes_of(parse(caption), number, frames=args.frames, pixels=args.size)
+        loop = denoise(model, prompt.to(args.device, dtype), steps=args.steps)
         *_, video = tqdm(loop, total=args.steps, desc=f"sample {number + 1} of {len(SHOWN)}", unit="step")
-        clips.append(video[0].float().cpu())
+        clips += [video[0].float().cpu(), truth]
     Image.fromarray(contact_sheet(clips)).save(args.to / "samples.png")
 
     config = model.config

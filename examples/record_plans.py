@@ -27,7 +27,7 @@ from svg_compile import HeadKind, VideoLayout
 from svg_compile.pictures import save
 from svg_compile.recording.attention_pictures import draw_attention, sample_attention
 from svg_compile.recording.plan_pictures import draw_kinds, draw_margins
-from video_model import WEIGHTS, denoise, embed_scenes, load_model
+from video_model import WEIGHTS, denoise, keyframes_of, load_model
 
 
 class VideoAttention(TorchFunctionMode):
@@ -61,12 +61,11 @@ def main(argv: list[str] | None = None) -> None:
     layout = VideoLayout(args.frames, args.size // 4, args.size // 4)
     options = {"density": args.density, "dense_steps": 0.25, "dense_layers": 0}
     model = load_model(args.weights)
-    text = embed_scenes([random_scene(np.random.default_rng([5, 0]))])
-    noise = torch.randn(1, 3, args.frames, args.size, args.size, generator=torch.Generator().manual_seed(0))
+    prompt, _ = keyframes_of(random_scene(np.random.default_rng([5, 0])), 0, frames=args.frames, pixels=args.size)
 
     fast = torch.compile(model, backend="svg", options={**options, "num_inference_steps": args.steps})
     with svg_compile.record(model, layout=layout) as recording:
-        videos = list(denoise(fast, noise, text, steps=args.steps))
+        videos = list(denoise(fast, prompt, steps=args.steps))
     print(recording.summary)
     recording.save(args.out / "run")
     save(draw_kinds(recording), args.out / "kinds.png")
@@ -74,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # The forward of a step in the middle, as it comes after the dense ones.
     middle = args.steps // 2
-    inputs = {"hidden_states": videos[middle - 1], "timestep": torch.tensor([500.0]), "encoder_hidden_states": text}
+    hidden = torch.cat([videos[middle - 1], prompt.given], dim=1)
+    inputs = {"hidden_states": hidden, "timestep": torch.tensor([500.0]), "encoder_hidden_states": prompt.text}
     print(svg_compile.bisect(model, inputs, options=options))
     with VideoAttention(layout.tokens) as seen, torch.no_grad():
         model(**inputs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moving_shapes import video
-from video_model import PATCH, SCALES, embed_scenes, no_caption, training_noise_levels
+from video_model import PATCH, SCALES, embed_scenes, give_frames, no_caption, training_noise_levels
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def train_step(
     # One caption in ten is left out, so that samples can be guided.
     dropped = (torch.rand(len(clips), 1, 1, generator=generator) < 0.1).to(device)
     text = torch.where(dropped, no_caption(len(clips)).to(text), text)
-    mixed = torch.lerp(clips, noise, level[:, None, None, None, None])
+    shown = give_frames(clips, frames_to_give(len(clips), clips.shape[2], generator).to(device))
+    mixed = torch.cat([torch.lerp(clips, noise, level[:, None, None, None, None]), shown], dim=1)
     with torch.autocast(device.type, torch.bfloat16):
         (velocity,) = model(mixed, level * 1000, text, return_dict=False)
         target = noise - clips
@@ -153,6 +154,16 @@ def train_step(
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizers.step(rate)
     return float(loss.detach())
+
+
+def frames_to_give(batch: int, frames: int, generator: torch.Generator) -> Tensor:
+    """Which frames the model is shown in training, bool [B, F]: none of a fifth of the videos, the first of three
+    tenths, the first and the last of half; none of single frames.
+    """
+    share = torch.rand(batch, 1, generator=generator)
+    place = torch.arange(frames)
+    first, last = (place == 0) & (share > 0.2), (place == frames - 1) & (share > 0.5)
+    return (first | last) & torch.tensor(frames > 1)
 
 
 @torch.no_grad()

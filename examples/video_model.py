@@ -1,4 +1,4 @@
-"""The example model: diffusers' WanTransformer3DModel, small, on pixels, told what to draw by a caption's words.
+"""The example model: diffusers' WanTransformer3DModel, small, on pixels, told what to draw by words and keyframes.
 
 Shared by training, demo and study, so that all build the same model, embed captions alike and use one schedule.
 """
@@ -9,18 +9,20 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.utils import logging
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moving_shapes import CAPTION_LENGTH, VOCABULARY, Scene
+from moving_shapes import CAPTION_LENGTH, VOCABULARY, Scene, render
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -29,6 +31,8 @@ TEXT_DIM = 64
 PATCH = (1, 4, 4)
 # The videos' scale: the model sees shapes of one size in pixels, whatever size the video has.
 SCALES = {"pixels_per_unit": 48.0, "frames_per_unit": 15.0}
+# Beside the noisy video: the frames that are given (zeros elsewhere), and a map of where they are given.
+GIVEN_CHANNELS = 4
 # Towards noise, as for real video models: many frames show one scene, which little noise would not hide.
 SHIFT = 5.0
 
@@ -41,7 +45,7 @@ def build_model(layers: int = 6, heads: int = 4, ffn: int = 1024) -> WanTransfor
         attention_head_dim=64,
         num_layers=layers,
         ffn_dim=ffn,
-        in_channels=3,
+        in_channels=3 + GIVEN_CHANNELS,
         out_channels=3,
         text_dim=TEXT_DIM,
         freq_dim=128,
@@ -102,8 +106,14 @@ def embed_scenes(scenes: list[Scene]) -> Tensor:
 
 
 def no_caption(batch: int) -> Tensor:
-    """The embedding of no words at all, for guidance: float32 [batch, CAPTION_LENGTH, TEXT_DIM]."""
+    """The embedding of no words at all: float32 [batch, CAPTION_LENGTH, TEXT_DIM]."""
     return embed_words(torch.zeros(batch, CAPTION_LENGTH, dtype=torch.int64))
+
+
+def give_frames(clips: Tensor, given: Tensor) -> Tensor:
+    """What the model is told of frames that are known: [B, 4, F, H, W] of clips [B, 3, F, H, W], given bool [B, F]."""
+    where = given[:, None, :, None, None].to(clips)
+    return torch.cat([clips * where, where.expand(-1, -1, -1, *clips.shape[3:])], dim=1)
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -122,33 +132,52 @@ def training_noise_levels(batch: int, generator: torch.Generator, *, frames: int
     return shift * level / (1 + (shift - 1) * level)
 
 
-def denoise(
-    transformer: Callable[..., Any], noise: Tensor, text: Tensor, *, steps: int, start: int = 0, guidance: float = 1.0
-) -> Iterator[Tensor]:
-    """Denoise `noise` [B, 3, F, H, W] and yield the video, float32 of the same shape, after each step.
+@dataclass(frozen=True)
+class Prompt:
+    """What a generation starts from: noise [B, 3, F, H, W] in float32, the caption's words [B, CAPTION_LENGTH,
+    TEXT_DIM] in the model's dtype, and the frames that are given [B, 4, F, H, W] (`give_frames`).
+    """
 
-    The model is given the dtype of `text`. Guidance 1 makes one call a step, else two. `start` goes on from the video
-    that `start` steps have left.
+    noise: Tensor
+    text: Tensor
+    given: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Prompt:
+        """On a device, and the caption in a dtype."""
+        return Prompt(self.noise.to(device), self.text.to(device, dtype), self.given.to(device))
+
+
+def keyframes_of(scene: Scene, seed: int, *, frames: int, pixels: int) -> tuple[Prompt, Tensor]:
+    """(the prompt to draw a scene between its first and its last frame, the scene itself, float32 [3, F, H, W]).
+
+    `seed` decides where the scene's things are and how fast they go, and the noise; a single frame is not given.
+    """
+    truth = render(scene, np.random.default_rng(seed), frames, pixels, pixels, **SCALES)
+    place = torch.arange(frames)
+    given = ((place == 0) | (place == frames - 1)) & torch.tensor(frames > 1)
+    noise = torch.randn((1, *truth.shape), generator=torch.Generator().manual_seed(seed))
+    return Prompt(noise, embed_scenes([scene]), give_frames(truth[None], given[None])), truth
+
+
+def denoise(
+    transformer: Callable[..., Any], prompt: Prompt, *, steps: int, start: int = 0, video: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Denoise from the prompt's noise and yield the video, float32 [B, 3, F, H, W], after each step.
+
+    With `start` it goes on from the `video` that `start` steps have left.
     """
     schedule = scheduler()
-    schedule.set_timesteps(steps, device=noise.device)
-    video = noise.float()
-    empty = no_caption(noise.shape[0]).to(text) if guidance != 1.0 else None
+    schedule.set_timesteps(steps, device=prompt.noise.device)
+    video = prompt.noise if video is None else video
     for timestep in schedule.timesteps[start:]:
-        when, given = timestep.expand(noise.shape[0]), video.to(text.dtype)
+        seen = torch.cat([video, prompt.given], dim=1).to(prompt.text.dtype)
         with torch.no_grad():
-            (velocity,) = transformer(given, when, text, return_dict=False)
-            if empty is not None:
-                (plain,) = transformer(given, when, empty, return_dict=False)
-                velocity = plain + guidance * (velocity - plain)
+            (velocity,) = transformer(seen, timestep.expand(len(seen)), prompt.text, return_dict=False)
             video = schedule.step(velocity.float(), timestep, video, return_dict=False)[0]
         yield video
 
 
-def sample(
-    transformer: Callable[..., Any], noise: Tensor, text: Tensor, *, steps: int, guidance: float = 1.0
-) -> Tensor:
+def sample(transformer: Callable[..., Any], prompt: Prompt, *, steps: int) -> Tensor:
     """The last of `denoise`."""
-    for video in denoise(transformer, noise, text, steps=steps, guidance=guidance):
-        last = video
+    *_, last = denoise(transformer, prompt, steps=steps)
     return last

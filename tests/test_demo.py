@@ -14,6 +14,7 @@ from example import example
 from svg_compile import VideoLayout
 
 demo = example("demo")
+moving_shapes = example("moving_shapes")
 planned = example("planned_attention")
 quality = example("quality")
 video_model = example("video_model")
@@ -65,7 +66,7 @@ def test_planned_attention_meets_every_self_attention_and_no_other(weights: Path
         seen.append((step, layer, tuple(query.shape)))
         return planned.dense(step, layer, query, key, value)
 
-    inputs = torch.randn(1, 3, 4, 32, 32), torch.tensor([500.0]), video_model.no_caption(1)
+    inputs = torch.randn(1, 7, 4, 32, 32), torch.tensor([500.0]), video_model.no_caption(1)
     with torch.no_grad():
         plain = model(*inputs).sample
         with planned.PlannedAttention(layout, attend, layers=1) as mode:
@@ -89,12 +90,29 @@ def test_a_profiled_run_keeps_its_first_steps_and_layers_dense() -> None:
 
 def test_denoising_can_go_on_from_a_step(weights: Path) -> None:
     model = video_model.load_model(weights)
-    noise, text = torch.randn(1, 3, 2, 16, 16), video_model.no_caption(1)
-    videos = list(video_model.denoise(model, noise, text, steps=4))
-    rest = list(video_model.denoise(model, videos[1], text, steps=4, start=2))
+    prompt, _ = video_model.keyframes_of(moving_shapes.parse(demo.PROMPT), 0, frames=3, pixels=16)
+    videos = list(video_model.denoise(model, prompt, steps=4))
+    rest = list(video_model.denoise(model, prompt, steps=4, start=2, video=videos[1]))
     assert len(rest) == 2
     assert torch.equal(rest[-1], videos[-1])
-    assert torch.equal(video_model.sample(model, noise, text, steps=4), videos[-1])
+    assert torch.equal(video_model.sample(model, prompt, steps=4), videos[-1])
+
+
+def test_a_prompt_gives_the_first_and_the_last_frame_alone() -> None:
+    prompt, truth = video_model.keyframes_of(moving_shapes.parse(demo.PROMPT), 5, frames=4, pixels=16)
+    assert prompt.noise.shape == (1, 3, 4, 16, 16)
+    assert prompt.given.shape == (1, 4, 4, 16, 16)
+    frames, where = prompt.given[0, :3], prompt.given[0, 3]
+    assert torch.equal(frames[:, [0, 3]], truth[:, [0, 3]])
+    assert not frames[:, 1:3].any()
+    assert where[[0, 3]].all()
+    assert not where[1:3].any()
+    # Another seed: other places and other noise. A single frame is not given away.
+    other, elsewhere = video_model.keyframes_of(moving_shapes.parse(demo.PROMPT), 6, frames=4, pixels=16)
+    assert not torch.equal(truth, elsewhere)
+    assert not torch.equal(prompt.noise, other.noise)
+    single, _ = video_model.keyframes_of(moving_shapes.parse(demo.PROMPT), 5, frames=1, pixels=16)
+    assert not single.given.any()
 
 
 def test_quality_is_counted_on_what_is_shown() -> None:

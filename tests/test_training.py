@@ -91,7 +91,7 @@ class Answers(torch.nn.Module):
 
     def forward(self, mixed: torch.Tensor, level: torch.Tensor, text: torch.Tensor, return_dict: bool) -> tuple:
         which = torch.where((text == model_module.no_caption(1)).all((1, 2)), 2, (text[:, 0, 0] > 0).long())
-        return (self.answers[which].view(-1, 1, 1, 1, 1).expand_as(mixed),)
+        return (self.answers[which].view(-1, 1, 1, 1, 1).expand_as(mixed[:, :3]),)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -122,6 +122,16 @@ def test_noise_levels_cover_the_schedule_and_follow_the_generator() -> None:
     assert float(levels.median()) == pytest.approx(5 / 6, abs=0.02)
     still = model_module.training_noise_levels(256, torch.Generator().manual_seed(1), frames=1)
     assert float(still.median()) == pytest.approx(2.5 / 3.5, abs=0.02)
+
+
+def test_videos_are_learned_with_none_the_first_or_both_ends_of_their_frames_given() -> None:
+    given = training.frames_to_give(1000, 5, torch.Generator().manual_seed(0))
+    assert not given[:, 1:4].any()
+    kinds = {pair: int((given[:, [0, 4]] == torch.tensor(pair)).all(1).sum()) for pair in ((0, 0), (1, 0), (1, 1))}
+    assert sum(kinds.values()) == 1000
+    for pair, share in (((0, 0), 0.2), ((1, 0), 0.3), ((1, 1), 0.5)):
+        assert kinds[pair] == pytest.approx(1000 * share, rel=0.2)
+    assert not training.frames_to_give(1000, 1, torch.Generator().manual_seed(0)).any()
 
 
 def test_the_learning_rate_warms_up_stays_and_cools_down() -> None:
