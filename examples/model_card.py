@@ -49,9 +49,9 @@ anybody's in it. A caption is a sequence of words of a small vocabulary, embedde
 
 `examples/train_video_dit.py`, flow matching (predict noise - data), levels of noise logit-normal with shift {shift:g}
 (half of it for single frames), Muon for the blocks' matrices and AdamW for the rest, the weights averaged over steps.
-Half of the videos were learned with their first and last frame given, three tenths with the first alone, the rest with
-none; single frames with none. Where a stage has a guidance, it was taught (model guidance, arXiv 2502.12154), so that a
-sample takes one call a step.
+Four fifths of the videos are learned with their first and last frame given, most others with the first alone, the rest
+with none; single frames with none. Where a stage has a guidance, it was taught (model guidance, arXiv 2502.12154), so
+that a sample takes one call a step.
 
 - Steps: {steps:,} ({stages}; steps:frames:pixels:batch, and the guidance taught where there is a fifth number).
 - Scale: {unit:g} pixels to a unit of space and {rate:g} frames to a unit of time at every size.
