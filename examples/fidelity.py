@@ -36,7 +36,7 @@ from planners import PLANNERS, Oracle
 from quality import lpips_or_none, psnr, ssim
 from svg_compile import VideoLayout
 from svg_compile.config import first_step
-from video_model import WEIGHTS, WEIGHTS_NAME, Prompt, denoise, keyframes_of, load_model
+from video_model import WEIGHTS, WEIGHTS_NAME, Prompt, denoise, keyframes, keyframes_of, load_model
 
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 DENSE_STEPS = (0.0, 0.1, 0.25, 0.4)
@@ -106,6 +106,8 @@ class Study:
         video = self.generate(self.prompt(case.prompt), planner, first, dense[first])[-1]
         row: dict[str, object] = {**asdict(case), **self.setting, "caption": self.scene(case.prompt).caption}
         row |= {"psnr": psnr(video[0], dense[-1][0]), "ssim": ssim(video[0], dense[-1][0])}
+        drawn = ~keyframes(self.frames)
+        row["psnr_drawn"] = psnr(video[0][:, drawn], dense[-1][0][:, drawn])
         row |= {"lpips": lpips_or_none(video[0], dense[-1][0]), "seconds": time.perf_counter() - start}
         row |= {"sparse_steps": self.steps - first, "dense_step_seconds": seconds}
         if (case.prompt, case.density, case.dense_steps) == (0, *MAIN):

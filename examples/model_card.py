@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from moving_shapes import contact_sheet, parse
 from train_video_dit import SHOWN, draw_losses
-from video_model import SCALES, SHIFT, WEIGHTS, WEIGHTS_NAME, denoise, keyframes_of, load_model
+from video_model import KEYFRAME_EVERY, SCALES, SHIFT, WEIGHTS, WEIGHTS_NAME, denoise, keyframes_of, load_model
 
 CARD = """---
 license: apache-2.0
@@ -29,13 +29,13 @@ tags: [image-to-video, video-diffusion, sparse-attention]
 # Moving shapes: a small video diffusion transformer
 
 diffusers' `WanTransformer3DModel`, {parameters:.1f} million parameters: {layers} layers of {heads} heads of
-{head_dim} channels, MLPs {ffn} wide. Given a caption and the first and the last frame, it draws the video between. It
-works on pixels, one token for 4 x 4 pixels of one frame, and was made to show sparse attention on a model that was
-really trained: `python examples/demo.py`.
+{head_dim} channels, MLPs {ffn} wide. Given a caption and keyframes, every {every}th frame and the last, it draws what
+moves between. It works on pixels, one token for 4 x 4 pixels of one frame, and was made to show sparse attention on a
+model that was really trained: `python examples/demo.py`.
 
 ![Samples: {frames} frames of {size} x {size} pixels, {sample_steps} steps, 8 frames shown](samples.png)
 
-Each sample stands above the scene whose first and last frame it was given; captions, from above:
+Each sample stands above the scene whose keyframes it was given; captions, from above:
 
 {captions}
 
@@ -49,8 +49,8 @@ anybody's in it. A caption is a sequence of words of a small vocabulary, embedde
 
 `examples/train_video_dit.py`, flow matching (predict noise - data), levels of noise logit-normal with shift {shift:g}
 (half of it for single frames), Muon for the blocks' matrices and AdamW for the rest, the weights averaged over steps.
-Four fifths of the videos are learned with their first and last frame given, most others with the first alone, the rest
-with none; single frames with none. Where a stage has a guidance, it was taught (model guidance, arXiv 2502.12154), so
+Nine tenths of the videos are learned with their keyframes given, the rest with the first and the last frame alone;
+single frames with none. Where a stage has a guidance, it was taught (model guidance, arXiv 2502.12154), so
 that a sample takes one call a step.
 
 - Steps: {steps:,} ({stages}; steps:frames:pixels:batch, and the guidance taught where there is a fifth number).
@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         frames=args.frames,
         size=args.size,
         tokens=args.frames * (args.size // 4) ** 2,
+        every=KEYFRAME_EVERY,
         captions="\n".join(f"{number}. {caption}" for number, caption in enumerate(SHOWN, 1)),
         shift=SHIFT,
         steps=state["step"],

@@ -71,7 +71,7 @@ def show_samples(ema: nn.Module, stage: Stage, device: torch.device, path: Path)
         prompt, truth = keyframes_of(parse(caption), 0, frames=stage.frames, pixels=stage.pixels)
         with torch.autocast(device.type, torch.bfloat16):
             clip = sample(ema, prompt.to(device, torch.float32), steps=16)[0]
-        # Below each sample, the scene whose first and last frame were given.
+        # Below each sample, the scene whose keyframes were given.
         rows += [clip.float().cpu(), truth]
     Image.fromarray(contact_sheet(rows)).save(path)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moving_shapes import video
-from video_model import PATCH, SCALES, embed_scenes, give_frames, no_caption, training_noise_levels
+from video_model import PATCH, SCALES, embed_scenes, give_frames, keyframes, no_caption, training_noise_levels
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,14 @@ def train_step(
 
 
 def frames_to_give(batch: int, frames: int, generator: torch.Generator) -> Tensor:
-    """Which frames the model is shown in training, bool [B, F]: none of a twentieth of the videos, the first of
-    three twentieths, the first and the last of four fifths; none of single frames.
+    """Which frames the model is shown in training, bool [B, F]: of nine tenths of the videos all `keyframes`, of the
+    rest the first and the last alone; none of single frames.
     """
-    share = torch.rand(batch, 1, generator=generator)
-    place = torch.arange(frames)
-    first, last = (place == 0) & (share > 0.05), (place == frames - 1) & (share > 0.2)
-    return (first | last) & torch.tensor(frames > 1)
+    every = torch.rand(batch, 1, generator=generator) > 0.1
+    shown = keyframes(frames)
+    ends = torch.zeros_like(shown)
+    ends[0] = ends[-1] = frames > 1
+    return torch.where(every, shown, ends)
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ TEXT_DIM = 64
 PATCH = (1, 4, 4)
 # The videos' scale: the model sees shapes of one size in pixels, whatever size the video has.
 SCALES = {"pixels_per_unit": 48.0, "frames_per_unit": 15.0}
+# Given are every fifth frame and the last: the model draws what moves between them.
+KEYFRAME_EVERY = 5
 # Beside the noisy video: the frames that are given (zeros elsewhere), and a map of where they are given.
 GIVEN_CHANNELS = 4
 # Towards noise, as for real video models: many frames show one scene, which little noise would not hide.
@@ -116,6 +118,12 @@ def give_frames(clips: Tensor, given: Tensor) -> Tensor:
     return torch.cat([clips * where, where.expand(-1, -1, -1, *clips.shape[3:])], dim=1)
 
 
+def keyframes(frames: int) -> Tensor:
+    """Which frames of a video are given, bool [frames]: every fifth and the last; a single frame is not."""
+    place = torch.arange(frames)
+    return ((place % KEYFRAME_EVERY == 0) | (place == frames - 1)) & torch.tensor(frames > 1)
+
+
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
     """Flow matching, shifted towards noise as for long token sequences."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
@@ -148,15 +156,13 @@ class Prompt:
 
 
 def keyframes_of(scene: Scene, seed: int, *, frames: int, pixels: int) -> tuple[Prompt, Tensor]:
-    """(the prompt to draw a scene between its first and its last frame, the scene itself, float32 [3, F, H, W]).
+    """(the prompt to draw a scene between its keyframes, the scene itself, float32 [3, F, H, W]).
 
-    `seed` decides where the scene's things are and how fast they go, and the noise; a single frame is not given.
+    `seed` decides where the scene's things are and how fast they go, and the noise.
     """
     truth = render(scene, np.random.default_rng(seed), frames, pixels, pixels, **SCALES)
-    place = torch.arange(frames)
-    given = ((place == 0) | (place == frames - 1)) & torch.tensor(frames > 1)
     noise = torch.randn((1, *truth.shape), generator=torch.Generator().manual_seed(seed))
-    return Prompt(noise, embed_scenes([scene]), give_frames(truth[None], given[None])), truth
+    return Prompt(noise, embed_scenes([scene]), give_frames(truth[None], keyframes(frames)[None])), truth
 
 
 def denoise(

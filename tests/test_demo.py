@@ -21,7 +21,7 @@ video_model = example("video_model")
 
 KEYS = (
     "tokens layers heads steps dense_steps density dense_seconds svg_seconds dense_step_seconds sparse_step_seconds "
-    "speedup psnr ssim spatial_share temporal_share versions"
+    "speedup psnr psnr_drawn ssim spatial_share temporal_share versions"
 )
 
 
@@ -98,7 +98,7 @@ def test_denoising_can_go_on_from_a_step(weights: Path) -> None:
     assert torch.equal(video_model.sample(model, prompt, steps=4), videos[-1])
 
 
-def test_a_prompt_gives_the_first_and_the_last_frame_alone() -> None:
+def test_a_prompt_gives_its_keyframes_alone() -> None:
     prompt, truth = video_model.keyframes_of(moving_shapes.parse(demo.PROMPT), 5, frames=4, pixels=16)
     assert prompt.noise.shape == (1, 3, 4, 16, 16)
     assert prompt.given.shape == (1, 4, 4, 16, 16)
@@ -107,6 +107,7 @@ def test_a_prompt_gives_the_first_and_the_last_frame_alone() -> None:
     assert not frames[:, 1:3].any()
     assert where[[0, 3]].all()
     assert not where[1:3].any()
+    assert video_model.keyframes(16).nonzero().flatten().tolist() == [0, 5, 10, 15]
     # Another seed: other places and other noise. A single frame is not given away.
     other, elsewhere = video_model.keyframes_of(moving_shapes.parse(demo.PROMPT), 6, frames=4, pixels=16)
     assert not torch.equal(truth, elsewhere)
