@@ -40,7 +40,7 @@ from svg_compile import HeadKind, VideoLayout
 from svg_compile.config import SvgConfig
 from video_model import WEIGHTS, Prompt, denoise, keyframes, keyframes_of, load_model
 
-PROMPT = "large orange checked circle bouncing; waves"
+PROMPT = "large green checked triangle growing; waves"
 
 
 @dataclass
