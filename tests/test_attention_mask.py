@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import models
 import svg_compile
-from test_models import OPTIONS, assert_near, layout_of, oracle_sdpa, recorded_plans
+from test_models import oracle_sdpa, recorded_plans
 from traced import Recorder, verdict
 
 B, H, D = 2, 2, 16
@@ -137,30 +136,3 @@ def test_other_masks_of_pairs_are_left_alone(pairs: Pairs) -> None:
     actual = torch.compile(attention(pairs), backend=recorder, fullgraph=True)(*inputs())
     assert [verdict(site) for site in recorder.sites] == ["MASK"]
     torch.testing.assert_close(actual, attention(pairs)(*inputs()))
-
-
-def test_hunyuan_video_1_5_with_its_grid_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = models.case("hunyuan_video_1_5")
-    model, arguments, layout = case.build(), case.inputs(2, case.grid), layout_of(case)
-    options = {**OPTIONS, "layout": case.grid}
-    # Dynamo compiles each block as a graph of its own, and graphs without video attention beside them.
-    options = {key: value for key, value in options.items() if key != "strict"}
-    eager = models.output(model(**arguments))
-    dense = models.output(torch.compile(model, backend="inductor")(**arguments))
-    noise = float((dense - eager).abs().max())
-
-    torch._dynamo.reset()
-    full = torch.compile(model, backend="svg", options={**options, "density": 1.0})
-    assert_near(models.output(full(**arguments)), dense, noise)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="svg", options={**options, "density": 0.3})
-    with recorded_plans(monkeypatch) as plans:
-        sparse = models.output(compiled(**arguments))
-    assert len(plans) == case.video_sites
-    with monkeypatch.context() as patch:
-        sdpa = oracle_sdpa(plans, layout, F.scaled_dot_product_attention)
-        patch.setattr(F, "scaled_dot_product_attention", sdpa)
-        expected = models.output(model(**arguments))
-    assert_near(sparse, expected, noise)
-    assert float((expected - eager).abs().max()) > 100 * noise, "the plan changed nothing: the test is blind"
