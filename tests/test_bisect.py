@@ -53,7 +53,7 @@ def test_the_layer_that_suffers_is_found_first(bad: int, metric: str) -> None:
 
 
 def test_in_a_real_model_the_layer_that_suffers_is_found_first_by_its_path() -> None:
-    wan = models._build("WanTransformer3DModel", **models._WAN | {"num_layers": 4})
+    wan = models.build("WanTransformer3DModel", **models.WAN | {"num_layers": 4})
     for layer, block in enumerate(wan.blocks):
         block.attn1.to_out[0].weight.mul_(30.0 if layer == 2 else 0.1)
     given = models.case("wan").inputs(2, models.GRID)
