@@ -31,12 +31,41 @@ from svg_compile.passes.axes import (
 
 # What an atom means in the result, where that is another thing: needed where the result is written into its operand.
 Meaning = dict[Atom, Axis]
+# Axes of two inputs that run along one another.
+Pair = tuple[Origin, Origin]
 
 
-def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None) -> Axis:
+def unify_each(
+    left: Sequence[Axis | None], right: Sequence[Axis | None], shape: Sequence[Any], meaning: Meaning | None = None
+) -> list[Axis | None]:
+    """`unify`, dimension by dimension, of two tensors; None where one is broadcast.
+
+    What no dimension shows alone: axes that stand in one order in the one tensor and in another in the other.
+    """
+    out: list[Axis | None] = []
+    pairs: list[list[Pair]] = []
+    for one, other, size in zip(left, right, shape, strict=True):
+        pairs.append([])
+        both = one is not None and other is not None
+        out.append(unify(one, other, size, meaning, pairs[-1]) if both else one if other is None else other)
+    for dim, mine in enumerate(pairs):
+        if any(_crossed(a, b) for a in mine for theirs in pairs if theirs is not mine for b in theirs):
+            out[dim] = opaque_axis(shape[dim])
+    return out
+
+
+def _crossed(one: Pair, other: Pair) -> bool:
+    """Whether of two dimensions, of the same two inputs both, one comes first in one input and last in the other."""
+    (a, b), (c, d) = one, other
+    if (a.source, b.source) != (c.source, d.source):
+        return False
+    return (a.path < c.path, a.path > c.path) != (b.path < d.path, b.path > d.path)
+
+
+def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None, pairs: list[Pair] | None = None) -> Axis:
     """The axis of a result whose index i comes from index i of both; opaque where the two contradict each other.
 
-    `meaning` collects what the atoms of the operands stand for in the result.
+    `meaning` collects what the atoms of the operands stand for in the result, `pairs` which axes of two inputs met.
     """
     a, b = expand(left), expand(right)
     if a == b:
@@ -44,7 +73,7 @@ def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None) ->
     if is_opaque(a) or is_opaque(b):
         opaque, other = (a, b) if is_opaque(a) else (b, a)
         return opaque if is_table(other) or _of_other_inputs(opaque, other) else opaque_axis(size)
-    common = _matched(a, b, {} if meaning is None else meaning)
+    common = _matched(a, b, {} if meaning is None else meaning, [] if pairs is None else pairs)
     if common is not None:
         return common
     # Tables and channels that are built up differently: no order of theirs is of interest.
@@ -61,10 +90,9 @@ def _of_other_inputs(piece: Axis, other: Axis) -> bool:
     return x.origin is not None and y.origin is not None and x.origin.source != y.origin.source
 
 
-def _matched(a: Axis, b: Axis, meaning: Meaning) -> Axis | None:
+def _matched(a: Axis, b: Axis, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
     """The common parts of two expanded axes, None where they contradict each other."""
     out: list[Part] = []
-    pairs: list[tuple[Origin, Origin]] = []
     while a and b:
         x, y = a[0], b[0]
         if x is y or holds(equal, x.size, y.size):
@@ -89,7 +117,7 @@ def _leading(parts: Axis, size: Any) -> int:
     return 0
 
 
-def _pair(x: Part, y: Part, meaning: Meaning, pairs: list[tuple[Origin, Origin]]) -> Axis | None:
+def _pair(x: Part, y: Part, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
     """Two parts of one size; None where they contradict each other."""
     if x is y:
         return (x,)
@@ -123,6 +151,9 @@ def _stronger(x: Atom, y: Atom) -> Atom | None:
         return None
     if x.origin.source == y.origin.source:
         return x if x.origin == y.origin else None
+    if x.origin.given is not y.origin.given:
+        # What is not known of one is not known of the result.
+        return y if x.origin.given else x
     # Of two equals, the first operand: mostly the data, the second a table.
     return y if _standing(y.origin) > _standing(x.origin) else x
 
@@ -181,7 +212,7 @@ def _prove(atom: Atom, group: Axis) -> Axis | None:
 
 def _finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
     """A named axis against named parts of another input: a timestep or mask a token, say. The parts tell more."""
-    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None:
+    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or not atom.origin.given:
         return None
     for part in group:
         if isinstance(part, Atom):
@@ -193,7 +224,7 @@ def _finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
     return group
 
 
-def _swapped(pairs: Sequence[tuple[Origin, Origin]]) -> bool:
+def _swapped(pairs: Sequence[Pair]) -> bool:
     """Whether two inputs are aligned whose axes stand in order in one and not in the other."""
     sides: tuple[dict[str, list[tuple[int, ...]]], ...] = ({}, {})
     for pair in pairs:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeGuard, Union
 
 from svg_compile._compat.sizes import divides, equal, holds, product_is, product_of, within
 
@@ -40,11 +40,16 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Origin:
-    """The input axis a named atom comes from: its dimension, then which coordinate of it; the input's rank."""
+    """The input axis a named atom comes from: its dimension, then which coordinate of it; the input's rank.
+
+    given: the model was called with the input. Else it is what the model made of its inputs before a graph break, and
+    nobody saw how.
+    """
 
     source: str
     path: tuple[int, ...]
     rank: int
+    given: bool = True
 
 
 class Atom:
@@ -139,9 +144,9 @@ def flat_segments(concat: Concat) -> list[Axis]:
     return out
 
 
-def _is_single(segment: Axis) -> bool:
+def _is_single(segment: Axis) -> TypeGuard[tuple[Atom]]:
     """A segment of one position keeps its atom, which `expand` would drop, so that it stays a segment."""
-    return len(segment) == 1 and is_one(segment[0].size)
+    return len(segment) == 1 and isinstance(segment[0], Atom) and is_one(segment[0].size)
 
 
 def joined(axis: Axis) -> Axis:
@@ -187,7 +192,7 @@ def atoms_of(axis: Axis) -> Iterator[Atom]:
             yield part
         else:
             for segment in part.segments:
-                yield from atoms_of(segment)
+                yield from segment if _is_single(segment) else atoms_of(segment)
 
 
 def is_opaque(axis: Axis) -> bool:

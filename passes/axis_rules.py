@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from svg_compile._compat.sizes import at_most, equal, holds, negative
-from svg_compile.passes.align import Meaning, unify
+from svg_compile.passes.align import Meaning, unify_each
 from svg_compile.passes.axes import (
     Atom,
     Axis,
@@ -38,7 +38,9 @@ class State(Protocol):
 
     def name(self, tensor: Tensor, axes: list[Axis]) -> None: ...
 
-    def written(self, target: Tensor, operands: list[Tensor]) -> None: ...
+    def pin(self, tensor: Tensor, axis: Axis) -> None: ...
+
+    def written(self, target: Tensor, operands: list[Tensor], *, over: bool = False) -> None: ...
 
 
 Bound = Mapping[str, Any]
@@ -71,12 +73,15 @@ def aligned(
     """The axes of a pointwise result: every operand's axes that are not broadcast, unified."""
     axes: list[Axis | None] = [None] * len(shape)
     for tensor in tensors:
-        pad = len(shape) - tensor.dim()
-        for dim, axis in enumerate(state.of(tensor), pad):
-            if same_size(tensor.shape[dim - pad], shape[dim]):
-                known = axes[dim]
-                axes[dim] = axis if known is None else unify(known, axis, shape[dim], meaning)
+        axes = unify_each(axes, shown_axes(state, tensor, shape), shape, meaning)
     return [free_axis(size) if axis is None else axis for axis, size in zip(axes, shape)]
+
+
+def shown_axes(state: State, tensor: Tensor, shape: tuple[Any, ...]) -> list[Axis | None]:
+    """A tensor's axes against the dimensions of a result that it is broadcast to; None along which it is."""
+    pad = len(shape) - tensor.dim()
+    own = zip(state.of(tensor), tensor.shape, shape[pad:])
+    return [None] * pad + [axis if same_size(mine, size) else None for axis, mine, size in own]
 
 
 def cut(axis: Axis, start: Any, stop: Any, size: Any) -> Axis:

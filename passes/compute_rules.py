@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.sizes import expression
-from svg_compile.passes.align import unify
+from svg_compile.passes.align import unify_each
 from svg_compile.passes.axes import (
     Atom,
     Axis,
@@ -22,7 +22,7 @@ from svg_compile.passes.axes import (
     mixed_in,
     opaque_axis,
 )
-from svg_compile.passes.axis_rules import Bound, State, aligned, rule, same_size, tensors_in
+from svg_compile.passes.axis_rules import Bound, State, aligned, rule, shown_axes, tensors_in
 
 aten = torch.ops.aten
 
@@ -45,7 +45,11 @@ def pointwise(state: State, a: Bound, out: Any) -> None:
 @rule(aten.native_layer_norm, aten.native_group_norm, aten._fused_rms_norm, aten.rms_norm, aten.layer_norm)
 def _norm(state: State, a: Bound, out: Any) -> None:
     # The statistics, where they are returned, are not of the model's making: nothing is said of them.
-    state.name(out[0] if isinstance(out, (tuple, list)) else out, list(state.of(a["input"])))
+    axes = list(state.of(a["input"]))
+    affine = tensors_in([a.get("weight"), a.get("bias")])
+    if not all(is_table(axis) for operand in affine for axis in state.of(operand)):
+        axes = [mixed_in(axis) for axis in axes]
+    state.name(out[0] if isinstance(out, (tuple, list)) else out, axes)
 
 
 @rule(
@@ -79,22 +83,38 @@ def _matmul(state: State, a: Bound, out: Tensor) -> None:
         y = y[::-1]
     if len(x) < 2 or len(y) < 2 or len(y) > out.dim() or len(x) > out.dim():
         return state.name(out, [opaque_axis(size) for size in out.shape])
-    batch = [free_axis(size) for size in out.shape[:-2]]
-    for axes, tensor in ((x, left), (y, right)):
-        pad = out.dim() - len(axes)
-        for dim in range(pad, out.dim() - 2):
-            if same_size(tensor.shape[dim - pad], out.shape[dim]):
-                batch[dim] = unify(batch[dim], axes[dim - pad], out.shape[dim])
+    batch = leading(state, [left, right], out)
+    if not (is_table(x[-1]) and is_table(y[-2])):
+        batch = [mixed_in(axis) for axis in batch]
     rows = x[-2] if is_table(y[-2]) else mixed_in(x[-2])
     columns = y[-1] if is_table(x[-1]) else mixed_in(y[-1])
-    product = [*batch, rows, columns]
-    if "mat1" in a or "batch1" in a:
-        added = a["self"]
-        pad = out.dim() - added.dim()
-        for dim, axis in enumerate(state.of(added), pad):
-            if same_size(added.shape[dim - pad], out.shape[dim]):
-                product[dim] = unify(product[dim], axis, out.shape[dim])
-    state.name(out, product)
+    product: list[Axis | None] = [*batch, rows, columns]
+    added = a["self"] if "mat1" in a or "batch1" in a else a.get("bias")
+    if isinstance(added, Tensor):
+        product = unify_each(product, shown_axes(state, added, tuple(out.shape)), out.shape)
+    state.name(out, [() if axis is None else axis for axis in product])
+
+
+def leading(state: State, operands: list[Tensor], out: Tensor) -> list[Axis]:
+    """The axes of a result before its last two dimensions, to which the operands' are broadcast."""
+    shape = tuple(out.shape)
+    axes: list[Axis | None] = [None] * (len(shape) - 2)
+    for operand in operands:
+        axes = unify_each(axes, shown_axes(state, operand, shape)[:-2], shape[:-2])
+    return [free_axis(size) if axis is None else axis for axis, size in zip(axes, shape)]
+
+
+def attended(state: State, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+    """Attention: rows of the query, columns of the value; what was a table there is one no more, where the values are
+    none along the tokens. Samples and heads are the query's, unless it is broadcast to those of keys and values.
+    """
+    own = shown_axes(state, query, tuple(out.shape))[:-2]
+    others = leading(state, [key, value], out)
+    batch = [other if axis is None else axis for axis, other in zip(own, others)]
+    axes = [*batch, state.of(query)[-2], state.of(value)[-1]]
+    if not (is_table(state.of(key)[-2]) and is_table(state.of(value)[-2])):
+        axes = [mixed_in(axis) for axis in axes]
+    state.name(out, axes)
 
 
 @rule(aten.convolution, aten.conv1d, aten.conv2d, aten.conv3d)
@@ -105,27 +125,34 @@ def _convolution(state: State, a: Bound, out: Tensor) -> None:
     if not a.get("transposed", False):
         geometry = [_geometry(a, dim, len(spatial)) for dim in range(len(spatial))]
         spatial = [_derived(axis, size, how) for axis, size, how in zip(axes[2:], out.shape[2:], geometry)]
-    made = Kind.TABLE if all(is_table(axis) for axis in axes) else Kind.MIXED
-    state.name(out, [axes[0], axis_of(out.shape[1], made), *spatial])
+    kept = [axes[0], *spatial]
+    if not (is_table(axes[1]) and all(is_table(axis) for axis in state.of(a["weight"]))):
+        kept = [mixed_in(axis) for axis in kept]
+    made = Kind.TABLE if all(is_table(axis) for axis in (*axes, *state.of(a["weight"]))) else Kind.MIXED
+    state.name(out, [kept[0], axis_of(out.shape[1], made), *kept[1:]])
 
 
-def _geometry(a: Bound, dim: int, count: int) -> tuple[Any, ...]:
-    """What decides which place of the input an output position stands for."""
+def _geometry(a: Bound, dim: int, count: int) -> tuple[Any, ...] | None:
+    """What decides which place of the input an output position stands for; None where it need not be one."""
     values: list[Any] = [a["weight"].shape[2 + dim]]
     for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
         value = a.get(name, default)
         if isinstance(value, (list, tuple)):
             value = value[dim] if len(value) == count else value[0]
         values.append(value)
+    kernel, _, padding, dilation = values
+    if isinstance(padding, int) and 2 * padding > dilation * (kernel - 1):
+        # The middle of what the first positions see lies outside of the input: a place of the input they are not.
+        return None
     return tuple(value if isinstance(value, str) else expression(value) for value in values)
 
 
-def _derived(axis: Axis, size: Any, geometry: tuple[Any, ...]) -> Axis:
+def _derived(axis: Axis, size: Any, geometry: tuple[Any, ...] | None) -> Axis:
     source = expand(axis)
     if not source:
         return free_axis(size)
     atom = source[0]
-    if len(source) > 1 or not isinstance(atom, Atom) or atom.opaque or atom.inner:
+    if geometry is None or len(source) > 1 or not isinstance(atom, Atom) or atom.opaque or atom.inner:
         return opaque_axis(size)
     made = atom.derived.get(geometry)
     if made is None:
@@ -161,6 +188,10 @@ def _fill_(state: State, a: Bound, out: Tensor) -> None:
 
 
 @rule(aten.copy_)
+def _copy_(state: State, a: Bound, out: Tensor) -> None:
+    state.written(a["self"], tensors_in(a.values()), over=True)
+
+
 def in_place(state: State, a: Bound, out: Tensor) -> None:
     """A pointwise operator that writes its first operand."""
     state.written(a["self"], tensors_in(a.values()))

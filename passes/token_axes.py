@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.dynamo import is_parameter_or_buffer
+from svg_compile._compat.dynamo import is_parameter_or_buffer, made_between_graphs
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
 from svg_compile.passes.axes import (
     Atom,
@@ -47,6 +47,7 @@ class TokenAxes:
 def infer_token_axes(graph_module: fx.GraphModule, fake_mode: Any) -> TokenAxes:
     """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it."""
     tracker = AxisTracker()
+    unseen: set[fx.Node] = set()
     # The graph may switch gradients and autocast itself, and fail between on and off.
     with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode):
         placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
@@ -55,38 +56,43 @@ def infer_token_axes(graph_module: fx.GraphModule, fake_mode: Any) -> TokenAxes:
             # Tensors that change their own shape: not the graph's examples. Else those themselves, for they remember
             # the symbols of sizes and numbers read from them.
             inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
+        unseen_before = made_between_graphs(placeholders)
         for node, value in zip(placeholders, inputs):
             if isinstance(value, Tensor):
-                _name_input(node, value, tracker)
+                _name_input(node, value, tracker, node not in unseen_before)
         with tracker:
-            _Run(graph_module, tracker, fake_mode).run(*inputs)
+            _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
     if tracker.without_rule:
         log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
-    return TokenAxes({node: tuple(seen) for node, seen in tracker.visits.items()}, dict(tracker.without_rule))
+    visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
+    return TokenAxes(visits, dict(tracker.without_rule))
 
 
 def _graphs(graph_module: fx.GraphModule) -> list[fx.GraphModule]:
     return [module for module in graph_module.modules() if isinstance(module, fx.GraphModule)]
 
 
-def _name_input(node: fx.Node, value: Tensor, tracker: AxisTracker) -> None:
+def _name_input(node: fx.Node, value: Tensor, tracker: AxisTracker, given: bool) -> None:
     if is_parameter_or_buffer(node):
         return tracker.weight(value)
     rank = value.dim()
     tracker.name(
-        value, [axis_of(size, Kind.NAMED, Origin(node.name, (dim,), rank)) for dim, size in enumerate(value.shape)]
+        value,
+        [axis_of(size, Kind.NAMED, Origin(node.name, (dim,), rank, given)) for dim, size in enumerate(value.shape)],
     )
 
 
 class _Run(fx.Interpreter):
     """Runs a graph and its child graphs, reporting the operands of every SDPA to the tracker."""
 
-    def __init__(self, module: fx.GraphModule, tracker: AxisTracker, fake_mode: Any) -> None:
+    def __init__(self, module: fx.GraphModule, tracker: AxisTracker, fake_mode: Any, unseen: set[fx.Node]) -> None:
         super().__init__(module, garbage_collect_values=True)
         # Inductor's provenance hooks have no business in an analysis run.
         self.extra_traceback = False
         self.tracker = tracker
         self.fake_mode = fake_mode
+        # The nodes of graphs that are called by operators of which nothing is known.
+        self.unseen = unseen
         self.node: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
@@ -115,32 +121,38 @@ class _Run(fx.Interpreter):
 
     def _attention(self, operands: list[Tensor], out: Tensor) -> Tensor:
         # Whatever the operator was broken into, a row of the result is a row of the query.
-        query, value = self.tracker.of(operands[0]), self.tracker.of(operands[2])
-        self.tracker.name(out, [*query[:-1], value[-1]])
+        self.tracker.attended(*operands, out)
         return out
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         child = self.fetch_attr(target)
         if isinstance(child, fx.GraphModule):
-            return _Run(child, self.tracker, self.fake_mode).run(*args)
+            return _Run(child, self.tracker, self.fake_mode, self.unseen).run(*args)
         return super().call_module(target, args, kwargs)
 
     def _higher_order(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A child graph that is called once, with the operands that follow it, is run; of others nothing is known."""
         if str(target) in ("invoke_subgraph", "wrap") and isinstance(args[0], fx.GraphModule):
-            operands = args[2:] if str(target) == "invoke_subgraph" else args[1:]
-            return _Run(args[0], self.tracker, self.fake_mode).run(*operands)
-        values = [*args, *kwargs.values()]
-        if any(isinstance(value, fx.GraphModule) and writes(value) for value in values):
-            for operand in torch.utils._pytree.tree_leaves(values):
-                if isinstance(operand, Tensor):
-                    self.tracker.spoil(operand)
+            given = args[2:] if str(target) == "invoke_subgraph" else args[1:]
+            return _Run(args[0], self.tracker, self.fake_mode, self.unseen).run(*given)
+        leaves = torch.utils._pytree.tree_leaves([*args, *kwargs.values()])
+        bodies = [leaf for leaf in leaves if isinstance(leaf, fx.GraphModule)]
+        operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        # Attention in a graph that is not run here may be in another one, too, that is: of neither is all known.
+        self.unseen.update(node for body in bodies for module in _graphs(body) for node in module.graph.nodes)
+        if not bodies or any(writes(body) for body in bodies):
+            for operand in operands:
+                self.tracker.spoil(operand)
         assert self.node is not None
-        return torch.utils._pytree.tree_map_only(Tensor, self._unknown, self.node.meta["example_value"])
+        # A kernel that only writes has no result.
+        return torch.utils._pytree.tree_map_only(
+            Tensor, lambda example: self._unknown(example, operands), self.node.meta.get("example_value")
+        )
 
-    def _unknown(self, example: Tensor) -> Tensor:
+    def _unknown(self, example: Tensor, operands: list[Tensor]) -> Tensor:
         value = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
         self.tracker.give_up([value])
+        self.tracker.behind(value, operands)
         return value
 
 
@@ -148,7 +160,11 @@ def writes(module: fx.GraphModule) -> bool:
     """Whether a graph may write a tensor that it was given."""
     for node in module.graph.nodes:
         name = str(getattr(node.target, "__name__", node.target))
-        in_place = name.split(".")[0].endswith("_") and not name.endswith("__")
+        in_place = (name.split(".")[0].endswith("_") and not name.endswith("__")) or name.startswith("__i")
+        overloads: list[str] = getattr(node.target, "overloads", list)()
+        operators = [node.target, *(getattr(node.target, overload) for overload in overloads)]
+        schemas = [schema for operator in operators if (schema := getattr(operator, "_schema", None)) is not None]
+        in_place = in_place or any(schema.is_mutable for schema in schemas)
         if node.op in ("call_function", "call_method") and (in_place or "out" in node.kwargs or name in _WRITERS):
             return True
     return any(writes(child) for child in _graphs(module) if child is not module)

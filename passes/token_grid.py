@@ -18,11 +18,13 @@ from svg_compile.passes.axes import (
     Kind,
     atoms_of,
     is_opaque,
+    is_plain,
     joined,
     length,
     resolve,
     same_axis,
 )
+from svg_compile.passes.pins import is_batch
 from svg_compile.passes.token_axes import AttentionAxes, show
 from svg_compile.report import Reason
 
@@ -62,6 +64,8 @@ def grid_of(visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig) ->
     grid, reason, detail = _segments(query)
     if reason in (None, Reason.SINGLE_FRAME) and not _whole_sequence(visit, query):
         grid, reason, detail = None, Reason.UNKNOWN_GRID, "part of the grid stands in the batch or head axis"
+    if reason in (None, Reason.SINGLE_FRAME, Reason.NOT_VIDEO) and not _same_samples(visit):
+        return None, Reason.CROSS_ATTENTION, "keys or values of other samples of the batch"
     if reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID) and given:
         return given, None, ""
     if reason is None and config.layout is not None and not (given and same_grid(grid, given)):
@@ -119,7 +123,9 @@ def _segments(axis: Axis) -> Verdict:
     if not videos:
         if any(_frame_of_one(segment) for segment in segments):
             return None, Reason.SINGLE_FRAME, ""
-        return None, Reason.NOT_VIDEO if all(plain) else Reason.UNKNOWN_GRID, ""
+        made_before = "its axes are of a tensor made before a graph break, in an order that is not seen"
+        unseen = any(len(joined(segment)) > 1 and _made_before(segment) for segment in segments)
+        return None, Reason.NOT_VIDEO if all(plain) else Reason.UNKNOWN_GRID, made_before if unseen else ""
     at = videos[0]
     before, after = segments[:at], segments[at + 1 :]
     if not all(plain[:at] + plain[at + 1 :]):
@@ -145,6 +151,8 @@ def video_grid(segment: Axis) -> tuple[Atom, ...] | None:
     """
     parts = joined(segment)
     atoms = tuple(part for part in parts if isinstance(part, Atom) and part.kind is Kind.NAMED and not part.inner)
+    if _made_before(segment):
+        return None
     if len(parts) != 3 or len(atoms) != 3 or len({id(atom.root) for atom in atoms}) != 3:
         return None
     last: dict[str, tuple[int, ...]] = {}
@@ -163,6 +171,11 @@ def video_grid(segment: Axis) -> tuple[Atom, ...] | None:
     return atoms
 
 
+def _made_before(segment: Axis) -> bool:
+    """Whether it is made of axes of a tensor that the model made before a graph break, in an order that nobody saw."""
+    return any(atom.origin is not None and not atom.origin.given for atom in atoms_of(segment))
+
+
 def _frame_of_one(segment: Axis) -> bool:
     """Two neighbouring axes of a 5-D input: height and width of a video of one frame, whose axis of 1 is dropped."""
     parts = joined(segment)
@@ -175,6 +188,16 @@ def _frame_of_one(segment: Axis) -> bool:
     return first.source == second.source and first.rank == 5 and second.path[0] == first.path[0] + 1
 
 
+def _same_samples(visit: AttentionAxes) -> bool:
+    """Whether query, key and value of a sample are of one sample, as far as they say where samples come from."""
+    for one in (visit.key, visit.value):
+        for left, right in zip(visit.query[:-3], one[:-3]):
+            named = [all(is_batch(atom.origin) for atom in atoms_of(axis)) for axis in (left, right)]
+            if not (same_axis(left, right) or all(named) or (is_plain(left) and is_plain(right))):
+                return False
+    return True
+
+
 def _whole_sequence(visit: AttentionAxes, query: Axis) -> bool:
     """Whether the sequence holds all of the grid: none of it stands in the batch or head axis, as windows would."""
     tokens = list(atoms_of(query))
@@ -182,8 +205,11 @@ def _whole_sequence(visit: AttentionAxes, query: Axis) -> bool:
     places = {(atom.origin.source, atom.origin.path[0]) for atom in tokens if atom.origin is not None}
     sources = {source for source, _ in places}
     batch = [axis for axes in (visit.query, visit.key, visit.value) for axis in axes[:-3]]
-    for atom in (atom for axis in (*batch, visit.value[-3]) for atom in atoms_of(axis)):
-        if atom.opaque or id(atom.root) in roots:
+    if any(atom.opaque for axis in (*batch, visit.value[-3]) for atom in atoms_of(axis)):
+        return False
+    heads = [axis for axes in (visit.query, visit.key, visit.value) for axis in axes[-3:-2]]
+    for atom in (atom for axis in (*batch, *heads) for atom in atoms_of(axis)):
+        if id(atom.root) in roots:
             return False
         if atom.origin is not None and (atom.origin.source, atom.origin.path[0]) in places:
             return False

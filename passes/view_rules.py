@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.sizes import at_most, holds, product_of
-from svg_compile.passes.align import unify
+from svg_compile.passes.align import unify_each
 from svg_compile.passes.axes import (
     Atom,
     Axis,
@@ -21,6 +21,7 @@ from svg_compile.passes.axes import (
     is_one,
     is_table,
     length,
+    mixed_in,
     opaque_axis,
     other_positions,
     regroup,
@@ -89,17 +90,19 @@ def _expand(state: State, a: Bound, out: Tensor) -> None:
 def _select(state: State, a: Bound, out: Tensor) -> None:
     dim = a["dim"] % a["self"].dim()
     axes = thinned(state.of(a["self"]), dim)
-    del axes[dim]
+    taken = axes.pop(dim)
     state.name(out, axes)
+    state.pin(out, taken)
 
 
 @rule(aten.unbind)
 def _unbind(state: State, a: Bound, out: Any) -> None:
     dim = a.get("dim", 0) % a["self"].dim()
     axes = thinned(state.of(a["self"]), dim)
-    del axes[dim]
+    taken = axes.pop(dim)
     for piece in out:
         state.name(piece, axes)
+        state.pin(piece, taken)
 
 
 @rule(aten.slice)
@@ -111,9 +114,18 @@ def _slice(state: State, a: Bound, out: Tensor) -> None:
         part = other_positions(size, axes[dim])
         if is_one(a.get("step", 1)) and start is not None:
             part = cut(axes[dim], start, start + size, size)
-        axes = thinned(axes, dim)
-        axes[dim] = part
-    state.name(out, axes)
+        _name_piece(state, out, axes, dim, part)
+    else:
+        state.name(out, axes)
+
+
+def _name_piece(state: State, out: Tensor, axes: list[Axis], dim: int, part: Axis) -> None:
+    """Name what was cut out along `dim` of a tensor whose axes are given."""
+    kept = thinned(axes, dim)
+    kept[dim] = part
+    state.name(out, kept)
+    if is_one(out.shape[dim]):
+        state.pin(out, axes[dim])
 
 
 @rule(aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk, aten.tensor_split)
@@ -122,12 +134,11 @@ def _split(state: State, a: Bound, out: Any) -> None:
     dim, at = a.get("dim", 0) % source.dim(), 0
     for piece in out:
         axes, size = state.of(source), piece.shape[dim]
-        if not same_size(size, source.shape[dim]):
-            part = cut(axes[dim], at, at + size, size)
-            axes = thinned(axes, dim)
-            axes[dim] = part
+        if same_size(size, source.shape[dim]):
+            state.name(piece, axes)
+        else:
+            _name_piece(state, piece, axes, dim, cut(axes[dim], at, at + size, size))
         at = at + size
-        state.name(piece, axes)
 
 
 @rule(aten.view_as_complex)
@@ -154,15 +165,13 @@ def _cat(state: State, a: Bound, out: Tensor) -> None:
     # Legacy: cat skips tensors of shape [0] whatever the rank of the others.
     pieces = [t for t in a["tensors"] if t.dim() == out.dim()]
     dim = a.get("dim", 0) % out.dim()
-    axes = list(state.of(pieces[0]))
-    for piece in pieces[1:]:
-        for other in range(out.dim()):
-            if other != dim:
-                axes[other] = unify(axes[other], state.of(piece)[other], out.shape[other])
+    first, *others = ([None if i == dim else axis for i, axis in enumerate(state.of(piece))] for piece in pieces)
+    for axes in others:
+        first = unify_each(first, axes, out.shape)
     pieces = [piece for piece in pieces if not same_size(piece.shape[dim], 0)] or pieces[:1]
     segments = tuple(_segment(state, piece, dim) for piece in pieces)
-    axes[dim] = segments[0] if len(segments) == 1 else (Concat(segments, out.shape[dim]),)
-    state.name(out, axes)
+    joint = segments[0] if len(segments) == 1 else (Concat(segments, out.shape[dim]),)
+    state.name(out, [joint if axis is None else axis for axis in first])
 
 
 def _segment(state: State, piece: Tensor, dim: int) -> Axis:
@@ -174,11 +183,11 @@ def _segment(state: State, piece: Tensor, dim: int) -> Axis:
 @rule(aten.stack)
 def _stack(state: State, a: Bound, out: Tensor) -> None:
     pieces = a["tensors"]
-    axes = list(state.of(pieces[0]))
+    axes: list[Axis | None] = list(state.of(pieces[0]))
     for piece in pieces[1:]:
-        axes = [unify(x, y, size) for x, y, size in zip(axes, state.of(piece), piece.shape)]
+        axes = unify_each(axes, state.of(piece), piece.shape)
     axes.insert(a.get("dim", 0) % out.dim(), _of_pieces(pieces, state, len(pieces)))
-    state.name(out, axes)
+    state.name(out, [() if axis is None else axis for axis in axes])
 
 
 @rule(aten.repeat, aten.tile)
@@ -252,8 +261,11 @@ def _index(state: State, a: Bound, out: Tensor) -> None:
 def _embedding(state: State, a: Bound, out: Tensor) -> None:
     rows, columns = state.of(a["weight"])
     found = state.of(a["indices"])
-    if not is_table(rows) and not _is_lookup(rows, found):
-        found = [opaque_axis(size) for size in out.shape[:-1]]
+    if not is_table(rows):
+        # What is looked up is data, also where it is looked up by a table.
+        found = [mixed_in(axis) for axis in found]
+        if not _is_lookup(rows, found):
+            found = [opaque_axis(size) for size in out.shape[:-1]]
     state.name(out, [*found, columns])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from token_toys import GRID, MODELS, B, C, N, attend, tokens, video
 from traced import axes_of, sites_of, verdict
+
+Move = Callable[[Tensor], Tensor]
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -99,6 +103,74 @@ def test_other_higher_order_operators_are_refused(kind: str) -> None:
     assert all(entry in ("HIGHER_ORDER", GRID, "UNKNOWN_GRID") for entry in found)
     if kind == "cond":
         assert found == ["HIGHER_ORDER", "UNKNOWN_GRID"]
+
+
+@torch.library.custom_op("svg_tests::turn_around", mutates_args={"y"})
+def turn_around(y: Tensor) -> None:
+    y.copy_(y.flip(1))
+
+
+def _by_an_operator(y: Tensor) -> Tensor:
+    torch.ops.svg_tests.turn_around(y)
+    return y * 1
+
+
+def _by_a_dunder(y: Tensor) -> Tensor:
+    y.__isub__(y - y.flip(1))
+    return y * 1
+
+
+@pytest.mark.parametrize("body", [_by_an_operator, _by_a_dunder])
+def test_a_checkpoint_that_writes_its_operand_leaves_nothing_known_of_it(body: Move) -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = tokens(x).contiguous() * 1
+        torch.utils.checkpoint.checkpoint(body, y, use_reentrant=False)
+        return attend(y)
+
+    assert [verdict(site) for site in sites_of(forward, video())] == ["UNKNOWN_GRID"]
+
+
+def test_a_checkpoints_result_may_be_a_view_of_its_operand() -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = tokens(x).contiguous() * 1
+        view = torch.utils.checkpoint.checkpoint(lambda t: t[:, :], y, use_reentrant=False)
+        view.copy_(y.flip(1))
+        return attend(y)
+
+    assert [verdict(site) for site in sites_of(forward, video())] == ["UNKNOWN_GRID"]
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "cond"])
+def test_a_shared_child_graph_that_is_also_called_where_nobody_looks_is_refused(kind: str) -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = tokens(x).contiguous()
+        if kind == "checkpoint":
+            turned = torch.utils.checkpoint.checkpoint(lambda t: _region(t), y.flip(1), use_reentrant=False)
+        else:
+            turned = torch.cond(x.sum() > 0, lambda t: _region(t), lambda t: t * 1, (y.flip(1),))
+        return _region(y) + turned
+
+    assert [verdict(site) for site in sites_of(forward, video())] == ["HIGHER_ORDER"]
+
+
+def _permuted(x: Tensor) -> Tensor:
+    return x.permute(0, 1, 4, 3, 2).contiguous()
+
+
+def _windowed(x: Tensor) -> Tensor:
+    return x.unflatten(4, (3, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3, 4).contiguous()
+
+
+@pytest.mark.parametrize(("move", "expected"), [(_permuted, "UNKNOWN_GRID"), (_windowed, "UNKNOWN_GRID"), (None, GRID)])
+def test_what_came_about_before_a_graph_break_has_no_grid(move: Move | None, expected: str) -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = x if move is None else move(x)
+        torch._dynamo.graph_break()
+        return attend(tokens(y) if y.shape[1] == C else y.flatten(1, 3))
+
+    (site,) = sites_of(forward, video())
+    assert verdict(site) == expected
+    assert ("before a graph break" in site.detail) == (move is not None)
 
 
 # ---- what the analysis leaves behind --------------------------------------------------------------------------------

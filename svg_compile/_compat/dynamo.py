@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,37 @@ def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
     if source is not None:
         return bool(is_from_unspecialized_param_buffer_source(source))
     return isinstance(placeholder.meta.get("example_value"), torch.nn.Parameter)
+
+
+def made_between_graphs(placeholders: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Those of a graph's tensor inputs that the compiled callable made itself, before a graph break.
+
+    They are neither among the tensors that it was called with, nor part of a module. Empty outside of a compile.
+    """
+    frame = sys._getframe()
+    while frame is not None and not (
+        frame.f_code.co_name == "compile_wrapper" and frame.f_globals.get("__name__") == "torch._dynamo.eval_frame"
+    ):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return set()
+    given = {id(leaf) for leaf in torch.utils._pytree.tree_leaves([frame.f_locals["args"], frame.f_locals["kwargs"]])}
+    found = set()
+    for node in placeholders:
+        argument = node.meta.get("grapharg")
+        if argument is not None and isinstance(argument.example, torch.Tensor) and id(argument.example) not in given:
+            if not _is_state(argument.source):
+                found.add(node)
+    return found
+
+
+def _is_state(source: Any) -> bool:
+    """Whether a graph input is an attribute of something, as of a module, and no local variable of a function."""
+    from torch._dynamo.source import AttrSource
+
+    while source is not None and not isinstance(source, AttrSource):
+        source = getattr(source, "base", None)
+    return source is not None
 
 
 def pin_source(placeholder: torch.fx.Node, name: str) -> None:

@@ -57,8 +57,11 @@ def positions() -> Tensor:
 
 
 CUBE = video(4, 4, 4)
+OTHER_CUBE = video(4, 4, 4)
+# A second input that has a video's axes, and gives its name to what it is multiplied with.
+MASK = torch.ones(B, 1, FRAMES, HEIGHT, WIDTH)
 PACKED = torch.randn(B, N, C)
 
 # Each registers its models.
-for part in ("in_order", "reordered", "written", "not_one_video"):
+for part in ("in_order", "reordered", "rebuilt", "written", "not_one_video"):
     importlib.import_module(f"{__name__}.{part}")

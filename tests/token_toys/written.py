@@ -1,4 +1,4 @@
-"""Tokens written in place, through views and in parts: no grid may be named."""
+"""Tokens written in place, through views and in parts, over tokens of other places: no grid may be named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from token_toys import FRAMES, PACKED, B, C, N, attend, model, positions, tokens, video
+from token_toys import (
+    CUBE,
+    FRAMES,
+    GRID,
+    HEIGHT,
+    OTHER_CUBE,
+    PACKED,
+    WIDTH,
+    B,
+    C,
+    N,
+    attend,
+    model,
+    positions,
+    tokens,
+    video,
+)
 
 
 @model("UNKNOWN_GRID", torch.randn(B, 4, 4, 4, 4))
@@ -154,3 +170,67 @@ def _rows_take_the_place_of_frames(x: Tensor) -> Tensor:
     y = x * 2
     y[:, :, 1:, :, :1] = y[:, :, :4, :, :1].transpose(2, 3)
     return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID")
+def _one_frame_written_over_several(x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :, :2] = x[:, :, -1:]
+    y[:, :, 2:] = x[:, :, :1]
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID")
+def _one_frame_added_over_several(x: Tensor) -> Tensor:
+    y = x * 2
+    part = y[:, :, :2]
+    part.mul_(0)
+    part.add_(x[:, :, 3:])
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID", PACKED[0])
+def _tokens_without_a_batch_written_backwards(x: Tensor) -> Tensor:
+    y = x * positions()[0]
+    for i in range(N):
+        y[i] = x[N - 1 - i]
+    return attend(y[None])
+
+
+@model("UNKNOWN_GRID", CUBE, OTHER_CUBE)
+def _another_cube_copied_with_its_axes_swapped(x: Tensor, y: Tensor) -> Tensor:
+    out = x * 1
+    out.copy_(y.transpose(2, 4))
+    return attend(tokens(out))
+
+
+@model("UNKNOWN_GRID", video(), torch.randn(B, FRAMES, 3, HEIGHT, WIDTH))
+def _channels_of_another_copied_over_the_frames(x: Tensor, y: Tensor) -> Tensor:
+    out = x * 1
+    out.copy_(y.mean(2)[:, None])
+    return attend(tokens(out))
+
+
+@model(GRID, video(), video())
+def _another_video_copied_as_it_is(x: Tensor, y: Tensor) -> Tensor:
+    out = x * 1
+    out.copy_(y)
+    return attend(tokens(out))
+
+
+@model("UNKNOWN_GRID")
+def _numbers_written_backwards(x: Tensor) -> Tensor:
+    numbers, y = x[0, 0].flatten(), tokens(x) * 1
+    for i in range(N):
+        y[:, i] = numbers[N - 1 - i]
+    return attend(y)
+
+
+@model("UNKNOWN_GRID", CUBE)
+def _written_where_one_axis_stands_twice(x: Tensor) -> Tensor:
+    zeros = torch.zeros(4)
+    out = zeros[:, None, None] + zeros[None, :, None] + torch.zeros(4)
+    view = out.detach()
+    out.copy_(x[0, 0])
+    y = x[0, 0].mean((1, 2))[:, None, None] + view.mean(1)[None]
+    return attend(tokens(y.expand(B, C, 4, 4, 4)))
