@@ -20,8 +20,10 @@ from svg_compile.passes.axes import (
     Part,
     axis_of,
     expand,
+    expand_segment,
     flat_segments,
     free_axis,
+    is_one,
     is_opaque,
     is_plain,
     is_table,
@@ -172,7 +174,8 @@ def _concats(x: Concat, y: Concat, meaning: Meaning) -> Axis | None:
         size = length(p)
         if not holds(equal, size, length(q)):
             return None
-        segments.append(unify(p, q, size, meaning) or p)
+        # One position is dropped from products: then what is data of the two.
+        segments.append((q if is_table(p) else p) if is_one(size) else unify(p, q, size, meaning))
     return (Concat(tuple(segments), x.size),)
 
 
@@ -237,7 +240,7 @@ def _swapped(pairs: Sequence[Pair]) -> bool:
 def aligned_with(axis: Axis, meaning: Meaning) -> Axis:
     """The axis with its atoms replaced by what they stand for."""
     out: list[Part] = []
-    for part in expand(axis):
+    for part in expand_segment(axis):
         if isinstance(part, Concat):
             out.append(Concat(tuple(aligned_with(s, meaning) for s in flat_segments(part)), part.size))
         else:

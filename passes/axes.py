@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeGuard, Union
+from typing import Any, Union
 
 from svg_compile._compat.sizes import divides, equal, holds, product_is, product_of, within
 
@@ -121,7 +121,7 @@ def expand(axis: Axis) -> Axis:
 def resolve(axis: Axis) -> Axis:
     """`expand`, also inside segments; a segment list of one segment is that segment."""
     out: list[Part] = []
-    for part in expand(axis):
+    for part in expand_segment(axis):
         if isinstance(part, Concat):
             segments = tuple(resolve(segment) for segment in flat_segments(part))
             if len(segments) == 1:
@@ -136,7 +136,7 @@ def flat_segments(concat: Concat) -> list[Axis]:
     """The segments with nested concatenations spliced in and empty ones dropped."""
     out: list[Axis] = []
     for segment in concat.segments:
-        segment = segment if _is_single(segment) else expand(segment)
+        segment = expand_segment(segment)
         if len(segment) == 1 and isinstance(segment[0], Concat):
             out += flat_segments(segment[0])
         elif not any(isinstance(part.size, int) and part.size == 0 for part in segment):
@@ -144,9 +144,9 @@ def flat_segments(concat: Concat) -> list[Axis]:
     return out
 
 
-def _is_single(segment: Axis) -> TypeGuard[tuple[Atom]]:
-    """A segment of one position keeps its atom, which `expand` would drop, so that it stays a segment."""
-    return len(segment) == 1 and isinstance(segment[0], Atom) and is_one(segment[0].size)
+def expand_segment(segment: Axis) -> Axis:
+    """`expand`; a segment of one position keeps its atom, so that it stays a segment."""
+    return segment if len(segment) == 1 and is_one(segment[0].size) else expand(segment)
 
 
 def joined(axis: Axis) -> Axis:
@@ -187,12 +187,12 @@ def length(axis: Axis) -> Any:
 
 def atoms_of(axis: Axis) -> Iterator[Atom]:
     """Every atom, also those of segments."""
-    for part in expand(axis):
+    for part in expand_segment(axis):
         if isinstance(part, Atom):
             yield part
         else:
             for segment in part.segments:
-                yield from segment if _is_single(segment) else atoms_of(segment)
+                yield from atoms_of(segment)
 
 
 def is_opaque(axis: Axis) -> bool:
@@ -224,7 +224,7 @@ def other_positions(size: Any, like: Axis) -> Axis:
 def mixed_in(axis: Axis) -> Axis:
     """The axis of a result into which data flowed along another axis: what was a table there, is one no more."""
     out: list[Part] = []
-    for part in expand(axis):
+    for part in expand_segment(axis):
         if isinstance(part, Atom) and part.kind in _TABLES:
             part = part.derived.setdefault(Kind.MIXED, Atom(part.size, Kind.MIXED))
         elif isinstance(part, Concat):

@@ -46,6 +46,20 @@ def _concatenated_token_by_token(x: Tensor, mask: Tensor) -> Tensor:
     return attend(named(torch.cat(tokens(x).split(1, 1)[::-1], 1), mask))
 
 
+@model("UNKNOWN_GRID", video(), MASK)
+def _concatenated_and_added_to_nothing(x: Tensor, mask: Tensor) -> Tensor:
+    nothing = torch.cat([torch.zeros(B, C, 1, HEIGHT, WIDTH)] * FRAMES, 2)
+    return attend(tokens((nothing + torch.cat(x.split(1, 2)[::-1], 2)) * mask))
+
+
+@model("UNKNOWN_GRID", video(), MASK)
+def _concatenated_row_by_row_and_written(x: Tensor, mask: Tensor) -> Tensor:
+    y, out = torch.cat(x.split(1, 3)[::-1], 3), torch.zeros_like(x)
+    for i, view in enumerate(out.unbind(1)):
+        view.copy_(y.select(1, i))
+    return attend(tokens(out * mask))
+
+
 @model("CROSS_ATTENTION")
 def _keys_concatenated_frame_by_frame(x: Tensor) -> Tensor:
     y = tokens(x + torch.cat(x.split(1, 2)[::-1], 2))
