@@ -206,6 +206,9 @@ def _prove(atom: Atom, group: Axis) -> Axis | None:
     if len(coordinates) != len(group) or len({id(part.root) for part in coordinates}) != len(group):
         return None
     origin = atom.origin
+    if origin.path == (0,):
+        # Along the first dimension stand samples, of whose order nothing was asked so far.
+        return None
     atom.parts = tuple(
         Atom(part.size, Kind.NAMED, Origin(origin.source, (*origin.path, at), origin.rank))
         for at, part in enumerate(coordinates)

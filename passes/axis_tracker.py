@@ -17,7 +17,7 @@ from svg_compile.passes import compute_rules, view_rules  # noqa: F401  (they fi
 from svg_compile.passes.axes import Axis, atoms_of, free_axis, mixed_in, opaque_axis
 from svg_compile.passes.axis_rules import RULES, shown_axes
 from svg_compile.passes.compute_rules import attended, in_place, pointwise
-from svg_compile.passes.pins import Pins, comes_back, pins_of, spread
+from svg_compile.passes.pins import Pins, beside, comes_back, pins_of, spread
 from svg_compile.passes.writes import same_place, storage_of, written_axes
 
 # Pointwise operators that torch does not tag as such in their in-place form.
@@ -75,7 +75,7 @@ class AxisTracker(TorchDispatchMode):
         """`tensor` was taken at one position of an axis."""
         if pins := pins_of(axis):
             self._pins[tensor] = self.pins_of(tensor) | pins
-            self.name(tensor, [mixed_in(kept) for kept in self.of(tensor)])
+            self.name(tensor, [beside(kept, pins) for kept in self.of(tensor)])
 
     def written(self, target: Tensor, operands: list[Tensor], *, over: bool = False) -> None:
         """`target`, the first of the operands, takes the values of a pointwise operator of all of them.
@@ -182,6 +182,7 @@ class AxisTracker(TorchDispatchMode):
             known |= {atom for axis, there in shown if there is not None for atom in atoms_of(axis)}
             for alias in aliases if pins else ():
                 self._pins[alias] = self.pins_of(alias) | pins
+                self.name(alias, [mixed_in(axis) for axis in self.of(alias)])
                 if any(comes_back(atom, pins, known) for axis in self.of(alias) for atom in atoms_of(axis)):
                     return self.spoil(target)
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes import Atom, Axis, Kind, Origin, atoms_of, is_opaque, mixed_in, opaque_axis
+from svg_compile.passes.axes import Atom, Axis, Kind, Origin, atoms_of, is_opaque, length, mixed_in, opaque_axis
 
 Pins = frozenset[Atom]
 
@@ -28,6 +28,18 @@ def pins_of(axis: Axis) -> Pins:
     """What a tensor must remember that stands at one position of the axis."""
     kinds = (Kind.NAMED, Kind.OPAQUE)
     return frozenset(atom for atom in atoms_of(axis) if atom.kind in kinds and not is_batch(atom.origin))
+
+
+def beside(axis: Axis, pins: Pins) -> Axis:
+    """An axis that is left when a position was taken of another one.
+
+    One of another input may have been given to what now stands at that position by broadcasting.
+    """
+    sources = {pin.origin.source for pin in pins if pin.origin is not None}
+    others = (atom for atom in atoms_of(axis) if atom.origin is not None and atom.origin.source not in sources)
+    if any(comes_back(atom, pins, set()) for atom in others):
+        return opaque_axis(length(axis))
+    return mixed_in(axis)
 
 
 def spread(

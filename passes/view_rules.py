@@ -233,6 +233,9 @@ def _moved(state: State, a: Bound, out: Tensor) -> None:
         axes = thinned(axes, dim)
         axes[dim] = other_positions(out.shape[dim], state.of(source)[dim])
     state.name(out, axes)
+    for dim in moved if axes else ():
+        if is_one(out.shape[dim]):
+            state.pin(out, state.of(source)[dim])
 
 
 @rule(aten.index)
@@ -242,7 +245,10 @@ def _index(state: State, a: Bound, out: Tensor) -> None:
     used = [dim for dim, index in enumerate(indices) if index is not None]
     contiguous = used == list(range(used[0], used[-1] + 1))
     if not contiguous or any(indices[dim].dtype in (torch.bool, torch.uint8) for dim in used):
-        return state.name(out, [opaque_axis(size) for size in out.shape])
+        state.name(out, [opaque_axis(size) for size in out.shape])
+        for axis in state.of(source):
+            state.pin(out, axis)
+        return
     axes = state.of(source)
     kept = len(axes) - len(used)
     shape = tuple(out.shape[used[0] : out.dim() - (kept - used[0])])
@@ -255,6 +261,9 @@ def _index(state: State, a: Bound, out: Tensor) -> None:
     for dim in used:
         axes = thinned(axes, dim)
     state.name(out, [*axes[: used[0]], *picked, *axes[used[-1] + 1 :]])
+    if all(map(is_one, shape)):
+        for dim in used:
+            state.pin(out, state.of(source)[dim])
 
 
 @rule(aten.embedding)
@@ -267,6 +276,8 @@ def _embedding(state: State, a: Bound, out: Tensor) -> None:
         if not _is_lookup(rows, found):
             found = [opaque_axis(size) for size in out.shape[:-1]]
     state.name(out, [*found, columns])
+    if all(map(is_one, out.shape[:-1])):
+        state.pin(out, rows)
 
 
 def _is_lookup(rows: Axis, found: list[Axis]) -> bool:

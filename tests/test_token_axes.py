@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -171,6 +172,56 @@ def test_what_came_about_before_a_graph_break_has_no_grid(move: Move | None, exp
     (site,) = sites_of(forward, video())
     assert verdict(site) == expected
     assert ("before a graph break" in site.detail) == (move is not None)
+
+
+class _Pair(NamedTuple):
+    video: Tensor
+    words: Tensor
+
+
+def _in_a_tuple(x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    pair = _Pair(x.flip(2), x)
+    torch._dynamo.graph_break()
+    return pair.video
+
+
+def _on_a_tensor(x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    y = x * 2
+    y.video = x.flip(2)  # type: ignore[attr-defined]
+    torch._dynamo.graph_break()
+    return y.video  # type: ignore[attr-defined, no-any-return]
+
+
+def _in_the_callers_dict(x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    batch["video"] = x.flip(2)
+    torch._dynamo.graph_break()
+    return batch["video"]
+
+
+@torch._dynamo.disable
+def _flipped(x: Tensor) -> Tensor:
+    return x.flip(2)
+
+
+def _by_plain_python(x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return _flipped(x)
+
+
+@pytest.mark.parametrize("make", [_in_a_tuple, _on_a_tensor, _in_the_callers_dict, _by_plain_python])
+def test_wherever_it_was_put_before_a_graph_break(make: Callable[..., Tensor]) -> None:
+    def forward(x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return attend(tokens(make(x, batch)))
+
+    assert [verdict(site) for site in sites_of(forward, video(), {})] == ["UNKNOWN_GRID"]
+
+
+def test_what_a_callable_sees_from_outside_is_given() -> None:
+    x = video()
+
+    def forward(scale: Tensor) -> Tensor:
+        return attend(tokens(x * scale))
+
+    assert [verdict(site) for site in sites_of(forward, torch.ones(()))] == [GRID]
 
 
 # ---- what the analysis leaves behind --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,32 +27,64 @@ def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
 def made_between_graphs(placeholders: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
     """Those of a graph's tensor inputs that the compiled callable made itself, before a graph break.
 
-    They are neither among the tensors that it was called with, nor part of a module. Empty outside of a compile.
+    Into a callable that is traced from its start everything comes from outside. What the rest of one is given, or a
+    function that it calls as plain Python, are the tensors that the callable was called with, parts of modules, or
+    what it made before. Empty outside of a compile.
     """
-    frame = sys._getframe()
-    while frame is not None and not (
-        frame.f_code.co_name == "compile_wrapper" and frame.f_globals.get("__name__") == "torch._dynamo.eval_frame"
-    ):
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is None:
+    traced = _traced_frame()
+    if traced is None:
         return set()
-    given = {id(leaf) for leaf in torch.utils._pytree.tree_leaves([frame.f_locals["args"], frame.f_locals["kwargs"]])}
+    rest = traced.f_code.co_name.startswith("torch_dynamo_resume_in")
+    wrapper, inner = _caller()
+    if not rest and not inner:
+        return set()
+    # What a container holds may have been put there before the break.
+    passed = () if wrapper is None else (*wrapper.f_locals["args"], *wrapper.f_locals["kwargs"].values())
+    given = {id(leaf) for value in passed for leaf in _leaves(value, containers=not rest)}
     found = set()
     for node in placeholders:
         argument = node.meta.get("grapharg")
         if argument is not None and isinstance(argument.example, torch.Tensor) and id(argument.example) not in given:
-            if not _is_state(argument.source):
+            if not _is_state(argument.source, traced.f_locals, given):
                 found.add(node)
     return found
 
 
-def _is_state(source: Any) -> bool:
-    """Whether a graph input is an attribute of something, as of a module, and no local variable of a function."""
-    from torch._dynamo.source import AttrSource
+def _caller() -> tuple[Any, bool]:
+    """(the frame of torch.compile's wrapper around the callable being compiled, None where there is none; whether what
+    is traced is called by something other than torch in it).
+    """
+    between: list[str] = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module == "torch._dynamo.eval_frame" and {"args", "kwargs"} <= frame.f_locals.keys():
+            return frame, any(not name.startswith("torch.") for name in between)
+        # What lies within the compile itself is no caller.
+        between = [] if module == "torch._dynamo.convert_frame" else [*between, module]
+        frame = frame.f_back
+    return None, False
 
-    while source is not None and not isinstance(source, AttrSource):
-        source = getattr(source, "base", None)
-    return source is not None
+
+def _leaves(value: Any, containers: bool) -> Iterator[Any]:
+    """What a value consists of: itself, or the entries of a tuple; of lists and dicts where `containers`."""
+    if isinstance(value, tuple) or (containers and isinstance(value, (list, dict))):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(entry, containers)
+    else:
+        yield value
+
+
+def _is_state(source: Any, local: dict[str, Any], given: set[int]) -> bool:
+    """Whether a graph input is an attribute of a module, or of an object that the callable was called with."""
+    from torch._dynamo.source import AttrSource, LocalSource
+
+    attribute = False
+    while getattr(source, "base", None) is not None:
+        attribute = attribute or isinstance(source, AttrSource)
+        source = source.base
+    owner = local.get(source.local_name) if isinstance(source, LocalSource) else None
+    return attribute and (owner is None or isinstance(owner, torch.nn.Module) or id(owner) in given)
 
 
 def pin_source(placeholder: torch.fx.Node, name: str) -> None:

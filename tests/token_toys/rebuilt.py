@@ -6,6 +6,8 @@ not believe.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -113,6 +115,44 @@ def _the_larger_of_two(x: Tensor) -> Tensor:
     y = x * 0
     for i in range(FRAMES):
         y = torch.maximum(y, at(i) * frame(x, i))
+    return attend(tokens(y))
+
+
+def _summed_of(pick: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
+    """The sum of frames [B, C, 1, H, W] that `pick` takes, each at the place of another."""
+    return attend(tokens(sum((pick(x, FRAMES - 1 - i) * at(i) for i in range(FRAMES)), x * 0)))
+
+
+@model("UNKNOWN_GRID")
+def _picked_by_a_tensor(x: Tensor) -> Tensor:
+    return _summed_of(lambda x, i: x[:, :, torch.tensor([i])], x)
+
+
+@model("UNKNOWN_GRID")
+def _picked_by_a_list(x: Tensor) -> Tensor:
+    return _summed_of(lambda x, i: x[:, :, [i]], x)
+
+
+@model("UNKNOWN_GRID")
+def _picked_by_index_select(x: Tensor) -> Tensor:
+    return _summed_of(lambda x, i: x.index_select(2, torch.tensor([i])), x)
+
+
+@model("UNKNOWN_GRID")
+def _picked_by_a_gather(x: Tensor) -> Tensor:
+    return _summed_of(lambda x, i: x.gather(2, torch.full((B, C, 1, HEIGHT, WIDTH), i)), x)
+
+
+@model("UNKNOWN_GRID")
+def _picked_by_padding_away(x: Tensor) -> Tensor:
+    return _summed_of(lambda x, i: F.pad(x, (0, 0, 0, 0, -i, i + 1 - FRAMES)), x)
+
+
+@model("UNKNOWN_GRID", video(), video())
+def _picked_after_another_videos_frames_were_put_beside(x: Tensor, other: Tensor) -> Tensor:
+    y, both = other * 0, other.unsqueeze(2) * 0 + x.unsqueeze(3)
+    for i in range(FRAMES):
+        y = y + both[:, :, FRAMES - 1 - i] * at(i)
     return attend(tokens(y))
 
 

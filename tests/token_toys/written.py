@@ -189,7 +189,7 @@ def _one_frame_added_over_several(x: Tensor) -> Tensor:
     return attend(tokens(y))
 
 
-@model("UNKNOWN_GRID", PACKED[0])
+@model("NOT_VIDEO", PACKED[0])
 def _tokens_without_a_batch_written_backwards(x: Tensor) -> Tensor:
     y = x * positions()[0]
     for i in range(N):
@@ -234,3 +234,21 @@ def _written_where_one_axis_stands_twice(x: Tensor) -> Tensor:
     out.copy_(x[0, 0])
     y = x[0, 0].mean((1, 2))[:, None, None] + view.mean(1)[None]
     return attend(tokens(y.expand(B, C, 4, 4, 4)))
+
+
+@model("UNKNOWN_GRID")
+def _frames_copied_into_a_buffer_and_added(x: Tensor) -> Tensor:
+    y = x * 0
+    for i in range(FRAMES):
+        buffer = torch.zeros(B, C, FRAMES, HEIGHT, WIDTH)
+        buffer.copy_(x[:, :, FRAMES - 1 - i : FRAMES - i])
+        y = y + (x * 0 + buffer) * (torch.arange(FRAMES) == i)[:, None, None]
+    return attend(tokens(y))
+
+
+@model("UNKNOWN_GRID")
+def _a_buffer_filled_number_by_number(x: Tensor) -> Tensor:
+    numbers, buffer = x[0, 0].flatten(), torch.zeros(N)
+    for i in range(N):
+        buffer[i].fill_(numbers[N - 1 - i])
+    return attend(tokens(x) * 0 + buffer[:, None])
