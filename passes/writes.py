@@ -14,6 +14,7 @@ from svg_compile.passes.axes import (
     Kind,
     atoms_of,
     axis_of,
+    free_axis,
     is_opaque,
     is_plain,
     is_table,
@@ -57,7 +58,8 @@ def written_axes(
     if untouched and (tables or all(_covers(before, state.of(alias)) for alias in aliases)):
         return []
     return [
-        (alias, after if alias is target else _rewritten(state.of(alias), before, after, changed)) for alias in aliases
+        (alias, after if alias is target else _rewritten(state.of(alias), before, after, changed, tables))
+        for alias in aliases
     ]
 
 
@@ -105,20 +107,24 @@ def same_place(left: Tensor, right: Tensor) -> bool:
     return same_size(left.storage_offset(), right.storage_offset()) and all(same_size(*pair) for pair in pairs)
 
 
-def _rewritten(axes: list[Axis], before: list[Axis], after: list[Axis], meaning: Meaning) -> list[Axis]:
+def _rewritten(axes: list[Axis], before: list[Axis], after: list[Axis], meaning: Meaning, tables: bool) -> list[Axis]:
     """The axes of a tensor after another view of its storage was written, whose axes were `before` and are `after`.
 
     Atoms that both have change alike. An axis that the written view has no part in was cut by it in a way that is not
-    followed: afterwards its positions hold whatever was written to some of them.
+    followed: afterwards its positions hold whatever was written to some of them. A table stays one, where `tables` says
+    that nothing but tables was written.
     """
     shared = {atom for axis in before for atom in atoms_of(axis)}
     own = {atom for axis in axes for atom in atoms_of(axis)}
     extra = [new for old, new in zip(before, after) if not own.issuperset(atoms_of(old))]
     plain = all(is_plain(axis) for axis in extra)
+    table = tables and all(is_table(axis) for axis in (*axes, *after))
     out = []
     for axis in axes:
         if all(atom in shared for atom in atoms_of(axis)) or _whole_segments(axis, before):
             out.append(aligned_with(axis, meaning))
+        elif table:
+            out.append(free_axis(length(axis)))
         else:
             out.append(axis_of(length(axis), Kind.MIXED if plain and is_plain(axis) else Kind.OPAQUE))
     return out

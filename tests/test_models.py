@@ -46,22 +46,35 @@ WHOLE = [case for case in models.CASES if case.fullgraph and case.grid_in_graph 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
-def layout_of(case: models.Case) -> VideoLayout:
-    return VideoLayout(*case.grid, case.text_len, case.text_first, BLOCK)
+# Another video than the one that a model was configured for; positions are often computed anew for it.
+OTHER_GRID: models.Grid = (4, 6, 8)
+
+
+def layout_of(case: models.Case, grid: models.Grid | None = None) -> VideoLayout:
+    return VideoLayout(*(grid or case.grid), case.text_len, case.text_first, BLOCK)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.name)
 def test_every_attention_is_decided_rightly(case: models.Case, batch: int) -> None:
+    check_decisions(case, batch, case.grid)
+
+
+@pytest.mark.parametrize("case", [case for case in WHOLE if case.any_grid and case.video_sites], ids=lambda c: c.name)
+def test_every_attention_of_another_grid_is_decided_rightly(case: models.Case) -> None:
+    check_decisions(case, 1, OTHER_GRID)
+
+
+def check_decisions(case: models.Case, batch: int, grid: models.Grid) -> None:
     model = case.build()
     with torch.no_grad():
         options = {"min_tokens": 0, "dense_layers": 0, "block": BLOCK}
-        report = svg_compile.explain(model, options=options, **case.inputs(batch, case.grid))
+        report = svg_compile.explain(model, options=options, **case.inputs(batch, grid))
     assert report.graphs == 1
     rewritten = [site for site in report.sites if site.rewritten]
     assert len(rewritten) == case.video_sites
-    assert {site.layout for site in rewritten} <= {layout_of(case)}
-    assert all(site.batch == batch and site.tokens == layout_of(case).tokens for site in rewritten)
+    assert {site.layout for site in rewritten} <= {layout_of(case, grid)}
+    assert all(site.batch == batch and site.tokens == layout_of(case, grid).tokens for site in rewritten)
     refused = Counter(site.reason for site in report.sites if not site.rewritten)
     for kind, count in case.other_sites.items():
         found = sum(refused[reason] for reason in REASONS[kind])

@@ -97,6 +97,13 @@ def _texts_before_nested_and_empty(x: Tensor, text: Tensor) -> Tensor:
     return attend(torch.cat([before, tokens(x), torch.zeros(B, 0, C)], 1))
 
 
+@model(f"5+{GRID}", video(), torch.randn(B, 5, C))
+def _a_table_written_into_part_of_a_table(x: Tensor, text: Tensor) -> Tensor:
+    table = torch.zeros(1, 5 + N, C)
+    table[:, 5:].copy_(positions().expand(1, N, C))
+    return attend(torch.cat([text, tokens(x)], 1) + table)
+
+
 @model(GRID, video(), torch.randn(B, 5, C))
 def _video_cut_out_of_the_sequence(x: Tensor, text: Tensor) -> Tensor:
     both = torch.cat([text, tokens(x)], 1)
