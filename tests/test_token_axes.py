@@ -215,6 +215,21 @@ def test_wherever_it_was_put_before_a_graph_break(make: Callable[..., Tensor]) -
     assert [verdict(site) for site in sites_of(forward, video(), {})] == ["UNKNOWN_GRID"]
 
 
+def _attended(x: Tensor) -> Tensor:
+    return attend(tokens(x))
+
+
+@torch._dynamo.disable(recursive=False)
+def _in_plain_python(x: Tensor, *, flip: bool) -> Tensor:
+    return _attended(x.flip(2) if flip else x)
+
+
+@pytest.mark.parametrize(("flip", "expected"), [(True, "UNKNOWN_GRID"), (False, GRID)])
+def test_a_function_that_plain_python_calls_is_given_what_the_callable_was(flip: bool, expected: str) -> None:
+    (site,) = sites_of(lambda x: _in_plain_python(x, flip=flip), video())
+    assert verdict(site) == expected
+
+
 def test_what_a_callable_sees_from_outside_is_given() -> None:
     x = video()
 
