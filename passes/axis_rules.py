@@ -3,7 +3,7 @@
 `RULES` maps an ATen operator to a function of (state, bound arguments, output). An operator without a rule makes
 every axis of its outputs opaque, which is always safe: an opaque axis is never taken for video tokens. A rule may
 name an output axis only if index i along it speaks of what index i of the input axis speaks of. The rules themselves
-stand in `view_rules` (where elements go) and `compute_rules` (what is computed of them).
+stand in `view_rules` and `move_rules` (where elements go) and in `compute_rules` (what is computed of them).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from svg_compile.passes.axes import (
     Concat,
     Kind,
     atoms_of,
+    axis_of,
     expand,
     flat_segments,
     free_axis,
     is_one,
+    is_table,
     length,
     opaque_axis,
     other_positions,
@@ -131,3 +133,9 @@ def thinned(axes: list[Axis], dim: int) -> list[Axis]:
                 for part in expand(axis)
             )
     return out
+
+
+def of_pieces(pieces: Iterable[Tensor], state: State, size: Any) -> Axis:
+    """A new axis that counts tensors: a table where they are, else in an order that only the model knows."""
+    tables = all(is_table(axis) for piece in pieces for axis in state.of(piece))
+    return axis_of(size, Kind.TABLE if tables else Kind.MIXED)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes import compute_rules, view_rules  # noqa: F401  (they fill RULES)
+from svg_compile.passes import compute_rules, move_rules, view_rules  # noqa: F401  (they fill RULES)
 from svg_compile.passes.axes import Axis, atoms_of, free_axis, mixed_in, opaque_axis
 from svg_compile.passes.axis_rules import RULES, shown_axes
 from svg_compile.passes.compute_rules import attended, in_place, pointwise
