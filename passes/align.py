@@ -48,8 +48,10 @@ def unify_each(
     pairs: list[list[Pair]] = []
     for one, other, size in zip(left, right, shape, strict=True):
         pairs.append([])
-        both = one is not None and other is not None
-        out.append(unify(one, other, size, meaning, pairs[-1]) if both else one if other is None else other)
+        if one is None or other is None:
+            out.append(other if one is None else one)
+        else:
+            out.append(unify(one, other, size, meaning, pairs[-1]))
     for dim, mine in enumerate(pairs):
         if any(_crossed(a, b) for a in mine for theirs in pairs if theirs is not mine for b in theirs):
             out[dim] = opaque_axis(shape[dim])

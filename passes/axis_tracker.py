@@ -46,8 +46,8 @@ class AxisTracker(TorchDispatchMode):
         self._weights: dict[int, list[Tensor]] = {}
         # Storages whose content no longer follows any tensor's axes; kept alive, for their identity is the key.
         self._spoiled: dict[int, Any] = {}
-        # By storage of a result of a graph that was not run: what it may share its storage with.
-        self._behind: dict[int, list[Tensor]] = {}
+        # By storage of a result of a graph that was not run, kept alive likewise: what it may be a view of.
+        self._behind: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def of(self, tensor: Tensor) -> list[Axis]:
         if self._spoiled and storage_of(tensor) in self._spoiled:
@@ -85,26 +85,32 @@ class AxisTracker(TorchDispatchMode):
         storage = storage_of(target)
         if storage in self._spoiled:
             return
-        for other in self._behind.get(storage, ()):
-            self.spoil(other)
+        self._spoil_behind(storage)
         for weight in self._weights.pop(storage, ()):
             self.name(weight, self.of(weight))
         self.name(target, self.of(target))
-        aliases = [tensor for tensor in self._axes if storage_of(tensor) == storage]
-        for alias, axes in written_axes(self, target, operands, aliases, over):
+        for alias, axes in written_axes(self, target, operands, self._sharing(target), over):
             self.name(alias, axes)
+
+    def _sharing(self, target: Tensor) -> list[Tensor]:
+        """The tensors that share a tensor's storage, itself among them."""
+        storage = storage_of(target)
+        return [tensor for tensor in self._axes if storage_of(tensor) == storage]
+
+    def _spoil_behind(self, storage: int) -> None:
+        for other in self._behind[storage][1] if storage in self._behind else ():
+            self.spoil(other)
 
     def spoil(self, tensor: Tensor) -> None:
         """Nothing is known any more of a tensor, of what shares its storage, and of what it may be a view of."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._spoiled:
             self._spoiled[storage._cdata] = storage
-            for other in self._behind.get(storage._cdata, ()):
-                self.spoil(other)
+            self._spoil_behind(storage._cdata)
 
     def behind(self, tensor: Tensor, others: list[Tensor]) -> None:
         """`tensor` may be a view of one of the others, though it has another storage here."""
-        self._behind[storage_of(tensor)] = others
+        self._behind[storage_of(tensor)] = tensor, others
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -128,7 +134,8 @@ class AxisTracker(TorchDispatchMode):
         if rule is not None:
             rule(self, bound, out)
         elif "scaled_dot_product" in schema.name:
-            return self.attended(bound["query"], bound["key"], bound["value"], leaves[0])
+            self.attended(bound["query"], bound["key"], bound["value"], leaves[0])
+            operands = []
         else:
             self.without_rule[str(func)] += 1
         # What a rule says nothing of is no table: it was made of data.
@@ -172,15 +179,15 @@ class AxisTracker(TorchDispatchMode):
 
     def _write_pins(self, target: Tensor, operands: list[Tensor]) -> None:
         """What was taken at one position was written into a tensor, and so into all that share its storage."""
-        storage = storage_of(target)
-        aliases = [tensor for tensor in self._axes if storage_of(tensor) == storage]
-        # Written to its own place it stands where it stood.
-        for operand in (operand for operand in operands if not same_place(operand, target)):
+        for operand in operands:
             pins = self.pins_of(operand)
+            # Written to its own place it stands where it stood.
+            if not pins or same_place(operand, target):
+                continue
             shown = zip(self.of(target), shown_axes(self, operand, tuple(target.shape)))
             known = {atom for axis in self.of(operand) for atom in atoms_of(axis)}
             known |= {atom for axis, there in shown if there is not None for atom in atoms_of(axis)}
-            for alias in aliases if pins else ():
+            for alias in self._sharing(target):
                 self._pins[alias] = self.pins_of(alias) | pins
                 self.name(alias, [mixed_in(axis) for axis in self.of(alias)])
                 if any(comes_back(atom, pins, known) for axis in self.of(alias) for atom in atoms_of(axis)):

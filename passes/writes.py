@@ -80,8 +80,8 @@ def _alike(left: Axis, right: Axis) -> bool:
     """Whether two axes are one, or whole dimensions of two inputs that stand at the same place in both."""
     if same_axis(left, right):
         return True
-    pairs = list(zip(resolve(left), resolve(right)))
-    return len(resolve(left)) == len(resolve(right)) and all(
+    left, right = resolve(left), resolve(right)
+    return len(left) == len(right) and all(
         isinstance(x, Atom)
         and isinstance(y, Atom)
         and x.kind is y.kind is Kind.NAMED
@@ -90,7 +90,7 @@ def _alike(left: Axis, right: Axis) -> bool:
         and y.origin is not None
         and (x.origin.path, x.origin.rank) == (y.origin.path, y.origin.rank)
         and same_size(x.size, y.size)
-        for x, y in pairs
+        for x, y in zip(left, right)
     )
 
 

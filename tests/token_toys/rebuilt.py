@@ -217,6 +217,13 @@ def _attention_of_one_query_over_a_batch(x: Tensor, keys: Tensor) -> Tensor:
 
 
 @model("UNKNOWN_GRID", video(), MASK)
+def _what_attention_returns_beside_its_result(x: Tensor, mask: Tensor) -> Tensor:
+    y = tokens(x)[:, None]
+    _, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(y.flip(2), y, y)
+    return attend(named(sums.reshape(B, N, 1).expand(B, N, C), mask))
+
+
+@model("UNKNOWN_GRID", video(), MASK)
 def _the_bias_of_a_norm(x: Tensor, mask: Tensor) -> Tensor:
     y = F.layer_norm(torch.zeros(B, N, C), (N, C), bias=tokens(x).flip(1)[0])
     return attend(named(y, mask))
