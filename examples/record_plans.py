@@ -24,9 +24,9 @@ from torch.overrides import TorchFunctionMode
 import svg_compile
 from moving_shapes import random_scene
 from svg_compile import HeadKind, VideoLayout
-from svg_compile.pictures import save
-from svg_compile.recording.attention_pictures import draw_attention, sample_attention
-from svg_compile.recording.plan_pictures import draw_kinds, draw_margins
+from svg_compile.inspection.pictures import save
+from svg_compile.inspection.recording.attention_pictures import draw_attention, sample_attention
+from svg_compile.inspection.recording.plan_pictures import draw_kinds, draw_margins
 from video_model import WEIGHTS, denoise, keyframes_of, load_model
 
 

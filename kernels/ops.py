@@ -98,7 +98,7 @@ def _attention_host(
 
         exact = reference.sparse_attention(query, key, value, plan, layout, key_mask=key_mask, scale=scale)
         return empty_output(query, value).copy_(exact)
-    from svg_compile.kernels.cpu_attention import sparse_attention
+    from svg_compile.kernels.cpu.attention import sparse_attention
 
     return sparse_attention(query, key, value, plan, layout, key_mask=key_mask, scale=scale)
 
@@ -143,7 +143,7 @@ def _profile_host(
 
         plan, exact = reference.profile_heads(query, key, value, layout, **options)
         return plan, exact.float()
-    from svg_compile.kernels.cpu_profile import profile_heads
+    from svg_compile.kernels.cpu.profile import profile_heads
 
     return profile_heads(query, key, value, layout, **options)
 
@@ -175,7 +175,7 @@ def attention(
     grid = (frames, height, width, text_len, text_first, block)
     if engine_for(query, engine) != "triton":
         return torch.ops.svg.attention_host(query, key, value, plan, key_mask, *grid, scale, engine, abi)
-    from svg_compile.kernels.triton_attention import sparse_attention
+    from svg_compile.kernels.triton.attention import sparse_attention
 
     query, key, value = _settled(query), _settled(key), _settled(value)
     return sparse_attention(query, key, value, plan, key_mask, *grid, scale)
@@ -210,7 +210,7 @@ def profile(
     if engine_for(query, engine) != "triton":
         stages = (engine, abi, when, previous)
         return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, *options, *stages)
-    from svg_compile.kernels.triton_profile import profile_heads
+    from svg_compile.kernels.triton.profile import profile_heads
 
     query, key, value = _settled(query), _settled(key), _settled(value)
     return profile_heads(query, key, value, key_mask, *grid, *options, when, previous)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from torch import fx
 
 from svg_compile._compat.graphs import fake_mode_of
 from svg_compile.config import SvgConfig
-from svg_compile.dump import GraphDump
+from svg_compile.decisions import Report
+from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.rewrite_attention import rewrite_attention
-from svg_compile.passes.token_axes import infer_token_axes, table
-from svg_compile.report import Report
+
+
+class PassObserver(Protocol):
+    """Sees what each pass read and left, as a graph dump does."""
+
+    def graph(self, stage: str, graph_module: fx.GraphModule) -> None: ...
+
+    def text(self, stage: str, text: str) -> None: ...
+
+    def report(self, report: Report) -> None: ...
 
 
 def run_passes(
@@ -21,30 +31,30 @@ def run_passes(
     config: SvgConfig,
     *,
     rewrite: bool = True,
-    dump: GraphDump | None = None,
+    observer: PassObserver | None = None,
     marks: Mapping[str, str] | None = None,
 ) -> Report:
-    """Infer the axes, find the attention, rewrite it, lead its plans out; in place, or not at all without `rewrite`.
+    """Infer the axes, find the attention, rewrite it and return its plans as graph outputs, all in place.
 
-    What each pass saw and left is written to `dump`, if there is one. marks: what `read_marks` took from the graph,
-    where it is a block of a model that is compiled block by block.
+    rewrite: False only decides, and leaves the graph as it is. marks: what `read_marks` took from the graph, where it
+    is a block of a model that is compiled block by block.
     """
-    if dump is not None:
-        dump.graph("dynamo", graph_module)
+    if observer is not None:
+        observer.graph("dynamo", graph_module)
     fake_mode = fake_mode_of(graph_module)
     if fake_mode is None or not any(attention_nodes(graph_module)):
         return Report()
     axes = infer_token_axes(graph_module, fake_mode)
-    if dump is not None:
-        dump.text("token_axes", table(axes))
+    if observer is not None:
+        observer.text("token_axes", table(axes))
     candidates = find_attention(graph_module, axes, config, marks)
     report = Report(tuple(candidate.site(config.block) for candidate in candidates))
-    if dump is not None:
-        dump.report(report)
+    if observer is not None:
+        observer.report(report)
     if rewrite:
         rewrite_attention(candidates, config)
         if report.rewritten:
             expose_plans(graph_module, config, fake_mode)
-        if dump is not None:
-            dump.graph("rewrite_attention", graph_module)
+        if observer is not None:
+            observer.graph("rewrite_attention", graph_module)
     return report

@@ -8,9 +8,9 @@ from torch import Tensor, fx
 
 from svg_compile._compat.sizes import constant, equal, holds
 from svg_compile.config import SvgConfig
-from svg_compile.kernels.triton_configs import DTYPES, HEAD_DIMS
+from svg_compile.decisions import Reason
+from svg_compile.kernels.triton.configs import DTYPES, HEAD_DIMS
 from svg_compile.passes.attention_mask import token_mask
-from svg_compile.report import Reason
 
 _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}

@@ -7,7 +7,7 @@ Outputs: the plan and the errors of each profiled attention, so that a recorder 
 them. Inputs, only where the options need them: `when`, int32 [2], the place of the step's density and whether the heads
 are profiled anew; `previous`, int32 [B, H, 2], one a profile, whose kinds are kept where they are not.
 
-Dynamo knows nothing of these: it calls the graph it traced, and `svg_compile.schedule.sparse_graph` stands between.
+Dynamo knows nothing of these: it calls the graph it traced, and `svg_compile.runtime.sparse_variant` stands between.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ from torch import fx
 from svg_compile._compat.graphs import SDPA_TARGETS
 from svg_compile._compat.sizes import at_most, settled, size_hint
 from svg_compile.config import SvgConfig
+from svg_compile.decisions import Reason, Site
 from svg_compile.layout import VideoLayout
-from svg_compile.marks import marked
 from svg_compile.passes.attention_call import Call, call_of, example, refused_call
+from svg_compile.passes.axes.grid import Grid, grid_of, same_grid
+from svg_compile.passes.axes.infer import AttentionAxes, TokenAxes, show
+from svg_compile.passes.grid_marker import marked
 from svg_compile.passes.symbols import computable
-from svg_compile.passes.token_axes import AttentionAxes, TokenAxes, show
-from svg_compile.passes.token_grid import Grid, grid_of, same_grid
-from svg_compile.report import Reason, Site
 
 
 @dataclass(frozen=True)

@@ -11,28 +11,28 @@ from svg_compile.errors import LayoutError, NothingRewritten, OptionError, Sched
 from svg_compile.layout import HeadKind, VideoLayout
 
 if TYPE_CHECKING:
-    from svg_compile.bisection import bisect
-    from svg_compile.dry_run import explain
+    from svg_compile.decisions import Reason, Report, Site
     from svg_compile.functional import profile_heads, sparse_attention
-    from svg_compile.recording import record
-    from svg_compile.recording.recorded import Recording
-    from svg_compile.report import Reason, Report, Site
-    from svg_compile.schedule.attachment import attach, denoising
+    from svg_compile.inspection.bisection import bisect
+    from svg_compile.inspection.recording import record
+    from svg_compile.inspection.recording.recorded import Recording
+    from svg_compile.inspection.tracing import explain
+    from svg_compile.runtime.sources import attach, denoising
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "attach": "svg_compile.schedule.attachment",
-    "bisect": "svg_compile.bisection",
-    "denoising": "svg_compile.schedule.attachment",
-    "explain": "svg_compile.dry_run",
+    "attach": "svg_compile.runtime.sources",
+    "bisect": "svg_compile.inspection.bisection",
+    "denoising": "svg_compile.runtime.sources",
+    "explain": "svg_compile.inspection.tracing",
     "profile_heads": "svg_compile.functional",
-    "record": "svg_compile.recording",
+    "record": "svg_compile.inspection.recording",
     "sparse_attention": "svg_compile.functional",
-    "Reason": "svg_compile.report",
-    "Recording": "svg_compile.recording.recorded",
-    "Report": "svg_compile.report",
-    "Site": "svg_compile.report",
+    "Reason": "svg_compile.decisions",
+    "Recording": "svg_compile.inspection.recording.recorded",
+    "Report": "svg_compile.decisions",
+    "Site": "svg_compile.decisions",
 }
 
 __all__ = [

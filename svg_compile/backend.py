@@ -16,13 +16,13 @@ from torch import fx
 
 from svg_compile._compat.graphs import copy_graph_module, trace_artifact
 from svg_compile.config import SvgConfig, split_options
-from svg_compile.dump import GraphDump, asked_for
+from svg_compile.decisions import Report
 from svg_compile.errors import NothingRewritten
-from svg_compile.report import Report
-from svg_compile.schedule import Dispatcher, key_parameter
-from svg_compile.schedule.regions import marks_under_way, refused_under_way
-from svg_compile.schedule.sparse_graph import SparseGraph
-from svg_compile.schedule.timestep import find_timestep
+from svg_compile.inspection.dump import GraphDump, asked_for
+from svg_compile.regional.whole_model import marks_under_way, refused_under_way
+from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
+from svg_compile.runtime.sparse_variant import SparseGraph
+from svg_compile.runtime.timestep import find_timestep
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def svg(
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
     from svg_compile.passes.expose_plans import ports_of
-    from svg_compile.passes.read_marks import read_marks
+    from svg_compile.passes.strip_markers import read_marks
 
     config, patches = split_options(options, mode)
     if config.always_dense:
@@ -92,7 +92,7 @@ def rewrite(
     from svg_compile.passes import run_passes
 
     try:
-        return run_passes(graph_module, config, dump=dump, marks=marks)
+        return run_passes(graph_module, config, observer=dump, marks=marks)
     except Exception as error:
         if config.on_error == "raise":
             raise

@@ -83,8 +83,8 @@ def _target(command: Callable[..., Any]) -> Callable[..., Any]:
 def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: str, check: bool, **asked: Any) -> None:
     import torch
 
-    from svg_compile.dry_run import trace
-    from svg_compile.report.terminal import print_report
+    from svg_compile.inspection.render.terminal import print_report
+    from svg_compile.inspection.tracing import trace
 
     target, options = _load(**asked)
     with torch.no_grad(), _busy(f"tracing {asked['target']}"):
@@ -108,7 +108,7 @@ def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: s
 def dump(out: str, code: bool, **asked: Any) -> None:
     import torch
 
-    from svg_compile.dump_run import dump_graphs
+    from svg_compile.inspection.dump_run import dump_graphs
 
     target, options = _load(**asked)
     with torch.no_grad(), _busy(f"{'compiling' if code else 'tracing'} {asked['target']}"):
@@ -130,8 +130,8 @@ def masks(layout: str, text: int, text_first: bool, density: float, block: int, 
 
     FxHxW are frames, height and width in tokens, as `svg-compile explain` shows them: 21x30x52.
     """
+    from svg_compile.inspection.pictures import draw_masks, save
     from svg_compile.layout import VideoLayout
-    from svg_compile.pictures import draw_masks, save
     from svg_compile.targets import grid
 
     drawn = VideoLayout(*grid(layout), text, text_first, block)
@@ -151,9 +151,9 @@ def plot(recording: Path, out: str, layer: str | None) -> None:
 
     RECORDING is a file that `svg_compile.record(...)` saved: recording.save("plans.npz").
     """
-    from svg_compile.pictures import save
-    from svg_compile.recording.plan_pictures import draw_kinds, draw_margins
-    from svg_compile.recording.recorded import Recording
+    from svg_compile.inspection.pictures import save
+    from svg_compile.inspection.recording.plan_pictures import draw_kinds, draw_margins
+    from svg_compile.inspection.recording.recorded import Recording
 
     plans = Recording.load(recording)
     plans = plans if layer is None else plans.select(layer=layer)

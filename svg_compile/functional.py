@@ -7,7 +7,7 @@ from torch import Tensor
 
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import ops
-from svg_compile.kernels.triton_configs import DTYPES
+from svg_compile.kernels.triton.configs import DTYPES
 from svg_compile.layout import VideoLayout
 
 

@@ -1,6 +1,6 @@
 """Runs the source of a warp-specialised Gluon kernel in Python: partitions as threads, on CPU tensors.
 
-Gluon has no interpreter. This is what kernels/hopper_kernel.py needs of one: the kernel's own functions, with other
+Gluon has no interpreter. This is what kernels/hopper/kernel.py needs of one: the kernel's own functions, with other
 meanings for `gl`, `hopper`, `mbarrier` and the copy engine. It shows which elements are read and written, in which
 order, under which barriers; it knows nothing of layouts, registers and fences.
 

@@ -23,9 +23,10 @@ import pipelines
 import svg_compile
 from lowering import itself, watch
 from pipelines import Spec, TimedDiT
-from svg_compile import ScheduleError, schedule
-from svg_compile.schedule import Decision
-from svg_compile.schedule.timestep import Timestep
+from svg_compile import ScheduleError
+from svg_compile.runtime import dispatcher as schedule
+from svg_compile.runtime.dispatcher import Decision
+from svg_compile.runtime.timestep import Timestep
 from toy import latents
 from traced import answer_with_zeros
 
@@ -410,10 +411,10 @@ def test_with_inductor_the_dense_steps_are_inductors(how: str) -> None:
 
 
 def test_the_name_stays_a_function_after_its_module_is_imported() -> None:
-    import svg_compile.schedule.attachment
+    import svg_compile.runtime.sources
 
-    assert svg_compile.attach is svg_compile.schedule.attachment.attach
-    assert svg_compile.denoising is svg_compile.schedule.attachment.denoising
+    assert svg_compile.attach is svg_compile.runtime.sources.attach
+    assert svg_compile.denoising is svg_compile.runtime.sources.denoising
 
 
 def test_the_docs_snippet_runs(built: list[fx.GraphModule]) -> None:

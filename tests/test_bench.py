@@ -19,7 +19,7 @@ from svg_compile.bench.presets import PRESETS, Shape
 from svg_compile.bench.tables import table, title
 from svg_compile.bench.timing import Times, interleaved
 from svg_compile.cli import main
-from svg_compile.dry_run import trace
+from svg_compile.inspection.tracing import trace
 from svg_compile.kernels.reference import attention_mask
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import band_rank

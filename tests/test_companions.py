@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import models
 import svg_compile
 from lowering import kind, watch
-from svg_compile import schedule
+from svg_compile.runtime import dispatcher as schedule
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 0, "dense_layers": 0, "density": 1.0}
 STEPS = 4

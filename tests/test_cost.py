@@ -12,9 +12,9 @@ import models
 import svg_compile
 from svg_compile import HeadKind, VideoLayout
 from svg_compile.config import SvgConfig
-from svg_compile.cost import band_for, cost_of
-from svg_compile.pictures import mask_shares
-from svg_compile.report import Site
+from svg_compile.decisions import Site
+from svg_compile.inspection.cost import band_for, cost_of
+from svg_compile.inspection.pictures import mask_shares
 from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise"}

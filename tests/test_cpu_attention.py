@@ -11,7 +11,7 @@ from hypothesis import example, given
 from torch import Tensor
 
 from strategies import STRIDES, Problem, problems, strided
-from svg_compile.kernels.cpu_attention import sparse_attention
+from svg_compile.kernels.cpu.attention import sparse_attention
 from svg_compile.kernels.reference import attention_mask
 from svg_compile.layout import HeadKind, VideoLayout
 from tolerances import assert_close, assert_matches_oracle, eager_attention

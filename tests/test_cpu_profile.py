@@ -12,7 +12,7 @@ import svg_compile
 from strategies import Problem, problems
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import ops
-from svg_compile.kernels.cpu_profile import profile_heads
+from svg_compile.kernels.cpu.profile import profile_heads
 from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.reference import profile_errors
 from svg_compile.layout import HeadKind, VideoLayout

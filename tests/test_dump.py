@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import golden
-from svg_compile import OptionError, dump
+from svg_compile import OptionError
+from svg_compile.inspection import dump
 from toy import ToyVideoDiT, latents
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"

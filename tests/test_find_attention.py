@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svg_compile.config import SvgConfig
+from svg_compile.decisions import Reason, Report, Site
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_call import refused_call
-from svg_compile.report import Reason, Report, Site
 from traced import CONFIG, sites_of, verdict
 
 B, C, H, D = 2, 8, 2, 4

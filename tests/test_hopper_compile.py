@@ -20,12 +20,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 REASON = "this Triton has no Gluon for Hopper"
-hopper_attention = pytest.importorskip("svg_compile.kernels.hopper_attention", reason=REASON, exc_type=ImportError)
+hopper_attention = pytest.importorskip("svg_compile.kernels.hopper.attention", reason=REASON, exc_type=ImportError)
 
 from triton.experimental.gluon import language as gl  # noqa: E402
 from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 
-from svg_compile.kernels.hopper_kernel import hopper_attention_fwd_kernel as kernel  # noqa: E402
+from svg_compile.kernels.hopper.kernel import hopper_attention_fwd_kernel as kernel  # noqa: E402
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = 232448

@@ -18,11 +18,11 @@ from svg_compile.layout import VideoLayout
 from tolerances import assert_matches_oracle
 
 REASON = "this Triton has no Gluon for Hopper"
-hopper_attention = pytest.importorskip("svg_compile.kernels.hopper_attention", reason=REASON, exc_type=ImportError)
+hopper_attention = pytest.importorskip("svg_compile.kernels.hopper.attention", reason=REASON, exc_type=ImportError)
 
 from gluon_in_python import Machine  # noqa: E402
-from svg_compile.kernels import hopper_kernel  # noqa: E402
-from svg_compile.kernels import hopper_schedule as schedule  # noqa: E402
+from svg_compile.kernels.hopper import kernel as hopper_kernel  # noqa: E402
+from svg_compile.kernels.hopper import schedule  # noqa: E402
 
 
 class Int32(int):

@@ -19,7 +19,8 @@ from torch import Tensor
 import models
 import svg_compile
 from svg_compile import Reason, VideoLayout
-from svg_compile.kernels import cpu_profile, reference
+from svg_compile.kernels import reference
+from svg_compile.kernels.cpu import profile as cpu_profile
 
 BLOCK = 8
 OPTIONS = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": BLOCK, "on_error": "raise", "strict": True}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svg_compile import HeadKind, SvgError, VideoLayout, pictures
+from svg_compile import HeadKind, SvgError, VideoLayout
+from svg_compile.inspection import pictures
 from svg_compile.kernels import reference
 
 KINDS = (HeadKind.SPATIAL, HeadKind.TEMPORAL)

@@ -17,10 +17,11 @@ from torch import Tensor, fx
 import svg_compile
 from lowering import itself, watch
 from pipelines import TimedDiT
-from svg_compile import HeadKind, VideoLayout, schedule
+from svg_compile import HeadKind, VideoLayout
 from svg_compile.config import SvgConfig
-from svg_compile.schedule import Forward
-from svg_compile.schedule.sparse_graph import KeptPlans
+from svg_compile.runtime import dispatcher as schedule
+from svg_compile.runtime.dispatcher import Forward
+from svg_compile.runtime.sparse_variant import KeptPlans
 from toy import latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "dense_steps": 0}

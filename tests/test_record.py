@@ -20,11 +20,11 @@ import svg_compile
 from lowering import kind, watch
 from pipelines import TimedDiT
 from svg_compile import HeadKind, Recording, SvgError, VideoLayout
-from svg_compile import recording as recording_module
-from svg_compile.recording import text as recording_text
-from svg_compile.recording.naming import numbered
-from svg_compile.recording.recorded import Entry
-from svg_compile.schedule import Decision, Forward
+from svg_compile.inspection import recording as recording_module
+from svg_compile.inspection.recording import text as recording_text
+from svg_compile.inspection.recording.naming import numbered
+from svg_compile.inspection.recording.recorded import Entry
+from svg_compile.runtime.dispatcher import Decision, Forward
 from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "strict": True}
@@ -110,7 +110,7 @@ def test_results_are_bit_identical_and_forwards_of_other_models_stay_out() -> No
     assert all(torch.equal(a, b) and torch.equal(b, c) for a, b, c in zip(before, inside, after))
     assert all(torch.equal(a, b) for a, b in zip(other_before, other_inside))
     assert [(e.step, e.dense) for e in recording.entries] == [(0, True), (1, True), (2, False), (3, False)]
-    assert not svg_compile.schedule._observers
+    assert not svg_compile.runtime.dispatcher._observers
 
 
 def test_in_inference_mode_and_with_an_error_in_the_block_what_was_seen_is_kept(traced: None) -> None:

@@ -12,9 +12,10 @@ from torch.nn.functional import scaled_dot_product_attention
 import models
 import svg_compile
 from lowering import grids_of, watch
-from svg_compile import dry_run, schedule
 from svg_compile.errors import NothingRewritten
-from svg_compile.schedule import regions
+from svg_compile.inspection import tracing as dry_run
+from svg_compile.runtime import dispatcher as schedule
+from svg_compile.regional import whole_model as regions
 from test_regions import OPTIONS, Block, Blocks, compile_blocks
 from toy import ToyVideoDiT, latents
 

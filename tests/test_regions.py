@@ -19,8 +19,8 @@ import models
 import pipelines
 import svg_compile
 from lowering import kind, watch
-from svg_compile import schedule
-from svg_compile.schedule.regions import compiled_blocks
+from svg_compile.regional.whole_model import compiled_blocks
+from svg_compile.runtime import dispatcher as schedule
 from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "on_error": "raise", "dense_steps": 1}

@@ -23,10 +23,10 @@ import svg_compile
 import test_find_attention as cases
 from svg_compile import Reason, Report, Site, VideoLayout
 from svg_compile.config import SvgConfig
-from svg_compile.cost import cost_of
+from svg_compile.decisions import GraphBreak
+from svg_compile.inspection.cost import cost_of
+from svg_compile.inspection.render.terminal import print_report
 from svg_compile.passes.attention_call import refused_call
-from svg_compile.report import GraphBreak
-from svg_compile.report.terminal import print_report
 from test_find_attention import Model, sdpa, video
 
 LINE = inspect.getsourcelines(sdpa)[1] + 1

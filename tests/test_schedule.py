@@ -19,12 +19,13 @@ from torch import Tensor
 
 from lowering import kind, watch
 from pipelines import TimedDiT
-from svg_compile import backend, schedule
+from svg_compile import backend
 from svg_compile.config import SvgConfig
 from svg_compile.passes.expose_plans import PlanPorts
-from svg_compile.schedule import Decision, Dispatcher, StepCounter
-from svg_compile.schedule.sparse_graph import SparseGraph
-from svg_compile.schedule.timestep import Timestep
+from svg_compile.runtime import dispatcher as schedule
+from svg_compile.runtime.dispatcher import Decision, Dispatcher, StepCounter
+from svg_compile.runtime.sparse_variant import SparseGraph
+from svg_compile.runtime.timestep import Timestep
 from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "dense_steps": 2}
@@ -243,10 +244,10 @@ def test_a_forward_reads_its_timestep_once_and_nothing_else(form: str, monkeypat
 
 def test_decisions_are_logged_one_line_a_forward(built: list[str], caplog: pytest.LogCaptureFixture) -> None:
     model = compiled(TimedDiT(), num_inference_steps=40)
-    with caplog.at_level(logging.DEBUG, logger="svg_compile.schedule"):
+    with caplog.at_level(logging.DEBUG, logger="svg_compile.runtime.dispatcher"):
         for time in TIMES:
             model(latents(), torch.tensor([time]))
-    lines = [record.getMessage() for record in caplog.records if record.name == "svg_compile.schedule"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "svg_compile.runtime.dispatcher"]
     kinds = {True: "dense", False: "sparse"}
     assert lines == [f"step {step} of 40 (timestep): {kinds[dense]}" for step, dense in DENSE_THEN_SPARSE]
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from svg_compile.errors import LayoutError
-from svg_compile.kernels import triton_configs, triton_decide, triton_prepare
-from svg_compile.kernels.triton_configs import ATTENTION, ATTENTION_CHOICES, PROFILE, PROFILE_CHOICES, TileConfig
-from svg_compile.kernels.triton_launch import split_channels
+from svg_compile.kernels.triton import configs as triton_configs
+from svg_compile.kernels.triton import decide as triton_decide
+from svg_compile.kernels.triton import prepare as triton_prepare
+from svg_compile.kernels.triton.configs import ATTENTION, ATTENTION_CHOICES, PROFILE, PROFILE_CHOICES, TileConfig
+from svg_compile.kernels.triton.launch import split_channels
 from triton_binaries import (
     REGISTER_LIMIT,
     SHARED_LIMIT,

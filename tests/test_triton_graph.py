@@ -17,7 +17,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 
-from svg_compile.kernels import ops, triton_configs, triton_launch
+from svg_compile.kernels import ops
+from svg_compile.kernels.triton import configs as triton_configs
+from svg_compile.kernels.triton import launch as triton_launch
 
 KERNEL = torch.ops.higher_order.triton_kernel_wrapper_functional
 

@@ -10,9 +10,9 @@ import torch
 from svg_compile._compat.graphs import fake_mode_of
 from svg_compile._compat.sizes import size_hint
 from svg_compile.config import SvgConfig
+from svg_compile.decisions import Site
 from svg_compile.passes import run_passes
-from svg_compile.passes.token_axes import TokenAxes, infer_token_axes
-from svg_compile.report import Site
+from svg_compile.passes.axes.infer import TokenAxes, infer_token_axes
 
 CONFIG = SvgConfig(min_tokens=1, dense_layers=0)
 

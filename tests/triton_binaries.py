@@ -14,9 +14,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svg_compile.kernels import triton_attention, triton_profile
-from svg_compile.kernels.triton_configs import TileConfig
-from svg_compile.kernels.triton_launch import split_channels
+from svg_compile.kernels.triton import attention as triton_attention
+from svg_compile.kernels.triton import profile as triton_profile
+from svg_compile.kernels.triton.configs import TileConfig
+from svg_compile.kernels.triton.launch import split_channels
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

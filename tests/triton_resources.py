@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from svg_compile.kernels.triton_configs import ATTENTION, PROFILE, Table, tiles_for
+from svg_compile.kernels.triton.configs import ATTENTION, PROFILE, Table, tiles_for
 from triton_binaries import Binary, attention_binary, profile_binary
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")

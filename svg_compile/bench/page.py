@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from svg_compile.bench.tables import Result, conditions, notes, table, title
 from svg_compile.errors import SvgError
-from svg_compile.pictures import new_figure, save
+from svg_compile.inspection.pictures import new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

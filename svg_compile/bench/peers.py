@@ -20,7 +20,7 @@ from svg_compile._compat.gpu import plain_triton
 from svg_compile.bench.presets import Shape
 from svg_compile.errors import SvgError
 from svg_compile.functional import sparse_attention
-from svg_compile.kernels.triton_configs import TileConfig
+from svg_compile.kernels.triton.configs import TileConfig
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import attends, band_block, band_rank
 
@@ -101,7 +101,7 @@ def _svg(problem: Problem) -> Callable[[], Tensor]:
 def _tiled(tile: TileConfig, problem: Problem) -> Callable[[], Tensor]:
     if problem.query.device.type != "cuda":
         raise Unavailable("tiles are the Triton kernel's, which runs on GPUs only")
-    from svg_compile.kernels.triton_attention import sparse_attention as launch
+    from svg_compile.kernels.triton.attention import sparse_attention as launch
 
     plan, grid = problem.plan, problem.grid
 
@@ -115,7 +115,7 @@ def _tiled(tile: TileConfig, problem: Problem) -> Callable[[], Tensor]:
 
 def _hopper(problem: Problem) -> Callable[[], Tensor]:
     try:
-        from svg_compile.kernels.hopper_attention import hopper_attention, supports
+        from svg_compile.kernels.hopper.attention import hopper_attention, supports
     except Exception as error:
         # Gluon changes from version to version, also in what its modules do while they are imported.
         raise Unavailable(f"this Triton has no Gluon for Hopper: {type(error).__name__}: {error}") from error

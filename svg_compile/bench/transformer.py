@@ -22,8 +22,8 @@ from svg_compile.bench.models import Model
 from svg_compile.bench.parts import parts
 from svg_compile.bench.timing import interleaved
 from svg_compile.config import SvgConfig
-from svg_compile.dry_run import trace
 from svg_compile.errors import SvgError
+from svg_compile.inspection.tracing import trace
 from svg_compile.targets import Request, Target, load
 
 # Shares of a run's steps that are dense, in projections.

@@ -16,12 +16,12 @@ from torch import Tensor
 from strategies import Problem, problems, strided
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import reference
-from svg_compile.kernels.triton_attention import sparse_attention
+from svg_compile.kernels.triton.attention import sparse_attention
 from svg_compile.layout import HeadKind, VideoLayout
 from tolerances import assert_close, assert_matches_oracle
 
 REASON = "this Triton has no Gluon for Hopper"
-hopper_attention = pytest.importorskip("svg_compile.kernels.hopper_attention", reason=REASON, exc_type=ImportError)
+hopper_attention = pytest.importorskip("svg_compile.kernels.hopper.attention", reason=REASON, exc_type=ImportError)
 
 IS_HOPPER = torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() == (9, 0)
 pytestmark = pytest.mark.skipif(not IS_HOPPER, reason="needs a GPU of compute capability 9.0 (H100, H200)")

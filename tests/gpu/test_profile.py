@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from svg_compile.kernels import ops, reference
-from svg_compile.kernels.triton_profile import profile_heads
+from svg_compile.kernels.triton.profile import profile_heads
 from svg_compile.layout import HeadKind, VideoLayout
 
 VIDEO = VideoLayout(9, 24, 41, text_len=114)

@@ -10,8 +10,8 @@ import torch
 import models
 import svg_compile
 from pipelines import TimedDiT
-from svg_compile import schedule
-from svg_compile.schedule import Forward
+from svg_compile.runtime import dispatcher as schedule
+from svg_compile.runtime.dispatcher import Forward
 from toy import latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": 16, "on_error": "raise"}

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from strategies import STRIDES, Problem
 from svg_compile.errors import LayoutError
-from svg_compile.kernels import triton_attention, triton_prepare
-from svg_compile.kernels.triton_launch import launcher
+from svg_compile.kernels.triton import attention as triton_attention
+from svg_compile.kernels.triton import prepare as triton_prepare
+from svg_compile.kernels.triton.launch import launcher
 from svg_compile.layout import HeadKind, VideoLayout
 from tolerances import assert_matches_oracle
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from strategies import STRIDES, Problem
-from svg_compile.kernels import reference, triton_decide, triton_profile
+from svg_compile.kernels import reference
 from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.triton import decide as triton_decide
+from svg_compile.kernels.triton import profile as triton_profile
 from svg_compile.layout import HeadKind, VideoLayout
 
 LAYOUT = VideoLayout(5, 3, 4, text_len=5, block=4)

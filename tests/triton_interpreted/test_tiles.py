@@ -6,8 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svg_compile.kernels import reference, triton_attention, triton_profile
-from svg_compile.kernels.triton_configs import (
+from svg_compile.kernels import reference
+from svg_compile.kernels.triton import attention as triton_attention
+from svg_compile.kernels.triton import profile as triton_profile
+from svg_compile.kernels.triton.configs import (
     ATTENTION,
     ATTENTION_CHOICES,
     PROFILE,

@@ -1,0 +1,1 @@
+"""The ops on CPUs, over ATen's flash attention."""

@@ -1,0 +1,150 @@
+"""The band of the CPU engine: query tiles on their runs of body keys, gathered in rank order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svg_compile.kernels.cpu.flash import Part, flash, merge
+from svg_compile.kernels.cpu.order import TokenOrder
+
+# Query rows of a chunk at most. Flash takes its largest tiles from 768 rows on, and packs keys once a chunk.
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Band:
+    """Queries attend the body's ranks [x - reach, x + block + reach), x being the start of their block.
+
+    visible: bool [M], by rank; hidden keys are not among those given to `attend`.
+    """
+
+    order: TokenOrder
+    reach: int
+    block: int
+    visible: Tensor
+    scale: float
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Part:
+        """query [G, T, R, D] by `TokenOrder.rows`, key and value contiguous [G, visible body, D] -> [G, T, R, D].
+
+        Rows without a key give 0 and -inf.
+        """
+        out = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+        first, last = self._interior()
+        for tile in (*range(first), *range(last, query.shape[1])):
+            self._clipped(tile, query, key, value, out, lse)
+        chunk = self._chunk_tiles()
+        while first < last:
+            count = (last - first) // chunk * chunk
+            if count:
+                span = slice(first, first + count)
+                start = (self.order.first_tile + first) * self.order.tile
+                self._chunks(start, chunk, query[:, span], key, value, out[:, span], lse[:, span])
+            first, chunk = first + count, chunk // 2
+        return out, lse
+
+    def _interior(self) -> tuple[int, int]:
+        """The tiles [first, last) whose runs lie inside the body and can share calls.
+
+        None where keys are hidden, as runs then differ in length, or where a tile's own rows have no key in common.
+        """
+        tiles, tile = self.order.rows.shape[0], self.order.tile
+        if 2 * (self.block + self.reach) < tile or not bool(self.visible.all()):
+            return tiles, tiles
+        first = (self.reach + tile - 1) // tile - self.order.first_tile
+        last = (len(self.visible) - self.reach) // tile - self.order.first_tile
+        return (first, last) if first < last else (tiles, tiles)
+
+    def _chunk_tiles(self) -> int:
+        """Tiles of a chunk, a power of two; the keys common to a chunk are at least about half of a tile's run."""
+        chunk = 1
+        while 2 * chunk * self.order.tile <= min(CHUNK_ROWS, self.reach + self.block):
+            chunk *= 2
+        return chunk
+
+    def _chunks(
+        self, start: int, chunk: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
+    ) -> None:
+        """Interior tiles, whole chunks of them from rank `start` on; writes out [G, n, R, D] and lse [G, n, R]."""
+        tile, reach, block = self.order.tile, self.reach, self.block
+        span, chunks = chunk * tile, query.shape[1] // chunk
+        shape = (chunks, chunk)
+        # Ranks x + [begin, end) are common to the chunk that starts at x.
+        begin, end = span - block - reach, block + reach
+        common = flash(
+            query.unflatten(1, shape).flatten(2, 3),
+            _windows(key, start + begin, end - begin, span, chunks),
+            _windows(value, start + begin, end - begin, span, chunks),
+            self.scale,
+        )
+        rows = query.shape[2]
+        part: Part = (common[0].unflatten(2, (chunk, rows)), common[1].unflatten(2, (chunk, rows)))
+        step = span - tile
+        if step:
+            ring = []
+            for source in (key, value):
+                left = _windows(source, start + begin - step, step, span, chunks)
+                right = _windows(source, start + end, step, span, chunks)
+                ring.append(torch.cat((left, right), dim=2))
+            for head in range(query.shape[0]):
+                keys, values = (_windows(source[head], 0, step, tile, chunk) for source in ring)
+                near = flash(query[head].unflatten(0, shape), keys, values, self.scale)
+                merged = merge((part[0][head], part[1][head]), near, out=out[head].unflatten(0, shape))
+                lse[head].unflatten(0, shape).copy_(merged[1])
+        else:
+            out.copy_(part[0].flatten(1, 2))
+            lse.copy_(part[1].flatten(1, 2))
+        if block < tile:
+            self._steps(start, query, key, value, out, lse)
+
+    def _steps(self, start: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor) -> None:
+        """The keys that only some blocks of a tile attend, masked, merged into out and lse."""
+        tile, reach, block = self.order.tile, self.reach, self.block
+        tiles, step = query.shape[1], tile - block
+        left, right = -reach, block + reach
+        keys, values = (
+            torch.cat([_windows(source, start + side, step, tile, tiles) for side in (left, right)], dim=2)
+            for source in (key, value)
+        )
+        offset = torch.cat((torch.arange(step, device="cpu") + left, torch.arange(step, device="cpu") + right))
+        key_block = (start + torch.arange(tiles, device="cpu")[:, None] * tile + offset) // block
+        first = start // tile - self.order.first_tile
+        near = flash(query, keys, values, self.scale, self._near(slice(first, first + tiles), key_block)[None])
+        merged = merge((out, lse), near)
+        out.copy_(merged[0])
+        lse.copy_(merged[1])
+
+    def _clipped(self, tile: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor) -> None:
+        """One tile on its run of visible keys; writes out[:, tile] and lse[:, tile]."""
+        body = len(self.visible)
+        start = (self.order.first_tile + tile) * self.order.tile
+        begin = min(max(start - self.reach, 0), body)
+        end = min(max(start + self.order.tile + self.reach, 0), body)
+        shown = self.visible[begin:end].nonzero().flatten() + begin
+        kept = int(self.visible[:begin].sum())
+        run = slice(kept, kept + len(shown))
+        mask = None
+        if self.block < self.order.tile:
+            mask = self._near(slice(tile, tile + 1), shown // self.block)[None]
+        part = flash(query[:, tile], key[:, run], value[:, run], self.scale, mask)
+        out[:, tile].copy_(part[0])
+        lse[:, tile].copy_(part[1])
+
+    def _near(self, tiles: slice, key_block: Tensor) -> Tensor:
+        """The band's mask, bool [tiles, R, K], between the rows of some tiles and keys in blocks [K] or [tiles, K]."""
+        distance = self.order.row_block[tiles][:, :, None] - key_block.unsqueeze(-2)
+        return distance.abs() * self.block <= self.reach
+
+
+def _windows(source: Tensor, start: int, length: int, step: int, count: int) -> Tensor:
+    """`count` windows of `length` rows, `step` rows apart, of source [G, K, D]: a view [G, count, length, D]."""
+    batch_stride, row_stride, _ = source.stride()
+    return source.as_strided(
+        (source.shape[0], count, length, source.shape[2]),
+        (batch_stride, step * row_stride, row_stride, 1),
+        source.storage_offset() + start * row_stride,
+    )

@@ -1,0 +1,1 @@
+"""`svg::attention` in Gluon for sm_90."""

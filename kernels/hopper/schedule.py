@@ -1,0 +1,199 @@
+"""Which tiles of keys a tile of queries reads on Hopper, and in which order: the whole numbers of the kernel.
+
+A tile of keys is 128 keys that the copy engine fetches as one box, of one of two shapes,
+
+    flat    128 consecutive tokens: open keys (text, frame 0), and ranks of a spatial head's band
+    box     BOX_FRAMES frames x 128 / BOX_FRAMES places, from a temporal head's band
+
+The order of the keys does not change a softmax, so a temporal head's band, ranks [low, high), is not read rank by rank
+but as a rectangle: all F - 1 frames of the places low // (F - 1) and up. BOX_FRAMES divides F - 1, so a box never
+leaves the frames; beyond the places of a frame the copy engine fills in zeros, which the mask hides. With 33 frames a
+box is 32 x 4 and holds the 128 consecutive ranks of a block exactly.
+
+The tiles are numbered. First those that need the mask, then those that every query of the tile sees in full:
+
+    masked  [X's ragged end] [Y's ragged end] [band groups that are not full]
+    full    [whole tiles of X] [whole tiles of Y] [full band groups]
+
+where X and Y are the runs of open keys (kernels/triton/attention.py has the same) and a band group is one tile of a
+spatial head, or the (F - 1) / BOX_FRAMES boxes over the same places of a temporal one. The copying and the computing
+warps count through the same numbers; neither tells the other anything but "ready" and "done".
+
+The functions use whole numbers only, and divide no negative ones: the tests run the same source in Python.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from svg_compile import mask
+
+# From the mask's one definition.
+band_rank = gluon.jit(mask.band_rank)
+band_block = gluon.jit(mask.band_block)
+
+
+def box_frames(frames: int, keys: int) -> int:
+    """Frames of a box of so many keys (a power of two): the largest power of two in F - 1 that is not more."""
+    span = max(frames - 1, 1)
+    return min(span & -span, keys)
+
+
+@gluon.jit
+def query_tile(program, batch_heads, area, body, text_len, BLOCK_M: gl.constexpr):
+    """(is_text, turn, tile): text tiles first, as they see every key; then heads by their turn, tiles side by side."""
+    text_tiles = gl.cdiv(text_len, BLOCK_M)
+    video_tiles = gl.cdiv(area, BLOCK_M) + gl.cdiv(body, BLOCK_M)
+    is_text = program < text_tiles * batch_heads
+    program = program - gl.where(is_text, 0, text_tiles * batch_heads)
+    tiles = gl.where(is_text, text_tiles, video_tiles)
+    return is_text, program // tiles, program % tiles
+
+
+@gluon.jit
+def query_run(tile, is_text, area, body, text_len, text_start, video_start, BLOCK_M: gl.constexpr):
+    """(is_body, begin, length, start): the queries are begin, begin + 1, ... of a run; `start` is its first token.
+
+    Three runs: the text, frame 0, and the body, whose queries stand in the head's own order.
+    """
+    first_tiles = gl.cdiv(area, BLOCK_M)
+    is_body = (tile >= first_tiles) & (is_text == 0)
+    begin = gl.where(is_body, tile - first_tiles, tile) * BLOCK_M
+    length = gl.where(is_text, text_len, gl.where(is_body, body, area))
+    start = gl.where(is_text, text_start, gl.where(is_body, video_start + area, video_start))
+    return is_body, begin, length, start
+
+
+@gluon.jit
+def query_token(index, start, frames, area, is_body, temporal):
+    """Token of the query with this index in its run."""
+    span = gl.maximum(frames - 1, 1)
+    place = index // span
+    return start + gl.where(is_body & temporal, (index - place * span) * area + place, index)
+
+
+@gluon.jit
+def open_keys(sees_all, area, video, text_len, TEXT_FIRST: gl.constexpr):
+    """(x_end, y_begin, y_end): the open keys are tokens [0, x_end) and [y_begin, y_end)."""
+    if TEXT_FIRST:
+        x_end = text_len + gl.where(sees_all, video, area)
+        y_begin = x_end
+        y_end = x_end
+    else:
+        x_end = gl.where(sees_all, video + text_len, area)
+        y_begin = gl.maximum(x_end, video)
+        y_end = video + text_len
+    return x_end, y_begin, y_end
+
+
+@gluon.jit
+def band_ranks(begin, length, is_body, sees_all, temporal, half_width, frames, area, body, BAND, BLOCK_M: gl.constexpr):
+    """(low, high, full_low, full_high): ranks that some query of the tile sees, and those that all of them see."""
+    last = gl.minimum(begin + BLOCK_M, length) - 1
+    turn = gl.where(temporal, 1, 0)
+    first_rank = gl.where(is_body, begin, band_rank(0, begin, frames, area, turn))
+    last_rank = gl.where(is_body, last, band_rank(0, last, frames, area, turn))
+    first_block = band_block(first_rank, area, BAND)
+    last_block = band_block(last_rank, area, BAND)
+    end = gl.where(sees_all, 0, body)
+    low = gl.minimum(gl.maximum((first_block - half_width) * BAND, 0), end)
+    high = gl.minimum(gl.maximum((last_block + half_width + 1) * BAND, low), end)
+    full_low = gl.minimum(gl.maximum((last_block - half_width) * BAND, low), high)
+    full_high = gl.minimum(gl.maximum((first_block + half_width + 1) * BAND, full_low), high)
+    return low, high, full_low, full_high
+
+
+@gluon.jit
+def clamped_width(half_width, area, body, BAND):
+    """Wider than everything is everything; the clamp keeps the products of the band inside int32."""
+    return gl.minimum(gl.maximum(half_width, -1), gl.cdiv(body, BAND) + gl.cdiv(area, BAND))
+
+
+@gluon.jit
+def band_groups(low, high, full_low, full_high, temporal, frames, BOX_FRAMES: gl.constexpr, BLOCK_N: gl.constexpr):
+    """(first, boxes, groups, full_first, full_end) of the band.
+
+    Group g covers `first` + g * step and up, in ranks (spatial, step BLOCK_N) or places (temporal, step BLOCK_N /
+    BOX_FRAMES), with `boxes` tiles; groups full_first <= g < full_end lie inside [full_low, full_high).
+    """
+    span = gl.where(temporal, gl.maximum(frames - 1, 1), 1)
+    step = gl.where(temporal, BLOCK_N // BOX_FRAMES, BLOCK_N)
+    boxes = gl.where(temporal, span // BOX_FRAMES, 1)
+    first = low // span
+    groups = gl.where(high > low, gl.cdiv(gl.cdiv(high, span) - first, step), 0)
+    full_first = gl.minimum(gl.cdiv(gl.cdiv(full_low, span) - first, step), groups)
+    full_end = gl.maximum((full_high // span - first) // step, full_first)
+    return first, boxes, groups, full_first, gl.minimum(full_end, groups)
+
+
+@gluon.jit
+def tile_list(
+    begin, length, is_body, sees_all, temporal, half_width, frames, area, text_len,
+    TEXT_FIRST: gl.constexpr, BAND: gl.constexpr, BOX_FRAMES: gl.constexpr, BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+):  # fmt: skip
+    """(total, band_end, tiles) of the queries begin, begin + 1, ...: tiles 0 <= n < total, total > 0.
+
+    band_end is the end of the band's ranks; `tiles` is what `tile_at` takes, its first item the number of masked tiles.
+    """
+    body = (frames - 1) * area
+    x_end, y_begin, y_end = open_keys(sees_all, area, frames * area, text_len, TEXT_FIRST)
+    low, high, full_low, full_high = band_ranks(
+        begin, length, is_body, sees_all, temporal, half_width, frames, area, body, BAND, BLOCK_M
+    )
+    first, boxes, groups, full_first, full_end = band_groups(
+        low, high, full_low, full_high, temporal, frames, BOX_FRAMES, BLOCK_N
+    )
+    y_length = y_end - y_begin
+    ends = gl.where(x_end % BLOCK_N > 0, 1, 0) + gl.where(y_length % BLOCK_N > 0, 1, 0)
+    full = (full_end - full_first) * boxes
+    masked = ends + groups * boxes - full
+    total = masked + x_end // BLOCK_N + y_length // BLOCK_N + full
+    return total, high, (masked, x_end, y_begin, y_end, first, boxes, full_first, full_end)
+
+
+@gluon.jit
+def tile_at(number, tiles, temporal, BOX_FRAMES: gl.constexpr, BLOCK_N: gl.constexpr):
+    """(in_band, start, frame) of the tile with this number.
+
+    Open keys: tokens from `start`. In the band: ranks from `start` of a spatial head, or places from `start` of the
+    frames 1 + frame, 2 + frame, ... of a temporal one.
+    """
+    masked, x_end, y_begin, y_end, first, boxes, full_first, full_end = tiles
+    is_masked = number < masked
+    x_tiles = x_end // BLOCK_N
+    y_tiles = (y_end - y_begin) // BLOCK_N
+    # The tiles of X and of Y in this half of the list, and how many of theirs stand in the other half before them.
+    of_x = gl.where(is_masked, gl.where(x_end % BLOCK_N > 0, 1, 0), x_tiles)
+    of_y = gl.where(is_masked, gl.where((y_end - y_begin) % BLOCK_N > 0, 1, 0), y_tiles)
+    turn = number - gl.where(is_masked, 0, masked)
+    x_start = (turn + gl.where(is_masked, x_tiles, 0)) * BLOCK_N
+    y_start = y_begin + (turn - of_x + gl.where(is_masked, y_tiles, 0)) * BLOCK_N
+    in_band = turn >= of_x + of_y
+    box = gl.maximum(turn - of_x - of_y, 0)
+    group = box // boxes
+    frame = (box - group * boxes) * BOX_FRAMES
+    group += gl.where(is_masked, gl.where(group >= full_first, full_end - full_first, 0), full_first)
+    step = gl.where(temporal, BLOCK_N // BOX_FRAMES, BLOCK_N)
+    start = gl.where(in_band, first + group * step, gl.where(turn < of_x, x_start, y_start))
+    return in_band, start, gl.where(in_band & temporal, frame, 0)
+
+
+@gluon.jit
+def key_position(key, start, frame, in_box, frames, BOX_FRAMES: gl.constexpr, BLOCK_N: gl.constexpr):
+    """What the mask goes by: token (open keys) or rank (band) of key 0 <= key < BLOCK_N of a tile."""
+    PLACES: gl.constexpr = BLOCK_N // BOX_FRAMES
+    # Sums whose factors belong to the tile: what is the same in all tiles would be held in a register for each key.
+    a_place = gl.where(in_box, frames - 1, 1)
+    a_frame = gl.where(in_box, 1, PLACES)
+    return gl.where(in_box, start * (frames - 1) + frame, start) + key % PLACES * a_place + key // PLACES * a_frame
+
+
+@gluon.jit
+def seen_ranks(index, is_body, temporal, half_width, frames, area, band_end, BAND: gl.constexpr):
+    """(first, end): the band's ranks that the query with this index in its run sees; of no meaning for text queries."""
+    rank = gl.where(is_body, index, band_rank(0, index, frames, area, gl.where(temporal, 1, 0)))
+    block = band_block(rank, area, BAND)
+    return (block - half_width) * BAND, gl.minimum((block + half_width + 1) * BAND, band_end)

@@ -1,0 +1,1 @@
+"""Axis inference: what each axis of each tensor in a graph is, and which of them are the video's tokens."""

@@ -1,0 +1,155 @@
+"""What a write does to the axes of the tensors that share its storage."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import Tensor
+
+from svg_compile.passes.axes.axis import (
+    Atom,
+    Axis,
+    Concat,
+    Kind,
+    atoms_of,
+    axis_of,
+    free_axis,
+    is_opaque,
+    is_plain,
+    is_table,
+    length,
+    opaque_axis,
+    resolve,
+    same_axis,
+)
+from svg_compile.passes.axes.merge import Meaning, aligned_with
+from svg_compile.passes.axes.rules.registry import State, aligned, same_size, shown_axes
+from svg_compile.passes.axes.selections import is_batch
+
+
+def written_axes(
+    state: State, target: Tensor, operands: list[Tensor], aliases: list[Tensor], over: bool
+) -> list[tuple[Tensor, list[Axis]]]:
+    """The new axes of all tensors of a storage, `aliases`, of which `target` took a pointwise operator's values.
+
+    operands: of that operator, `target` first; over: its own values do not enter.
+    """
+    before = state.of(target)
+    meaning: Meaning = {}
+    after = aligned(state, operands, tuple(target.shape), meaning)
+    # What an in-place operator wrote already, Python assigns to itself once more.
+    others = [operand for operand in operands[1:] if not same_place(operand, target)]
+    tables = all(is_table(axis) for operand in others for axis in state.of(operand))
+    if over and not tables:
+        after = _replaced(state, before, after, others[0], target)
+    changed: Meaning = {}
+    untouched = True
+    # An atom along two dimensions cannot come to mean two things.
+    dims = Counter(atom for axis in before for atom in set(atoms_of(axis)))
+    for old, new in zip(before, after):
+        if same_axis(old, new):
+            continue
+        untouched = False
+        for atom in atoms_of(old):
+            if is_opaque(new) or dims[atom] > 1 or (atom not in meaning and atom not in set(atoms_of(new))):
+                changed[atom] = opaque_axis(atom.size)
+            elif atom in meaning:
+                changed[atom] = meaning[atom]
+    if untouched and (tables or all(_covers(before, state.of(alias)) for alias in aliases)):
+        return []
+    return [
+        (alias, after if alias is target else _rewritten(state.of(alias), before, after, changed, tables))
+        for alias in aliases
+    ]
+
+
+def _replaced(state: State, before: list[Axis], after: list[Axis], source: Tensor, target: Tensor) -> list[Axis]:
+    """The axes of a copy into named tokens: only the same tokens, or the same axes of another input, keep the name."""
+    theirs = shown_axes(state, source, tuple(target.shape))
+    return [
+        new if is_plain(old) or _is_batch(old) or (own is not None and _alike(old, own)) else opaque_axis(size)
+        for old, new, own, size in zip(before, after, theirs, target.shape)
+    ]
+
+
+def _is_batch(axis: Axis) -> bool:
+    return all(is_batch(atom.origin) for atom in atoms_of(axis))
+
+
+def _alike(left: Axis, right: Axis) -> bool:
+    """Whether two axes are one, or whole dimensions of two inputs that stand at the same place in both."""
+    if same_axis(left, right):
+        return True
+    left, right = resolve(left), resolve(right)
+    return len(left) == len(right) and all(
+        isinstance(x, Atom)
+        and isinstance(y, Atom)
+        and x.kind is y.kind is Kind.NAMED
+        and not (x.inner or y.inner)
+        and x.origin is not None
+        and y.origin is not None
+        and (x.origin.path, x.origin.rank) == (y.origin.path, y.origin.rank)
+        and same_size(x.size, y.size)
+        for x, y in zip(left, right)
+    )
+
+
+def storage_of(tensor: Tensor) -> int:
+    """What tells storages apart."""
+    return tensor.untyped_storage()._cdata
+
+
+def same_place(left: Tensor, right: Tensor) -> bool:
+    """Whether two views show the same elements in the same order."""
+    if storage_of(left) != storage_of(right) or left.dim() != right.dim():
+        return False
+    pairs = zip((*left.shape, *left.stride()), (*right.shape, *right.stride()))
+    return same_size(left.storage_offset(), right.storage_offset()) and all(same_size(*pair) for pair in pairs)
+
+
+def _rewritten(axes: list[Axis], before: list[Axis], after: list[Axis], meaning: Meaning, tables: bool) -> list[Axis]:
+    """The axes of a tensor after another view of its storage was written, whose axes were `before` and are `after`.
+
+    Atoms that both have change alike. An axis that the written view has no part in was cut by it in a way that is not
+    followed: afterwards its positions hold whatever was written to some of them. A table stays one, where `tables` says
+    that nothing but tables was written.
+    """
+    shared = {atom for axis in before for atom in atoms_of(axis)}
+    own = {atom for axis in axes for atom in atoms_of(axis)}
+    extra = [new for old, new in zip(before, after) if not own.issuperset(atoms_of(old))]
+    plain = all(is_plain(axis) for axis in extra)
+    table = tables and all(is_table(axis) for axis in (*axes, *after))
+    out = []
+    for axis in axes:
+        if all(atom in shared for atom in atoms_of(axis)) or _whole_segments(axis, before):
+            out.append(aligned_with(axis, meaning))
+        elif table:
+            out.append(free_axis(length(axis)))
+        else:
+            out.append(axis_of(length(axis), Kind.MIXED if plain and is_plain(axis) else Kind.OPAQUE))
+    return out
+
+
+def _covers(view: list[Axis], axes: list[Axis]) -> bool:
+    """Whether a view has part in every token axis of its storage, so that what it holds has its place along each.
+
+    Else it stands at one position of an axis that it does not show, and what is written there may come from another.
+    """
+    seen = {atom for axis in view for atom in atoms_of(axis)}
+    seen |= {atom for piece in seen if piece.whole is not None for atom in atoms_of((piece.whole,))}
+    named = (atom for axis in axes for atom in atoms_of(axis) if atom.kind is Kind.NAMED)
+    # Samples of a batch may change places: nothing is claimed of their order.
+    return all(atom in seen for atom in named if not is_batch(atom.origin))
+
+
+def _whole_segments(axis: Axis, written: list[Axis]) -> bool:
+    """Whether the written view holds whole segments of the axis, so that the others are untouched."""
+    parts = resolve(axis)
+    if len(parts) != 1 or not isinstance(parts[0], Concat):
+        return False
+    segments = list(parts[0].segments)
+    for other in map(resolve, written):
+        pieces = other[0].segments if len(other) == 1 and isinstance(other[0], Concat) else (other,)
+        if pieces and all(piece and any(same_axis(piece, segment) for segment in segments) for piece in pieces):
+            return True
+    return False

@@ -1,0 +1,194 @@
+"""Axis inference: what each axis of every attention's query, key and value is made of.
+
+The graph is run once on fake tensors, under a dispatch mode that sees the ATen operators below the graph's nodes and
+carries axes through them by `axis_rules`. No model names and no guessing from shapes: an input's dimensions are
+named, convolutions derive from them, views split and join them, and what a table is aligned with names the table.
+
+    before   query [2, 24, 119056, 128]                       four numbers
+    after    query axis 2 = [33*45*80 | 256]                  a video of 33x45x80 tokens, then 256 of text
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from svg_compile._compat.dynamo import is_parameter_or_buffer, made_between_graphs
+from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
+from svg_compile.passes.axes.axis import (
+    Atom,
+    Axis,
+    Concat,
+    Kind,
+    Origin,
+    axis_of,
+    expand,
+)
+from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
+
+log = logging.getLogger(__name__)
+_RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_", "resize_as_", "set_")
+_WRITERS = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+
+
+@dataclass(frozen=True)
+class TokenAxes:
+    """Result of the analysis: per SDPA node one entry a visit (a shared child graph is visited more than once)."""
+
+    visits: Mapping[fx.Node, tuple[AttentionAxes, ...]]
+    without_rule: Mapping[str, int]
+
+
+def infer_token_axes(graph_module: fx.GraphModule, fake_mode: Any) -> TokenAxes:
+    """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it."""
+    tracker = AxisTracker()
+    unseen: set[fx.Node] = set()
+    # The graph may switch gradients and autocast itself, and fail between on and off.
+    with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode):
+        placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+        inputs = [node.meta["example_value"] for node in placeholders]
+        if any(node.target in _RESHAPING for module in _graphs(graph_module) for node in module.graph.nodes):
+            # Tensors that change their own shape: not the graph's examples. Else those themselves, for they remember
+            # the symbols of sizes and numbers read from them.
+            inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
+        unseen_before = made_between_graphs(placeholders)
+        for node, value in zip(placeholders, inputs):
+            if isinstance(value, Tensor):
+                _name_input(node, value, tracker, node not in unseen_before)
+        with tracker:
+            _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
+    if tracker.without_rule:
+        log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
+    visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
+    return TokenAxes(visits, dict(tracker.without_rule))
+
+
+def _graphs(graph_module: fx.GraphModule) -> list[fx.GraphModule]:
+    return [module for module in graph_module.modules() if isinstance(module, fx.GraphModule)]
+
+
+def _name_input(node: fx.Node, value: Tensor, tracker: AxisTracker, given: bool) -> None:
+    if is_parameter_or_buffer(node):
+        return tracker.weight(value)
+    rank = value.dim()
+    tracker.name(
+        value,
+        [axis_of(size, Kind.NAMED, Origin(node.name, (dim,), rank, given)) for dim, size in enumerate(value.shape)],
+    )
+
+
+class _Run(fx.Interpreter):
+    """Runs a graph and its child graphs, reporting the operands of every SDPA to the tracker."""
+
+    def __init__(self, module: fx.GraphModule, tracker: AxisTracker, fake_mode: Any, unseen: set[fx.Node]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        # Inductor's provenance hooks have no business in an analysis run.
+        self.extra_traceback = False
+        self.tracker = tracker
+        self.fake_mode = fake_mode
+        # The nodes of graphs that are called by operators of which nothing is known.
+        self.unseen = unseen
+        self.node: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        return super().run_node(n)
+
+    def fetch_attr(self, target: str) -> Any:
+        value = super().fetch_attr(target)
+        if not isinstance(value, Tensor):
+            return value
+        constant = to_fake(self.fake_mode, value)
+        self.tracker.weight(constant)
+        return constant
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in SDPA_TARGETS:
+            operands = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value"))]
+            assert self.node is not None
+            self.tracker.record(self.node, *operands)
+            return self._attention(operands, super().call_function(target, args, kwargs))
+        if target is torch.ops.svg.attention.default:
+            return self._attention(list(args[:3]), super().call_function(target, args, kwargs))
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return self._higher_order(target, args, kwargs)
+        return super().call_function(target, args, kwargs)
+
+    def _attention(self, operands: list[Tensor], out: Tensor) -> Tensor:
+        # Whatever the operator was broken into, a row of the result is a row of the query.
+        self.tracker.attended(*operands, out)
+        return out
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        child = self.fetch_attr(target)
+        if isinstance(child, fx.GraphModule):
+            return _Run(child, self.tracker, self.fake_mode, self.unseen).run(*args)
+        return super().call_module(target, args, kwargs)
+
+    def _higher_order(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A child graph that is called once, with the operands that follow it, is run; of others nothing is known."""
+        if str(target) in ("invoke_subgraph", "wrap") and isinstance(args[0], fx.GraphModule):
+            given = args[2:] if str(target) == "invoke_subgraph" else args[1:]
+            return _Run(args[0], self.tracker, self.fake_mode, self.unseen).run(*given)
+        leaves = torch.utils._pytree.tree_leaves([*args, *kwargs.values()])
+        bodies = [leaf for leaf in leaves if isinstance(leaf, fx.GraphModule)]
+        operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        # Attention in a graph that is not run here may be in another one, too, that is: of neither is all known.
+        self.unseen.update(node for body in bodies for module in _graphs(body) for node in module.graph.nodes)
+        if not bodies or any(writes(body) for body in bodies):
+            for operand in operands:
+                self.tracker.spoil(operand)
+        assert self.node is not None
+        # A kernel that only writes has no result.
+        return torch.utils._pytree.tree_map_only(
+            Tensor, lambda example: self._unknown(example, operands), self.node.meta.get("example_value")
+        )
+
+    def _unknown(self, example: Tensor, operands: list[Tensor]) -> Tensor:
+        value = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
+        self.tracker.give_up([value])
+        self.tracker.behind(value, operands)
+        return value
+
+
+def writes(module: fx.GraphModule) -> bool:
+    """Whether a graph may write a tensor that it was given."""
+    for node in module.graph.nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        in_place = (name.split(".")[0].endswith("_") and not name.endswith("__")) or name.startswith("__i")
+        overloads: list[str] = getattr(node.target, "overloads", list)()
+        operators = [node.target, *(getattr(node.target, overload) for overload in overloads)]
+        schemas = [schema for operator in operators if (schema := getattr(operator, "_schema", None)) is not None]
+        in_place = in_place or any(schema.is_mutable for schema in schemas)
+        if node.op in ("call_function", "call_method") and (in_place or "out" in node.kwargs or name in _WRITERS):
+            return True
+    return any(writes(child) for child in _graphs(module) if child is not module)
+
+
+def show(axis: Axis) -> str:
+    """An axis in print: `5*6*4`, `[11 | 5*6*4]`, `?120` where nothing is proven of it."""
+    out = []
+    for part in expand(axis):
+        if isinstance(part, Concat):
+            out.append("[" + " | ".join(show(segment) for segment in part.segments) + "]")
+        else:
+            out.append(f"?{part.size}" if isinstance(part, Atom) and part.opaque else str(part.size))
+    return "*".join(out) or "1"
+
+
+def table(axes: TokenAxes) -> str:
+    """The axes of every attention in print, a block each, and what had no rule."""
+    lines = []
+    for node, visits in axes.visits.items():
+        for number, visit in enumerate(visits):
+            lines.append(node.name if len(visits) == 1 else f"{node.name}, visit {number}")
+            for name in ("query", "key", "value"):
+                lines.append(f"    {name:5}  " + "  ".join(show(axis) for axis in getattr(visit, name)))
+    if axes.without_rule:
+        lines += ["operators without a rule:", *(f"    {name}  {count}x" for name, count in axes.without_rule.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,253 @@
+"""Aligning two axes index by index, as a pointwise operator does: what is then known of the result.
+
+[B, 120, C] + table of arange(5) x arange(6) x arange(4)    ->  the input's 120 is 5*6*4
+5*6*4 of the latents  *  120 of a timestep a token          ->  5*6*4 of the latents
+5*6*4  +  the same, its first two axes swapped              ->  opaque
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from svg_compile._compat.sizes import equal, holds, product_is
+from svg_compile.passes.axes.axis import (
+    Atom,
+    Axis,
+    Concat,
+    Kind,
+    Origin,
+    Part,
+    axis_of,
+    expand,
+    expand_segment,
+    flat_segments,
+    free_axis,
+    is_one,
+    is_opaque,
+    is_plain,
+    is_table,
+    length,
+    opaque_axis,
+)
+
+# What an atom means in the result, where that is another thing: needed where the result is written into its operand.
+Meaning = dict[Atom, Axis]
+# Axes of two inputs that run along one another.
+Pair = tuple[Origin, Origin]
+
+
+def unify_each(
+    left: Sequence[Axis | None], right: Sequence[Axis | None], shape: Sequence[Any], meaning: Meaning | None = None
+) -> list[Axis | None]:
+    """`unify`, dimension by dimension, of two tensors; None where one is broadcast.
+
+    What no dimension shows alone: axes that stand in one order in the one tensor and in another in the other.
+    """
+    out: list[Axis | None] = []
+    pairs: list[list[Pair]] = []
+    for one, other, size in zip(left, right, shape, strict=True):
+        pairs.append([])
+        if one is None or other is None:
+            out.append(other if one is None else one)
+        else:
+            out.append(unify(one, other, size, meaning, pairs[-1]))
+    for dim, mine in enumerate(pairs):
+        if any(_crossed(a, b) for a in mine for theirs in pairs if theirs is not mine for b in theirs):
+            out[dim] = opaque_axis(shape[dim])
+    return out
+
+
+def _crossed(one: Pair, other: Pair) -> bool:
+    """Whether of two dimensions, of the same two inputs both, one comes first in one input and last in the other."""
+    (a, b), (c, d) = one, other
+    if (a.source, b.source) != (c.source, d.source):
+        return False
+    return (a.path < c.path, a.path > c.path) != (b.path < d.path, b.path > d.path)
+
+
+def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None, pairs: list[Pair] | None = None) -> Axis:
+    """The axis of a result whose index i comes from index i of both; opaque where the two contradict each other.
+
+    `meaning` collects what the atoms of the operands stand for in the result, `pairs` which axes of two inputs met.
+    """
+    a, b = expand(left), expand(right)
+    if a == b:
+        return a
+    if is_opaque(a) or is_opaque(b):
+        opaque, other = (a, b) if is_opaque(a) else (b, a)
+        return opaque if is_table(other) or _of_other_inputs(opaque, other) else opaque_axis(size)
+    common = _matched(a, b, {} if meaning is None else meaning, [] if pairs is None else pairs)
+    if common is not None:
+        return common
+    # Tables and channels that are built up differently: no order of theirs is of interest.
+    if is_table(a) and is_table(b):
+        return free_axis(size)
+    return axis_of(size, Kind.MIXED if is_plain(a) and is_plain(b) else Kind.OPAQUE)
+
+
+def _of_other_inputs(piece: Axis, other: Axis) -> bool:
+    """Whether a piece of one input's axis meets a named axis of another input: it stays what it is."""
+    x, y = (axis[0] if len(axis) == 1 else None for axis in (piece, other))
+    if not (isinstance(x, Atom) and isinstance(y, Atom)) or y.kind is not Kind.NAMED or y.inner:
+        return False
+    return x.origin is not None and y.origin is not None and x.origin.source != y.origin.source
+
+
+def _matched(a: Axis, b: Axis, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
+    """The common parts of two expanded axes, None where they contradict each other."""
+    out: list[Part] = []
+    while a and b:
+        x, y = a[0], b[0]
+        if x is y or holds(equal, x.size, y.size):
+            common, a, b = _pair(x, y, meaning, pairs), a[1:], b[1:]
+        elif count := _leading(b, x.size):
+            common, a, b = _group(x, b[:count], meaning), a[1:], b[count:]
+        elif count := _leading(a, y.size):
+            common, a, b = _group(y, a[:count], meaning), a[count:], b[1:]
+        else:
+            return None
+        if common is None:
+            return None
+        out += common
+    return None if a or b or _swapped(pairs) else tuple(out)
+
+
+def _leading(parts: Axis, size: Any) -> int:
+    """How many leading parts multiply to `size`; 0 where none do."""
+    for count in range(2, len(parts) + 1):
+        if product_is([part.size for part in parts[:count]], size):
+            return count
+    return 0
+
+
+def _pair(x: Part, y: Part, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
+    """Two parts of one size; None where they contradict each other."""
+    if x is y:
+        return (x,)
+    if isinstance(x, Concat) and isinstance(y, Concat):
+        return _concats(x, y, meaning)
+    if isinstance(x, Concat):
+        assert isinstance(y, Atom)
+        return _group(y, (x,), meaning)
+    if isinstance(y, Concat):
+        return _group(x, (y,), meaning)
+    winner = _stronger(x, y)
+    if winner is None:
+        return None
+    if x.origin and y.origin and x.origin.source != y.origin.source:
+        pairs.append((x.origin, y.origin))
+    loser = y if winner is x else x
+    meaning[loser] = (winner,)
+    return (winner,)
+
+
+def _stronger(x: Atom, y: Atom) -> Atom | None:
+    """Which of two atoms of one size names the result; None where they contradict each other."""
+    for kind in (Kind.TABLE, Kind.COORD):
+        if kind in (x.kind, y.kind):
+            return y if x.kind is kind else x
+    if x.kind is not y.kind:
+        return None
+    if x.kind is Kind.MIXED:
+        return x
+    if x.inner or y.inner or x.origin is None or y.origin is None:
+        return None
+    if x.origin.source == y.origin.source:
+        return x if x.origin == y.origin else None
+    if x.origin.given is not y.origin.given:
+        # What is not known of one is not known of the result.
+        return y if x.origin.given else x
+    # Of two equals, the first operand: mostly the data, the second a table.
+    return y if _standing(y.origin) > _standing(x.origin) else x
+
+
+def _standing(origin: Origin) -> int:
+    """Latents [B, C, F, H, W] speak for a sequence [B, N, C], which speaks for masks, times and positions [B, N]."""
+    return (origin.rank > 2) + (origin.rank > 4)
+
+
+def _concats(x: Concat, y: Concat, meaning: Meaning) -> Axis | None:
+    left, right = flat_segments(x), flat_segments(y)
+    if len(left) != len(right):
+        return None
+    segments = []
+    for p, q in zip(left, right):
+        size = length(p)
+        if not holds(equal, size, length(q)):
+            return None
+        # One position is dropped from products: then what is data of the two.
+        segments.append((q if is_table(p) else p) if is_one(size) else unify(p, q, size, meaning))
+    return (Concat(tuple(segments), x.size),)
+
+
+def _group(atom: Part, group: Axis, meaning: Meaning) -> Axis | None:
+    """One atom against several parts, or one concatenation, of the same size."""
+    if not isinstance(atom, Atom):
+        return None
+    if atom.kind is Kind.TABLE or (atom.kind is Kind.COORD and not is_table(group)):
+        meaning[atom] = group
+        return group
+    if is_table(group):
+        grid = _prove(atom, group)
+        for part in group:
+            # A concatenation or several parts have no names of their own in an atom that is one whole.
+            if isinstance(part, Atom):
+                meaning[part] = opaque_axis(part.size) if grid is None else (grid[group.index(part)],)
+        return (atom,) if grid is None else grid
+    if atom.kind is Kind.MIXED:
+        return group if is_plain(group) else None
+    return _finer(atom, group, meaning)
+
+
+def _prove(atom: Atom, group: Axis) -> Axis | None:
+    """Coordinates along an input's packed axis prove its grid, for that input alone and for good."""
+    coordinates = [part for part in group if isinstance(part, Atom) and part.kind is Kind.COORD and not part.inner]
+    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or len(group) < 2:
+        return None
+    if len(coordinates) != len(group) or len({id(part.root) for part in coordinates}) != len(group):
+        return None
+    origin = atom.origin
+    if origin.path == (0,):
+        # Along the first dimension stand samples, of whose order nothing was asked so far.
+        return None
+    atom.parts = tuple(
+        Atom(part.size, Kind.NAMED, Origin(origin.source, (*origin.path, at), origin.rank))
+        for at, part in enumerate(coordinates)
+    )
+    return atom.parts
+
+
+def _finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
+    """A named axis against named parts of another input: a timestep or mask a token, say. The parts tell more."""
+    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or not atom.origin.given:
+        return None
+    for part in group:
+        if isinstance(part, Atom):
+            if part.inner or part.kind is Kind.MIXED:
+                return None
+            if part.origin is not None and part.origin.source == atom.origin.source:
+                return None
+    meaning[atom] = group
+    return group
+
+
+def _swapped(pairs: Sequence[Pair]) -> bool:
+    """Whether two inputs are aligned whose axes stand in order in one and not in the other."""
+    sides: tuple[dict[str, list[tuple[int, ...]]], ...] = ({}, {})
+    for pair in pairs:
+        for side, origin in zip(sides, pair):
+            side.setdefault(origin.source, []).append(origin.path)
+    left, right = (all(paths == sorted(paths) for paths in side.values()) for side in sides)
+    return left != right
+
+
+def aligned_with(axis: Axis, meaning: Meaning) -> Axis:
+    """The axis with its atoms replaced by what they stand for."""
+    out: list[Part] = []
+    for part in expand_segment(axis):
+        if isinstance(part, Concat):
+            out.append(Concat(tuple(aligned_with(s, meaning) for s in flat_segments(part)), part.size))
+        else:
+            out += meaning.get(part, (part,))
+    return tuple(out)

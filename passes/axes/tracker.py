@@ -1,0 +1,214 @@
+"""The dispatch mode that sees every ATen operator and keeps the axes of every tensor right, also when it is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from svg_compile._compat.sizes import size_hint
+from svg_compile.passes.axes.alias_update import same_place, storage_of, written_axes
+from svg_compile.passes.axes.axis import Axis, atoms_of, free_axis, mixed_in, opaque_axis
+from svg_compile.passes.axes.rules import compute, moves, views  # noqa: F401  (they fill RULES)
+from svg_compile.passes.axes.rules.compute import attended, in_place, pointwise
+from svg_compile.passes.axes.rules.registry import RULES, shown_axes
+from svg_compile.passes.axes.selections import Pins, beside, comes_back, pins_of, spread
+
+# Pointwise operators that torch does not tag as such in their in-place form.
+_IN_PLACE = ("add_", "sub_", "mul_", "div_", "clamp_", "masked_fill_", "addcmul_", "pow_", "exp_", "neg_", "sigmoid_")
+
+
+@dataclass(frozen=True)
+class AttentionAxes:
+    """The axes of one visit to one attention, each a list over dimensions [B, H, N, D]; None where not a tensor."""
+
+    query: tuple[Axis, ...]
+    key: tuple[Axis, ...]
+    value: tuple[Axis, ...]
+
+
+class AxisTracker(TorchDispatchMode):
+    """Knows the axes of every tensor seen, and keeps them right when a tensor is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visits: dict[fx.Node, list[AttentionAxes]] = {}
+        self.without_rule: Counter[str] = Counter()
+        self._axes: Any = WeakIdKeyDictionary()
+        self._pins: Any = WeakIdKeyDictionary()
+        # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
+        self._weights: dict[int, list[Tensor]] = {}
+        # Storages whose content no longer follows any tensor's axes; kept alive, for their identity is the key.
+        self._spoiled: dict[int, Any] = {}
+        # By storage of a result of a graph that was not run, kept alive likewise: what it may be a view of.
+        self._behind: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def of(self, tensor: Tensor) -> list[Axis]:
+        if self._spoiled and storage_of(tensor) in self._spoiled:
+            return [opaque_axis(size) for size in tensor.shape]
+        if tensor not in self._axes:
+            # A weight or a constant: a table, anew at each use.
+            return [free_axis(size) for size in tensor.shape]
+        axes: list[Axis] = self._axes[tensor]
+        return axes
+
+    def name(self, tensor: Tensor, axes: list[Axis]) -> None:
+        if len(axes) != tensor.dim():
+            raise AssertionError(f"an axis rule gave {len(axes)} axes for a tensor of {tensor.dim()} dimensions")
+        self._axes[tensor] = list(axes)
+
+    def weight(self, tensor: Tensor) -> None:
+        self._weights.setdefault(storage_of(tensor), []).append(tensor)
+
+    def pins_of(self, tensor: Tensor) -> Pins:
+        """The axes that a tensor was taken at a position of; see `pins`."""
+        pins: Pins = self._pins.get(tensor, frozenset())
+        return pins
+
+    def pin(self, tensor: Tensor, axis: Axis) -> None:
+        """`tensor` was taken at one position of an axis."""
+        if pins := pins_of(axis):
+            self._pins[tensor] = self.pins_of(tensor) | pins
+            self.name(tensor, [beside(kept, pins) for kept in self.of(tensor)])
+
+    def written(self, target: Tensor, operands: list[Tensor], *, over: bool = False) -> None:
+        """`target`, the first of the operands, takes the values of a pointwise operator of all of them.
+
+        over: of the others alone, as a copy does.
+        """
+        storage = storage_of(target)
+        if storage in self._spoiled:
+            return
+        self._spoil_behind(storage)
+        for weight in self._weights.pop(storage, ()):
+            self.name(weight, self.of(weight))
+        self.name(target, self.of(target))
+        for alias, axes in written_axes(self, target, operands, self._sharing(target), over):
+            self.name(alias, axes)
+
+    def _sharing(self, target: Tensor) -> list[Tensor]:
+        """The tensors that share a tensor's storage, itself among them."""
+        storage = storage_of(target)
+        return [tensor for tensor in self._axes if storage_of(tensor) == storage]
+
+    def _spoil_behind(self, storage: int) -> None:
+        for other in self._behind[storage][1] if storage in self._behind else ():
+            self.spoil(other)
+
+    def spoil(self, tensor: Tensor) -> None:
+        """Nothing is known any more of a tensor, of what shares its storage, and of what it may be a view of."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._spoiled:
+            self._spoiled[storage._cdata] = storage
+            self._spoil_behind(storage._cdata)
+
+    def behind(self, tensor: Tensor, others: list[Tensor]) -> None:
+        """`tensor` may be a view of one of the others, though it has another storage here."""
+        self._behind[storage_of(tensor)] = tensor, others
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self._carry(func, args, kwargs, out)
+        return out
+
+    def _carry(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        schema = func._schema
+        bound = {argument.name: value for argument, value in zip(schema.arguments, args)}
+        bound.update(kwargs)
+        rule = RULES.get(func.overloadpacket)
+        if rule is None and not schema.is_mutable and torch.Tag.pointwise in func.tags:
+            rule = pointwise
+        operands = leaves_of(list(bound.values()))
+        if schema.is_mutable:
+            return self._write(func, bound, rule, out, operands)
+        leaves = leaves_of(out)
+        if not leaves:
+            return
+        if rule is not None:
+            rule(self, bound, out)
+        elif "scaled_dot_product" in schema.name:
+            self.attended(bound["query"], bound["key"], bound["value"], leaves[0])
+            operands = []
+        else:
+            self.without_rule[str(func)] += 1
+        # What a rule says nothing of is no table: it was made of data.
+        unnamed = [leaf for leaf in leaves if leaf not in self._axes]
+        self.give_up(unnamed)
+        for leaf in unnamed:
+            # Of which positions it was made is not known: of one, perhaps.
+            for axis in (axis for operand in operands for axis in self.of(operand)):
+                self.pin(leaf, axis)
+        joined = bound.get("dim", 0) % leaves[0].dim() if func.overloadpacket is torch.ops.aten.cat else None
+        self.spread(operands, leaves, joined)
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """`out` is attention; values of many positions are mixed in it, one that is the only one is spread."""
+        attended(self, query, key, value, out)
+        self.spread([query, value] if size_hint(value.shape[-2]) == 1 else [query], [out])
+
+    def spread(self, operands: Iterable[Tensor], results: Iterable[Tensor], joined: int | None = None) -> None:
+        """What was taken at one position stands in the results of all that is computed of it."""
+        for operand in operands:
+            if pins := self.pins_of(operand):
+                for result in results:
+                    self._pins[result] = self.pins_of(result) | pins
+                    shape = tuple(result.shape)
+                    self.name(result, spread(self.of(result), shape, operand, self.of(operand), pins, joined))
+
+    def _write(self, func: Any, bound: Mapping[str, Any], rule: Any, out: Any, operands: list[Tensor]) -> None:
+        """An operator that writes arguments: pointwise into its first one, by its rule, or in an unknown way."""
+        schema = func._schema
+        written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        if rule is None and written == ["self"] and schema.name.endswith("_"):
+            if torch.Tag.pointwise in func.tags or schema.name.removeprefix("aten::") in _IN_PLACE:
+                rule = in_place
+        if rule is not None and written == ["self"] and schema.name.endswith("_"):
+            rule(self, bound, out)
+            return self._write_pins(bound["self"], operands)
+        self.without_rule[str(func)] += 1
+        for leaf in [leaf for name in written for leaf in leaves_of(bound.get(name))]:
+            self.spoil(leaf)
+        self.give_up(leaves_of(out))
+
+    def _write_pins(self, target: Tensor, operands: list[Tensor]) -> None:
+        """What was taken at one position was written into a tensor, and so into all that share its storage."""
+        for operand in operands:
+            pins = self.pins_of(operand)
+            # Written to its own place it stands where it stood.
+            if not pins or same_place(operand, target):
+                continue
+            shown = zip(self.of(target), shown_axes(self, operand, tuple(target.shape)))
+            known = {atom for axis in self.of(operand) for atom in atoms_of(axis)}
+            known |= {atom for axis, there in shown if there is not None for atom in atoms_of(axis)}
+            for alias in self._sharing(target):
+                self._pins[alias] = self.pins_of(alias) | pins
+                self.name(alias, [mixed_in(axis) for axis in self.of(alias)])
+                if any(comes_back(atom, pins, known) for axis in self.of(alias) for atom in atoms_of(axis)):
+                    return self.spoil(target)
+
+    def give_up(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self.name(tensor, [opaque_axis(size) for size in tensor.shape])
+
+    def record(self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor) -> None:
+        axes = AttentionAxes(tuple(self.of(query)), tuple(self.of(key)), tuple(self.of(value)))
+        self.visits.setdefault(node, []).append(axes)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def leaves_of(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in leaves_of(item)]
+    return []

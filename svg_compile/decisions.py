@@ -1,0 +1,164 @@
+"""What became of each attention: rewritten, or left as it was and why."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from svg_compile.layout import VideoLayout
+
+if TYPE_CHECKING:
+    from svg_compile.inspection.cost import Cost
+
+
+class Reason(enum.Enum):
+    """Why an attention was left dense: (what was found, what to do about it)."""
+
+    CROSS_ATTENTION = (
+        "cross-attention: query and key run over different tokens",
+        "nothing to do: only self-attention over video tokens is made sparse",
+    )
+    NOT_VIDEO = (
+        "no video tokens: the sequence is one plain axis of an input (text, audio, or packed latents)",
+        "if it is packed video, pass options={'layout': (frames, height, width)}; if the model is compiled block by "
+        "block, call svg_compile.attach(pipe) before the first run",
+    )
+    UNKNOWN_GRID = (
+        "the token grid could not be proven: tokens were cut, windowed, reordered, or passed an unknown operator",
+        "if the tokens are in raster order, pass options={'layout': (frames, height, width)}; if the model is compiled "
+        "block by block, call svg_compile.attach(pipe) before the first run",
+    )
+    SEVERAL_GRIDS = (
+        "several token grids in one sequence",
+        "nothing to do: one video segment with text on one side is supported",
+    )
+    LAYOUT_CONFLICT = (
+        "options['layout'] contradicts the grid found in the graph",
+        "correct or drop options['layout']",
+    )
+    SINGLE_FRAME = ("a single frame: there is no time to be sparse in", "generate more than one latent frame")
+    TOO_SHORT = ("fewer tokens than min_tokens", "lower options['min_tokens'] if dense attention is slow here")
+    DENSE_LAYER = ("one of the first dense_layers layers", "lower options['dense_layers'] to make it sparse")
+    MASK = (
+        "an attention mask that is not a boolean key-padding mask [B, 1, 1, N]",
+        "pass no mask, or a boolean one that hides keys alone",
+    )
+    CAUSAL = ("causal attention", "nothing to do: causal attention is left as it is")
+    DROPOUT = ("attention dropout", "call model.eval()")
+    GROUPED_QUERY = ("grouped-query attention, or operands that broadcast", "use equal batch and head counts")
+    GRADIENT = ("an operand needs gradients", "run under torch.no_grad() or torch.inference_mode(): inference only")
+    SCALE = ("a scale that is not a number", "pass scale as a float")
+    DTYPE = ("an unsupported dtype", "use float32, bfloat16 or float16")
+    HEAD_DIM = ("an unsupported head dimension", "query, key and value need one head dimension the engine supports")
+    DEVICE = ("a device that the chosen engine does not run on", "use options={'engine': 'auto'} on a CPU or GPU")
+    HIGHER_ORDER = (
+        "inside a higher-order operator whose body is not understood",
+        "call the attention outside checkpointing, control flow or custom autograd functions",
+    )
+    SYMBOLIC = (
+        "its grid depends on sizes that are not inputs of the graph it stands in",
+        "compile with dynamic=False, or pass options={'layout': (frames, height, width)}",
+    )
+
+    @property
+    def text(self) -> str:
+        return str(self.value[0])
+
+    @property
+    def remedy(self) -> str:
+        return str(self.value[1])
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention of the graph.
+
+    layer: its module path. layout: its grid where one was found, in traced sizes. source: file:line in the model's own
+    code; stack: every line on the way to the call, outermost first. calls: how often one forward runs it, more than
+    once where Dynamo shares one graph between layers.
+    """
+
+    rewritten: bool
+    reason: Reason | None
+    layer: str
+    layout: VideoLayout | None
+    batch: int
+    heads: int
+    head_dim: int
+    tokens: int
+    key_tokens: int
+    sequence: str = ""
+    source: str = ""
+    detail: str = ""
+    stack: tuple[str, ...] = ()
+    calls: int = 1
+
+    @property
+    def decision(self) -> str:
+        """One line: what was done, or why nothing was."""
+        if self.reason is None:
+            return "sparse"
+        return f"{self.reason.text}: {self.detail}" if self.detail else self.reason.text
+
+
+@dataclass(frozen=True)
+class GraphBreak:
+    """A place where Dynamo parted the model's graph. source: file:line, "" where it does not say; count: how often."""
+
+    reason: str
+    source: str = ""
+    explanation: str = ""
+    hint: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """All attentions of one model or graph, in the order in which they run.
+
+    breaks and cost are there only in what `svg_compile.explain` returns.
+    """
+
+    sites: tuple[Site, ...] = ()
+    graphs: int = 1
+    notes: tuple[str, ...] = ()
+    breaks: tuple[GraphBreak, ...] = ()
+    cost: Cost | None = None
+
+    @property
+    def rewritten(self) -> int:
+        return sum(site.rewritten for site in self.sites)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest video sequence that was rewritten; 0 where none was."""
+        return max((site.tokens for site in self.sites if site.rewritten), default=0)
+
+    def __str__(self) -> str:
+        from svg_compile.inspection.render.text import to_text
+
+        return to_text(self)
+
+    def to_markdown(self) -> str:
+        """The report as GitHub-flavoured Markdown, to paste into an issue."""
+        from svg_compile.inspection.render.text import to_markdown
+
+        return to_markdown(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """All facts of the report as JSON."""
+        from svg_compile.inspection.render.as_json import to_json
+
+        return to_json(self, indent)
+
+    def to_html(self) -> str:
+        """The report as one HTML page that loads nothing else."""
+        from svg_compile.inspection.render.as_html import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        from svg_compile.inspection.render.as_html import fragment
+
+        return fragment(self)

@@ -1,0 +1,1 @@
+"""Looking at what the backend does: explain, cost, dumps, recordings, bisection and pictures."""

@@ -1,0 +1,105 @@
+"""A recording as two files: NAME.npz holds the numbers of all heads, NAME.json says what they belong to.
+
+NAME.json    {"format": 1, "kind": "svg_compile recording", "svg_compile": version, "entries": [...]}, an entry being
+             {"model", "run", "step", "total", "call", "layer", "shape", "layout"}; shape is [B, H], null where the
+             forward was dense; layout null or [frames, height, width, text_len, text_first, block]
+NAME.npz     kinds int8 [n], half_widths int32 [n], errors float32 [n, 2] = (spatial, temporal): the heads of all sparse
+             entries in their order, each entry's in the order of its [B, H]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import svg_compile
+from svg_compile.errors import SvgError
+from svg_compile.inspection.recording.recorded import Entry
+from svg_compile.layout import VideoLayout
+
+# Raised when a name is renamed or dropped; added names do not count.
+FORMAT = 1
+_KIND = "svg_compile recording"
+_FACTS = ("model", "run", "step", "total", "call", "layer")
+
+
+def save(entries: Sequence[Entry], path: str | Path) -> tuple[Path, Path]:
+    """Write both files, replacing what is there; returns (NAME.npz, NAME.json)."""
+    numpy = _numpy()
+    arrays, facts = _paths(path)
+    kinds = [entry.kinds.flatten().to(torch.int8) for entry in entries if entry.kinds is not None]
+    widths = [entry.half_widths.flatten() for entry in entries if entry.half_widths is not None]
+    errors = [entry.errors.reshape(-1, 2) for entry in entries if entry.errors is not None]
+    numpy.savez_compressed(
+        arrays,
+        kinds=torch.cat([torch.zeros(0, dtype=torch.int8), *kinds]).numpy(),
+        half_widths=torch.cat([torch.zeros(0, dtype=torch.int32), *widths]).numpy(),
+        errors=torch.cat([torch.zeros(0, 2), *errors]).numpy(),
+    )
+    top = {"format": FORMAT, "kind": _KIND, "svg_compile": svg_compile.__version__}
+    facts.write_text(json.dumps({**top, "entries": [_facts(entry) for entry in entries]}), encoding="utf-8")
+    return arrays, facts
+
+
+def load(path: str | Path) -> tuple[Entry, ...]:
+    """Read the entries back; SvgError where the files are not a recording, or of another format."""
+    numpy = _numpy()
+    arrays, facts = _paths(path)
+    try:
+        top = json.loads(facts.read_text(encoding="utf-8"))
+        if not isinstance(top, dict) or top.get("kind") != _KIND:
+            raise SvgError(f"{facts} is not a recording of svg_compile.")
+        if top["format"] != FORMAT:
+            raise SvgError(f"{facts} has format {top['format']!r}, this svg_compile reads {FORMAT}: record anew.")
+        # Never unpickles: what is in the file are numbers, or it is refused.
+        with numpy.load(arrays, allow_pickle=False) as found:
+            kinds = torch.from_numpy(found["kinds"].astype(numpy.int32))
+            widths = torch.from_numpy(found["half_widths"].astype(numpy.int32))
+            errors = torch.from_numpy(found["errors"].astype(numpy.float32))
+        sizes = [_heads(row) for row in top["entries"]]
+        parts = zip(top["entries"], kinds.split(sizes), widths.split(sizes), errors.split(sizes), strict=True)
+        return tuple(_entry(*part) for part in parts)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, SvgError):
+            raise
+        raise SvgError(f"{facts} and {arrays.name} do not belong together, or one is damaged: {error}") from error
+
+
+def _numpy() -> Any:
+    """torch works without it, so it is no dependency."""
+    try:
+        import numpy
+    except ImportError as error:
+        raise SvgError("recordings are kept as numpy files: pip install numpy") from error
+    return numpy
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".npz", ".json") else path
+    return Path(f"{stem}.npz"), Path(f"{stem}.json")
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(entry, name) for name in _FACTS}
+    row["shape"] = None if entry.kinds is None else list(entry.kinds.shape)
+    row["layout"] = None if entry.layout is None else list(dataclasses.astuple(entry.layout))
+    return row
+
+
+def _heads(row: dict[str, Any]) -> int:
+    return 0 if row["shape"] is None else row["shape"][0] * row["shape"][1]
+
+
+def _entry(row: dict[str, Any], kinds: torch.Tensor, widths: torch.Tensor, errors: torch.Tensor) -> Entry:
+    facts = {name: row[name] for name in _FACTS}
+    facts["layout"] = None if row["layout"] is None else VideoLayout(*row["layout"])
+    if row["shape"] is None:
+        return Entry(**facts)
+    shape = tuple(row["shape"])
+    return Entry(**facts, kinds=kinds.view(shape), half_widths=widths.view(shape), errors=errors.view(*shape, 2))

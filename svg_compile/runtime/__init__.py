@@ -1,0 +1,1 @@
+"""What runs at each forward: which denoising step it is, and which variant of the graph serves it."""

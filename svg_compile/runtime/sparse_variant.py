@@ -1,0 +1,100 @@
+"""The compiled sparse variant of a graph: gives it the density and the plans of its step, and takes its plans out.
+
+With `profile_every` N the kinds of a profile are kept for the N - 1 steps after it. They are kept per model, per graph
+and per forward of a step (guidance calls twice: each call keeps its own), and never from one run to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from svg_compile.config import SvgConfig
+
+if TYPE_CHECKING:
+    from svg_compile.passes.expose_plans import PlanPorts
+    from svg_compile.runtime.dispatcher import Decision
+
+_Tensors = tuple[Tensor, ...]
+# Forwards of one step whose plans are kept: guidance makes two or three. Calls beyond profile anew.
+_MOST_CALLS = 8
+
+
+@dataclass
+class KeptPlans:
+    """The plans that one model keeps of one graph: per forward of a step, the step of the profile and its plans."""
+
+    run: object = None
+    step: int = -1
+    call: int = 0
+    profiled: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
+
+    def enter(self, run: object, step: int, *, told: bool = True) -> int:
+        """Note a forward of a step; returns how many came before it in that step. told: by a schedule, not counted."""
+        # Counted, a warm-up at a run's first timestep is taken for one of its calls: nothing is kept from there.
+        counted_first = not told and self.step == 0 and step > 0
+        if run != self.run or step < self.step or counted_first:
+            self.profiled.clear()
+        if (run, step) != (self.run, self.step):
+            self.run, self.step, self.call = run, step, 0
+        self.call += 1
+        return self.call - 1
+
+    def due(self, call: int, every: int) -> bool:
+        """Whether a forward profiles anew: nothing is kept for it, or what is kept is old."""
+        return call >= len(self.profiled) or self.step - self.profiled[call][0] >= every
+
+    def keep(self, call: int, plans: tuple[Tensor, ...]) -> None:
+        """Keep what a forward profiled."""
+        if call < len(self.profiled):
+            self.profiled[call] = (self.step, plans)
+        elif call == len(self.profiled) < _MOST_CALLS:
+            self.profiled.append((self.step, plans))
+
+
+class SparseGraph:
+    """A compiled sparse graph; call it with the graph's own inputs and what is known of the step."""
+
+    def __init__(self, compiled: Callable[..., Any], ports: PlanPorts, config: SvgConfig) -> None:
+        self.compiled = compiled
+        self.ports = ports
+        self.config = config
+
+    def __call__(self, inputs: Sequence[Any], decision: Decision, kept: KeptPlans) -> tuple[Any, _Tensors, _Tensors]:
+        """(the graph's own outputs, plans, errors)."""
+        if not self.ports.staged:
+            return self._split(self.compiled(*inputs))
+        position = decision.position
+        stage = 0 if position is None else self.config.stage(position.step, position.total)
+        if position is None or not self.ports.shapes:
+            return self._split(self.compiled(*inputs, _when(stage, True, self._device), *self.ports.inputs[1:]))
+        told = decision.source != "timestep"
+        call = kept.enter((decision.source, position.run), position.step, told=told)
+        due = kept.due(call, self.config.profile_every)
+        previous = self.ports.inputs[1:] if due else kept.profiled[call][1]
+        outputs, plans, errors = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))
+        if due:
+            # On a GPU the outputs may be a captured graph's memory, which its next replay overwrites.
+            kept.keep(call, tuple(plan if plan.device.type == "cpu" else plan.clone() for plan in plans))
+        return outputs, plans, errors
+
+    @property
+    def _device(self) -> torch.device:
+        return self.ports.inputs[0].device
+
+    def _split(self, outputs: Sequence[Any]) -> tuple[Any, _Tensors, _Tensors]:
+        """(the graph's own outputs, plans, errors)."""
+        own, led_out = outputs[: self.ports.outputs], outputs[self.ports.outputs :]
+        return own, tuple(led_out[::2]), tuple(led_out[1::2])
+
+
+@lru_cache(maxsize=64)
+def _when(stage: int, due: bool, device: torch.device) -> Tensor:
+    """The `when` of `svg::profile` on a device; made once, since a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor([stage, int(due)], dtype=torch.int32, device=device)

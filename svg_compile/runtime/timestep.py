@@ -1,0 +1,96 @@
+"""Where the timestep of a traced denoiser stands among the inputs of its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from svg_compile._compat.dynamo import argument_name, constant_arguments, is_parameter_or_buffer
+from svg_compile._compat.sizes import size_hint
+from svg_compile.decisions import Report
+
+# In order of preference: a model that takes both is driven by the first.
+NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas")
+_WAVES = frozenset({"sin", "cos"})
+# A timestep is embedded by waves before anything mixes it with other inputs.
+_MIXERS = frozenset({"linear", "matmul", "bmm", "mm", "addmm", "einsum", "scaled_dot_product_attention", "embedding"})
+
+
+@dataclass(frozen=True)
+class Timestep:
+    """A timestep input: its place among the graph's inputs, or the number that Dynamo made a constant of the graph.
+
+    It may be a number, a tensor of one element, of one a sample, or of one a token.
+    """
+
+    name: str
+    index: int | None
+    constant: float | None = None
+
+    def read(self, inputs: Sequence[Any]) -> float:
+        """The largest timestep of a call: conditioning frames are clean and hold 0. Waits for the device once."""
+        value = self.constant if self.index is None else inputs[self.index]
+        if isinstance(value, Tensor):
+            value = value.amax().item() if value.numel() > 1 else value.item()
+        assert value is not None
+        return float(value)
+
+
+def find_timestep(graph_module: fx.GraphModule, report: Report) -> Timestep | None:
+    """The timestep of the traced call, by the name of the argument, else by what becomes of it; None where unknown."""
+    batch = max((site.batch for site in report.sites), default=1)
+    tokens = max((site.tokens for site in report.sites), default=1)
+    named: dict[str, Timestep] = {}
+    embedded: list[Timestep] = []
+    for index, node in enumerate(graph_module.graph.find_nodes(op="placeholder")):
+        if is_parameter_or_buffer(node):
+            continue
+        name, value = argument_name(node), node.meta.get("example_value")
+        if name in NAMES and _holds_at_most(value, batch * tokens):
+            named.setdefault(name, Timestep(name, index))
+        elif _per_sample(value, batch, tokens) and _reached(node) >= _WAVES:
+            embedded.append(Timestep(node.name, index))
+    for name, number in constant_arguments().items():
+        if name in NAMES:
+            named.setdefault(name, Timestep(name, None, float(number)))
+    for name in NAMES:
+        if name in named:
+            return named[name]
+    return embedded[0] if len(embedded) == 1 else None
+
+
+def _holds_at_most(value: Any, elements: int) -> bool:
+    """Whether an input is a number or a numeric tensor of at most so many elements."""
+    if isinstance(value, Tensor):
+        return size_hint(value.numel()) <= elements and value.dtype is not torch.bool and not value.is_complex()
+    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+
+
+def _per_sample(value: Any, batch: int, tokens: int) -> bool:
+    """Whether a tensor has the shape of a timestep: one element, [B], [B, 1] or one a token, [B, N].
+
+    Positions, the other thing that waves are made of, have no batch axis.
+    """
+    if not isinstance(value, Tensor) or not _holds_at_most(value, batch * tokens):
+        return False
+    shape = [size_hint(size) for size in value.shape]
+    return max(shape, default=1) == 1 or (shape[0] == batch and (len(shape) == 1 or shape[1:] in ([1], [tokens])))
+
+
+def _reached(node: fx.Node) -> set[str]:
+    """The waves that a value flows into, through anything that does not mix it with other inputs."""
+    found: set[str] = set()
+    seen, open_nodes = {node}, [node]
+    while open_nodes:
+        for user in open_nodes.pop().users:
+            name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+            if name in _WAVES:
+                found.add(name)
+            elif user not in seen and name not in _MIXERS and user.op in ("call_function", "call_method"):
+                seen.add(user)
+                open_nodes.append(user)
+    return found
