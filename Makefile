@@ -5,14 +5,17 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow goldens lint mutate bench bench-gpu bench-gpu-attention bench-gpu-models clean
+.PHONY: help demo test test-slow test-versions check-constraints goldens lint mutate bench bench-gpu \
+	bench-gpu-attention bench-gpu-models clean
 
 help:
 	@echo "make demo       generate a video dense and sparse on this machine and compare (about 5 minutes on 2 cores)"
-	@echo "make test       make the environment and run the tests (about 10 minutes on 2 cores)"
+	@echo "make test       make the environment, run lint and the tests (about 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make test-versions      the core tests with other versions of Python, torch and diffusers (gigabytes, an hour)"
+	@echo "make check-constraints  whether constraints.txt can be installed on Python 3.10 to 3.13 (a minute)"
 	@echo "make goldens    write the printed outputs in tests/goldens and docs/debugging.md anew"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff and mypy; part of make test"
 	@echo "make mutate     put known faults into the kernels and see the tests notice (about 12 minutes)"
 	@echo "make bench-gpu  the GPU tests and the whole benchmark on a large GPU, into docs/benchmarks (half an hour)"
 	@echo "make bench      time sparse against dense: an attention and a transformer block, on this machine"
@@ -26,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED)
+test: lint
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(INSTALLED)
@@ -35,10 +38,23 @@ test-slow: $(INSTALLED)
 goldens: $(INSTALLED)
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py tests/test_debugging_page.py
 
+# mypy reads the packages laid out as they are installed: it does not follow an editable install's import hook.
+TYPED := out/typed
 lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy svg_compile passes kernels
-	$(BIN)/mypy examples
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)
+	@cp -r svg_compile $(TYPED)/ && cp -r passes kernels $(TYPED)/svg_compile/
+	cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p svg_compile
+	MYPYPATH=$(TYPED) $(BIN)/mypy examples tests/visible_types.py
+
+check-constraints: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13"
+	$(BIN)/python tests/versions.py resolve
+
+test-versions: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13"
+	$(BIN)/python tests/versions.py test
 
 mutate: $(INSTALLED)
 	$(BIN)/python tests/mutation/run.py

@@ -14,37 +14,42 @@ its kinds are read, as half-widths are always those of the current density. With
 NaN where kinds were kept. Whoever writes `when` answers for the index: on a GPU nobody looks whether it is in range.
 
 Everything that changes a result is an argument, so that Inductor's caches, which hash the graph, tell two results
-apart; `abi` stands for the implementation: a checksum of the sources below.
+apart; `abi` stands for the implementation: a hash of their sources.
 """
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from svg_compile import layout as layout_module
+from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.plan import plan_from_kinds
 from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
 
-def _sources() -> int:
-    """A checksum of all that decides what the ops compute: an edit or an upgrade makes old cache entries miss."""
+def source_files() -> list[Path]:
+    """Every file that decides what the ops compute: all kernels, the mask and the layout."""
     package = Path(layout_module.__file__).parent
-    files = sorted([*Path(__file__).parent.glob("*.py"), package / "mask.py", package / "layout.py"])
-    checksum = 0
+    return sorted([*Path(__file__).parent.rglob("*.py"), package / "mask.py", package / "layout.py"])
+
+
+def _checksum(files: Sequence[Path]) -> int:
+    """A 63-bit hash of the files' contents: an edit or an upgrade makes old entries of Inductor's caches miss."""
+    digest = hashlib.sha256()
     for file in files:
-        checksum = zlib.crc32(file.read_bytes(), checksum)
-    return checksum
+        digest.update(file.read_bytes())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
-ABI = _sources()
+ABI = _checksum(source_files())
 # The ops read every stride, so Inductor may hand over its operands as they lie; the default tag would have it copy
 # them once for each op.
 _ANY_STRIDES = (torch.Tag.flexible_layout,)
@@ -137,7 +142,7 @@ def _profile_host(
     if previous is not None and not anew:
         errors = query.new_full(previous.shape, float("nan"), dtype=torch.float32)
         return plan_from_kinds(previous[..., 0], layout, density), errors
-    options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
+    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
     if engine == "reference":
         from svg_compile.kernels import reference
 
@@ -154,7 +159,7 @@ def _(query, key, value, key_mask, *constants):  # type: ignore[no-untyped-def]
     return query.new_empty(shape, dtype=torch.int32), query.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.triton_op("svg::attention", mutates_args=())
+@triton_op("svg::attention")
 def attention(
     query: Tensor,
     key: Tensor,
@@ -181,7 +186,7 @@ def attention(
     return sparse_attention(query, key, value, plan, key_mask, *grid, scale)
 
 
-@torch.library.triton_op("svg::profile", mutates_args=())
+@triton_op("svg::profile")
 def profile(
     query: Tensor,
     key: Tensor,

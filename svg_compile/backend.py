@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from svg_compile._compat.graphs import copy_graph_module, trace_artifact
+from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import Report
 from svg_compile.errors import NothingRewritten
@@ -38,6 +39,7 @@ def svg(
     from svg_compile.passes.expose_plans import ports_of
     from svg_compile.passes.strip_markers import read_marks
 
+    warn_if_untested()
     config, patches = split_options(options, mode)
     if config.always_dense:
         log.info("dense_steps is 1.0: the graph is compiled by Inductor as it is")

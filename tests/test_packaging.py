@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import svg_compile
+from svg_compile.kernels import ops
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,17 +40,50 @@ assert kernels.WHOSE == "the hub's"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, built from a copy of the checkout."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("svg_compile", "passes", "kernels"):
+    for name in ("svg_compile", "passes", "kernels", "tests", "docs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "constraints.txt"):
         shutil.copy(ROOT / name, source / name)
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"), "*.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution alone, as an index's users may build it."""
+    source = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(source, filter="data")
+    (unpacked,) = source.iterdir()
+    return build("wheel", unpacked, tmp_path_factory.mktemp("wheel"), "*.whl")
+
+
+def build(what: str, source: Path, out: Path, pattern: str) -> Path:
+    command = [sys.executable, "-m", "build", f"--{what}", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    (path,) = out.glob("*.whl")
+    (path,) = out.glob(pattern)
     return path
+
+
+def test_the_source_distribution_holds_no_half_of_the_tests(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    assert not [name for name in names if name.startswith(("tests", "docs", "examples"))]
+    assert {"CHANGELOG.md", "constraints.txt", "passes/__init__.py", "kernels/cpu/band.py"} <= set(names)
+
+
+def test_the_version_stands_in_one_place(wheel: Path) -> None:
+    assert wheel.name.split("-")[1] == svg_compile.__version__
+    assert "\nversion =" not in (ROOT / "pyproject.toml").read_text().partition("[tool.")[0]
+
+
+def test_error_texts_name_packages_that_can_be_installed() -> None:
+    """The project is on no index: `pip install 'svg-compile[plot]'` would find nothing, or a stranger's package."""
+    for folder in ("svg_compile", "passes", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert "install 'svg-compile" not in path.read_text(), path
 
 
 def test_the_wheel_holds_one_top_level_name_and_every_module(wheel: Path) -> None:
@@ -57,9 +94,20 @@ def test_the_wheel_holds_one_top_level_name_and_every_module(wheel: Path) -> Non
         ("passes", "svg_compile/passes"),
         ("kernels", "svg_compile/kernels"),
     ):
-        for path in (ROOT / folder).glob("*.py"):
-            assert f"{inside}/{path.name}" in names
+        for path in (ROOT / folder).rglob("*.py"):
+            assert f"{inside}/{path.relative_to(ROOT / folder)}" in names
+    assert "svg_compile/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_every_kernel_is_in_the_hash_that_inductor_keys_its_caches_by() -> None:
+    hashed = {path.relative_to(ROOT) for path in map(Path, ops.source_files()) if path.is_relative_to(ROOT)}
+    assert hashed == {
+        *(path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py")),
+        Path("svg_compile/mask.py"),
+        Path("svg_compile/layout.py"),
+    }
+    assert 0 <= ops.ABI < 2**63
 
 
 def test_the_wheel_works_by_entry_point_alone_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:

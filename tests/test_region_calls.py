@@ -14,8 +14,8 @@ import svg_compile
 from lowering import grids_of, watch
 from svg_compile.errors import NothingRewritten
 from svg_compile.inspection import tracing as dry_run
-from svg_compile.runtime import dispatcher as schedule
 from svg_compile.regional import whole_model as regions
+from svg_compile.runtime import dispatcher as schedule
 from test_regions import OPTIONS, Block, Blocks, compile_blocks
 from toy import ToyVideoDiT, latents
 

@@ -121,7 +121,8 @@ class _Run(fx.Interpreter):
 
     def _attention(self, operands: list[Tensor], out: Tensor) -> Tensor:
         # Whatever the operator was broken into, a row of the result is a row of the query.
-        self.tracker.attended(*operands, out)
+        query, key, value = operands
+        self.tracker.attended(query, key, value, out)
         return out
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:

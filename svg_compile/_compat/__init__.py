@@ -1,5 +1,5 @@
 """Every private or version-dependent torch API that svg_compile touches, in one place.
 
 sizes: integers that may be symbolic. graphs: fake tensors, traced graphs. dynamo: frames, placeholders, compiling.
-gpu: launches, compile caches.
+gpu: operators that launch kernels, compile caches. versions: the tested range.
 """

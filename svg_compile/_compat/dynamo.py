@@ -25,42 +25,48 @@ def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
 
 
 def made_between_graphs(placeholders: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
-    """Those of a graph's tensor inputs that the compiled callable made itself, before a graph break.
+    """A graph's tensor inputs that the compiled callable computed before, on the other side of a graph break.
 
-    Into a callable that is traced from its start everything comes from outside. What the rest of one is given, or a
-    function that it calls as plain Python, are the tensors that the callable was called with, parts of modules, or
-    what it made before. Empty outside of a compile.
+    A graph traced from the callable's start gets only what the caller passed. A graph after a break, or of a function
+    called from code that is not traced, may also get tensors computed earlier: those are returned. Outside of a compile
+    the set is empty. Inside of one whose frames are not understood it holds every tensor input: nothing is trusted.
     """
-    traced = _traced_frame()
-    if traced is None:
+    if torch._guards.TracingContext.try_get() is None:
         return set()
+    placeholders = list(placeholders)
+    unknown = {node for node in placeholders if isinstance(node.meta.get("example_value"), torch.Tensor)}
+    traced, (wrapper, inner) = _traced_frame(), _caller()
+    if traced is None or wrapper is None:
+        return unknown
     rest = traced.f_code.co_name.startswith("torch_dynamo_resume_in")
-    wrapper, inner = _caller()
     if not rest and not inner:
         return set()
-    # What a container holds may have been put there before the break.
-    passed = () if wrapper is None else (*wrapper.f_locals["args"], *wrapper.f_locals["kwargs"].values())
+    # A container's entries may have been replaced before the break.
+    passed = (*wrapper.f_locals["args"], *wrapper.f_locals["kwargs"].values())
     given = {id(leaf) for value in passed for leaf in _leaves(value, containers=not rest)}
     found = set()
     for node in placeholders:
         argument = node.meta.get("grapharg")
-        if argument is not None and isinstance(argument.example, torch.Tensor) and id(argument.example) not in given:
+        if argument is None:
+            found |= {node} & unknown
+        elif isinstance(argument.example, torch.Tensor) and id(argument.example) not in given:
             if not _is_state(argument.source, traced.f_locals, given):
                 found.add(node)
     return found
 
 
 def _caller() -> tuple[Any, bool]:
-    """(the frame of torch.compile's wrapper around the callable being compiled, None where there is none; whether what
-    is traced is called by something other than torch in it).
+    """(frame of torch.compile's wrapper around the compiled callable, whether the traced function is called by code
+    other than torch's within it). The frame is None where it is not found.
     """
     between: list[str] = []
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
-        if module == "torch._dynamo.eval_frame" and {"args", "kwargs"} <= frame.f_locals.keys():
+        # Python 3.13 gives a proxy, whose keys() is a list.
+        if module == "torch._dynamo.eval_frame" and {"args", "kwargs"} <= set(frame.f_locals):
             return frame, any(not name.startswith("torch.") for name in between)
-        # What lies within the compile itself is no caller.
+        # Frames of the compile itself are no callers.
         between = [] if module == "torch._dynamo.convert_frame" else [*between, module]
         frame = frame.f_back
     return None, False

@@ -1,10 +1,33 @@
-"""Launching kernels and compiling them anew, as the benchmarks need it."""
+"""Registering operators that launch Triton kernels, launching them, and compiling them anew."""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+
+
+def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """`torch.library.triton_op` without its warning, at each registration, that Triton is not installed.
+
+    A machine without a GPU needs no Triton: the operators' CPU path does not use it.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        logger = logging.getLogger("torch._library.triton")
+        level = logger.level
+        if importlib.util.find_spec("triton") is None:
+            logger.setLevel(logging.ERROR)
+        try:
+            return torch.library.triton_op(name, function, mutates_args=())
+        finally:
+            logger.setLevel(level)
+
+    return register
 
 
 def gpu_sleep(cycles: int) -> None:

@@ -75,7 +75,7 @@ def new_figure(**more: Any) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise SvgError("pictures need matplotlib: pip install 'svg-compile[plot]'") from error
+        raise SvgError("pictures need matplotlib: pip install matplotlib") from error
     # No pyplot: nothing global is made or changed.
     return Figure(layout="constrained", **more)
 

@@ -115,7 +115,7 @@ def _from_diffusers(name: str, request: Request) -> Target:
     try:
         diffusers = importlib.import_module("diffusers")
     except ImportError as error:
-        raise SvgError(f"{name!r} is a diffusers class: pip install 'svg-compile[diffusers]'") from error
+        raise SvgError(f"{name!r} is a diffusers class: pip install diffusers") from error
     cls = getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
         near = [known for known in RECIPES if name.lower() in known.lower()]
