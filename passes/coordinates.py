@@ -1,0 +1,111 @@
+"""Positions that a model is given as an input, read by their values: are they the raster of a video?
+
+Models that take packed latents [B, N, C] are given one position a token beside them, as [B, 3, N, 2] bounds in pixels
+and seconds, [B, N, 3] or [N, 3] ids. A graph cannot show what such a tensor holds; its values can, outside of it:
+
+    tokens    n = (f * height + h) * width + w
+    raster    the first component depends on f alone and rises with it, the second on h alone, the third on w alone
+
+at any patch size, frame rate or offset. Whoever builds on a raster must look again at each call: other values are
+another grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from svg_compile._compat.graphs import is_fake, version_of
+
+# (time, row, column), and at most one more component, which is the same for all tokens.
+_COMPONENTS = (3, 4)
+# Fewer values in all are cheaper to look at than not; more are no positions of a video that fits a machine.
+_MOST_VALUES = 2**26
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Positions of frames x height x width tokens in raster order, along dimension `tokens` of their tensor."""
+
+    frames: int
+    height: int
+    width: int
+    tokens: int
+
+
+def raster_of(positions: Tensor) -> Raster | None:
+    """The raster that a tensor of positions holds, None where it holds none, or has no values to look at.
+
+    positions: of any dtype but bool and complex, with a dimension of tokens and one of 3 components, or of 4 with one
+    that never changes; along all other dimensions (samples, bounds) each slice must be a raster of the same grid.
+    On a GPU this waits for the values; `raster_seen` remembers.
+    """
+    if is_fake(positions) or positions.is_meta or positions.dtype is torch.bool or positions.is_complex():
+        return None
+    if positions.dim() < 2 or not 0 < positions.numel() <= _MOST_VALUES:
+        return None
+    places = [
+        (tokens, components)
+        for tokens, components in permutations(range(positions.dim()), 2)
+        if positions.shape[components] in _COMPONENTS and positions.shape[tokens] >= 8
+    ]
+    if not places:
+        return None
+    values = positions.detach().to("cpu", torch.float64)
+    found = {raster for place in places if (raster := _raster(values, *place)) is not None}
+    # Two readings of one tensor are no proof of either.
+    return found.pop() if len(found) == 1 else None
+
+
+def _raster(values: Tensor, tokens: int, components: int) -> Raster | None:
+    """The raster along `tokens`, its components along `components`; None where a slice holds none, or another one."""
+    count = values.shape[tokens]
+    rows = values.movedim((tokens, components), (-2, -1)).reshape(-1, count, values.shape[components])
+    changing = (rows != rows[:, :1]).flatten(0, 1).any(0)
+    if int(changing.sum()) != 3 or not bool(rows.isfinite().all()):
+        return None
+    rows = rows[..., changing]
+    time, row, _ = rows[0].unbind(-1)
+    a_frame, a_row = _first_change(time), _first_change(row)
+    if not (0 < a_row < a_frame) or a_frame % a_row or count % a_frame:
+        return None
+    raster = Raster(count // a_frame, a_frame // a_row, a_row, tokens)
+    grid = rows.unflatten(1, (raster.frames, raster.height, raster.width))
+    alone = ((..., 0), (2, 3)), ((..., 1), (1, 3)), ((..., 2), (1, 2))
+    for (place, others), along in zip(alone, (1, 2, 3)):
+        component = grid[place]
+        first = component
+        for dim in others:
+            first = first.narrow(dim, 0, 1)
+        if not bool((component == first).all()) or not bool((component.diff(dim=along) > 0).all()):
+            return None
+    return raster
+
+
+def _first_change(values: Tensor) -> int:
+    """The first place where a component differs from its first value; 0 where it never does."""
+    return int((values != values[0]).int().argmax())
+
+
+# By tensor: the version of its values and what they hold.
+_SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def raster_seen(positions: Tensor) -> Raster | None:
+    """`raster_of`, looked up where the same tensor was looked at before and was not written since.
+
+    A denoising loop gives each step the same tensor, so a GPU is waited for once a run.
+    """
+    if positions.is_inference():
+        # It does not count how often it was written.
+        return raster_of(positions)
+    version = version_of(positions)
+    known = _SEEN.get(positions)
+    if known is None or known[0] != version:
+        known = _SEEN[positions] = (version, raster_of(positions))
+    raster: Raster | None = known[1]
+    return raster
