@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-versions      the core tests with other versions of Python, torch and diffusers (gigabytes, an hour)"
 	@echo "make check-constraints  whether constraints.txt can be installed on Python 3.10 to 3.13 (a minute)"
-	@echo "make goldens    write the printed outputs in tests/goldens and docs/debugging.md anew"
+	@echo "make goldens    write the printed outputs in tests/goldens, docs/debugging.md and docs/options.md anew"
 	@echo "make lint       ruff and mypy; part of make test"
 	@echo "make mutate     put known faults into the kernels and see the tests notice (about 12 minutes)"
 	@echo "make bench-gpu  the GPU tests and the whole benchmark on a large GPU, into docs/benchmarks (half an hour)"
@@ -36,7 +36,8 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n $(JOBS)
 
 goldens: $(INSTALLED)
-	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py tests/test_debugging_page.py
+	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py \
+		tests/test_debugging_page.py tests/test_config.py
 
 # mypy reads the packages laid out as they are installed: it does not follow an editable install's import hook.
 TYPED := out/typed

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import diffusers
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,6 +37,7 @@ from pictures import head_map, sheet, side_by_side
 from quality import psnr, ssim
 from svg_compile import HeadKind, VideoLayout
 from svg_compile.config import SvgConfig
+from svg_compile.inspection.render.table import Table
 from video_model import WEIGHTS, Prompt, denoise, keyframes, keyframes_of, load_model
 
 PROMPT = "large green checked triangle growing; waves"
@@ -165,21 +165,21 @@ def measure(
 
 
 def show(report: Report) -> None:
-    table = Table(title=f"{report.tokens} tokens, {report.layers} layers of {report.heads} heads, {report.steps} steps")
-    for column in ("", "inductor", "svg", "times faster"):
-        table.add_column(column, justify="right")
     step = report.dense_step_seconds, report.sparse_step_seconds
-    table.add_row("seconds a dense step", f"{step[0]:.2f}", "", "")
-    table.add_row("seconds a sparse step", "", f"{step[1]:.2f}", f"{step[0] / step[1]:.2f}")
     total = report.dense_seconds, report.svg_seconds
-    table.add_row("seconds in all", f"{total[0]:.1f}", f"{total[1]:.1f}", f"{report.speedup:.2f}")
-    table.add_row("dense steps", str(report.steps), str(report.dense_steps), "")
-    table.add_row("density of sparse heads", "1.000", f"{report.density:.3f}", "")
-    table.add_row("heads spatial / temporal", "", f"{report.spatial_share:.0%} / {report.temporal_share:.0%}", "")
-    table.add_row("PSNR to inductor", "", f"{report.psnr:.1f} dB", "")
-    table.add_row("PSNR without the keyframes", "", f"{report.psnr_drawn:.1f} dB", "")
-    table.add_row("SSIM to inductor", "", f"{report.ssim:.4f}", "")
-    Console().print(table)
+    rows = (
+        ("seconds a dense step", f"{step[0]:.2f}", "", ""),
+        ("seconds a sparse step", "", f"{step[1]:.2f}", f"{step[0] / step[1]:.2f}"),
+        ("seconds in all", f"{total[0]:.1f}", f"{total[1]:.1f}", f"{report.speedup:.2f}"),
+        ("dense steps", str(report.steps), str(report.dense_steps), ""),
+        ("density of sparse heads", "1.000", f"{report.density:.3f}", ""),
+        ("heads spatial / temporal", "", f"{report.spatial_share:.0%} / {report.temporal_share:.0%}", ""),
+        ("PSNR to inductor", "", f"{report.psnr:.1f} dB", ""),
+        ("PSNR without the keyframes", "", f"{report.psnr_drawn:.1f} dB", ""),
+        ("SSIM to inductor", "", f"{report.ssim:.4f}", ""),
+    )
+    title = f"{report.tokens} tokens, {report.layers} layers of {report.heads} heads, {report.steps} steps"
+    Console().print(Table(("", "inductor", "svg", "times faster"), rows, "rrrr").rich(title=title))
 
 
 def main(argv: list[str] | None = None) -> Report:

@@ -38,7 +38,7 @@ def build(layers: int, heads: int) -> torch.nn.Module:
     return model.eval()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=8, help="latent frames")
     parser.add_argument("--height", type=int, default=32, help="tokens in height")
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--density", type=float, default=0.3, help="share of query-key pairs a sparse head computes")
     parser.add_argument("--repeat", type=int, default=3, help="timed forwards of each kind")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(args.layers, args.heads).to(device, torch.bfloat16)

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     layout = VideoLayout(args.frames, args.size // 4, args.size // 4)
-    options = {"density": args.density, "dense_steps": 0.25, "dense_layers": 0}
+    options = {"density": args.density, "dense_steps": 0.25, "dense_layers": 0, "min_tokens": args.min_tokens}
     model = load_model(args.weights)
     prompt, _ = keyframes_of(random_scene(np.random.default_rng([5, 0])), 0, frames=args.frames, pixels=args.size)
 
@@ -88,6 +88,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=64, help="pixels a side; a token is 4 x 4 of them")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--density", type=float, default=0.3)
+    parser.add_argument("--min-tokens", type=int, default=2048, help="shorter sequences stay dense")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=Path("out/plans"))
     return parser.parse_args(argv)

@@ -9,7 +9,7 @@ from torch import fx
 
 from svg_compile._compat.graphs import fake_mode_of
 from svg_compile.config import SvgConfig
-from svg_compile.decisions import Report
+from svg_compile.decisions import Decisions
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
@@ -23,7 +23,7 @@ class PassObserver(Protocol):
 
     def text(self, stage: str, text: str) -> None: ...
 
-    def report(self, report: Report) -> None: ...
+    def report(self, report: Decisions) -> None: ...
 
 
 def run_passes(
@@ -33,7 +33,7 @@ def run_passes(
     rewrite: bool = True,
     observer: PassObserver | None = None,
     marks: Mapping[str, str] | None = None,
-) -> Report:
+) -> Decisions:
     """Infer the axes, find the attention, rewrite it and return its plans as graph outputs, all in place.
 
     rewrite: False only decides, and leaves the graph as it is. marks: what `read_marks` took from the graph, where it
@@ -43,12 +43,12 @@ def run_passes(
         observer.graph("dynamo", graph_module)
     fake_mode = fake_mode_of(graph_module)
     if fake_mode is None or not any(attention_nodes(graph_module)):
-        return Report()
+        return Decisions()
     axes = infer_token_axes(graph_module, fake_mode)
     if observer is not None:
         observer.text("token_axes", table(axes))
     candidates = find_attention(graph_module, axes, config, marks)
-    report = Report(tuple(candidate.site(config.block) for candidate in candidates))
+    report = Decisions(tuple(candidate.site(config.block) for candidate in candidates))
     if observer is not None:
         observer.report(report)
     if rewrite:

@@ -11,11 +11,12 @@ from svg_compile.errors import LayoutError, NothingRewritten, OptionError, Sched
 from svg_compile.layout import HeadKind, VideoLayout
 
 if TYPE_CHECKING:
-    from svg_compile.decisions import Reason, Report, Site
+    from svg_compile.decisions import Reason, Site
     from svg_compile.functional import profile_heads, sparse_attention
     from svg_compile.inspection.bisection import bisect
     from svg_compile.inspection.recording import record
     from svg_compile.inspection.recording.recorded import Recording
+    from svg_compile.inspection.report import Report
     from svg_compile.inspection.tracing import explain
     from svg_compile.runtime.sources import attach, denoising
 
@@ -31,7 +32,7 @@ _LAZY = {
     "sparse_attention": "svg_compile.functional",
     "Reason": "svg_compile.decisions",
     "Recording": "svg_compile.inspection.recording.recorded",
-    "Report": "svg_compile.decisions",
+    "Report": "svg_compile.inspection.report",
     "Site": "svg_compile.decisions",
 }
 

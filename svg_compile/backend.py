@@ -9,17 +9,18 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import fx
 
-from svg_compile._compat.graphs import copy_graph_module, trace_artifact
+from svg_compile._compat.graphs import PRODUCTS, copy_graph_module, trace_artifact
+from svg_compile._compat.inductor import compile_graph
 from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
-from svg_compile.decisions import Report
+from svg_compile.decisions import Decisions
 from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
+from svg_compile.inspection.render.text import to_text
 from svg_compile.regional.whole_model import marks_under_way, refused_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
 from svg_compile.runtime.sparse_variant import SparseGraph
@@ -76,9 +77,7 @@ def lower(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """Compile a graph by Inductor, all of it; Inductor may change the graph module."""
-    from torch._inductor.compile_fx import compile_fx
-
-    return cast("Callable[..., Any]", compile_fx(graph_module, list(example_inputs), config_patches=dict(patches)))
+    return compile_graph(graph_module, example_inputs, patches)
 
 
 def rewrite(
@@ -86,7 +85,7 @@ def rewrite(
     config: SvgConfig,
     dump: GraphDump | None = None,
     marks: Mapping[str, str] | None = None,
-) -> Report:
+) -> Decisions:
     """Run the passes over a Dynamo graph, in place; returns what was done.
 
     A pass that fails leaves one warning and a graph that must be thrown away, or raises with `on_error="raise"`.
@@ -104,13 +103,14 @@ def rewrite(
             "dense attention. options={'on_error': 'raise'} raises the error instead.",
             stacklevel=2,
         )
-        return Report(notes=(f"a pass failed: {type(error).__name__}: {error}",))
+        return Decisions(notes=(f"a pass failed: {type(error).__name__}: {error}",))
 
 
-def _tell(graph_module: fx.GraphModule, report: Report, config: SvgConfig) -> None:
+def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) -> None:
     """Log what was done; warn once, or raise where `strict`, when a graph of attention-like work stayed as it was."""
-    log.info("%s", report)
-    trace_artifact("svg_decisions", lambda: str(report))
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s", to_text(report))
+    trace_artifact("svg_decisions", lambda: to_text(report))
     # What carries no mark where others do is known to be dense; where the model could not be traced a warning has said
     # so, and `strict` wants more than a warning.
     told = marks_under_way() or (refused_under_way() and not config.strict)
@@ -141,5 +141,4 @@ def _tell(graph_module: fx.GraphModule, report: Report, config: SvgConfig) -> No
 
 
 def _multiplies(graph_module: fx.GraphModule) -> bool:
-    targets = (torch.nn.functional.linear, torch._C._nn.linear, torch.matmul, torch.bmm)
-    return any(node.op == "call_function" and node.target in targets for node in graph_module.graph.nodes)
+    return any(node.op == "call_function" and node.target in PRODUCTS for node in graph_module.graph.nodes)

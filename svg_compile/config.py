@@ -9,45 +9,59 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from svg_compile._compat.inductor import mode_options, option_names
 from svg_compile.errors import LayoutError, OptionError
 from svg_compile.layout import VideoLayout
 
 ENGINES = ("auto", "triton", "cpu", "reference")
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of `SvgConfig`: its default, and what it means, as docs/options.md prints it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class SvgConfig:
-    """Options of the backend; see docs/options.md.
+    """Options of the backend, checked; docs/options.md lists them with the `help` of each field."""
 
-    density: share of (query, key) pairs a sparse head computes, text and frame 0 included; 1.0 equals dense. Or
-        ((0.0, density), (fraction, density), ...): each from that fraction of the run's steps on.
-    dense_steps: first denoising steps left dense; an int counts steps, a float is a fraction.
-    num_inference_steps: resolves that fraction where no schedule is attached.
-    dense_layers: how many of the first rewritable layers stay dense.
-    sampled_rows: query rows that the profile looks at.
-    profile_every: profile the heads at each n-th sparse step of a run, and keep their kinds in between.
-    layout: None, (frames, height, width), or (frames, height, width, text_len, "first" or "last").
-    block: granularity of the band in tokens, a power of two.
-    min_tokens: shorter sequences stay dense.
-    engine: "auto", "triton", "cpu" or "reference".
-    on_error: "fallback" compiles the untouched graph when a pass fails; "raise" raises.
-    strict: raise when nothing was rewritten.
-    dump_dir: folder for graph dumps, or None.
-    """
-
-    density: float | tuple[tuple[float, float], ...] = 0.3
-    dense_steps: int | float = 0.25
-    num_inference_steps: int = 50
-    dense_layers: int = 1
-    sampled_rows: int = 64
-    profile_every: int = 1
-    layout: VideoLayout | None = None
-    block: int = 128
-    min_tokens: int = 2048
-    engine: str = "auto"
-    on_error: str = "fallback"
-    strict: bool = False
-    dump_dir: str | None = None
+    density: float | tuple[tuple[float, float], ...] = option(
+        0.3,
+        "share of the (query, key) pairs that a sparse head computes, text and first frame included; 1.0 equals "
+        "dense. Or a list of (fraction of the steps, density) pairs, as in `[(0.0, 0.5), (0.6, 0.25)]`",
+    )
+    dense_steps: int | float = option(
+        0.25,
+        "first denoising steps left dense: an int counts steps, a float is a share of them",
+    )
+    num_inference_steps: int = option(50, "resolves that share where no schedule is attached")
+    dense_layers: int = option(
+        1,
+        "first rewritable layers left dense; a graph counts its own, so 0 where each block is a graph and the "
+        "grid is given by `layout`",
+    )
+    sampled_rows: int = option(64, "query rows that the profile looks at")
+    profile_every: int = option(
+        1,
+        "profile at each n-th sparse step and keep the heads' kinds in between, never across runs",
+    )
+    layout: VideoLayout | None = option(
+        None,
+        "the grid, where the graph does not show it: `(frames, height, width)` in tokens, with what the sequence "
+        'holds beside them as text; or `(frames, height, width, text_len, "first" or "last")`, where the graph '
+        "does not show the text either",
+    )
+    block: int = option(128, "granularity of the band in tokens, a power of two")
+    min_tokens: int = option(2048, "shorter sequences stay dense")
+    engine: str = option("auto", '"triton", "cpu", or "reference" (the float64 oracle: slow, for finding errors)')
+    on_error: str = option("fallback", 'a pass that fails leaves plain Inductor and one warning; "raise" raises')
+    strict: bool = option(False, "raise when nothing was rewritten")
+    dump_dir: str | None = option(
+        None,
+        "folder for graph dumps: the graph before and after the passes, the axes and decisions of each attention, "
+        "Inductor's code, and an `index.html` over them; the environment variable `SVG_COMPILE_DUMP_DIR` does the "
+        "same",
+    )
 
     @property
     def always_sparse(self) -> bool:
@@ -106,19 +120,16 @@ def split_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
 
     `options` may hold our keys, Inductor's own, and "mode" (torch.compile takes no `mode=` beside `options=`).
     """
-    import torch._inductor
-    from torch._inductor import config as inductor_config
-
     given = dict(options or {})
     mode = given.pop("mode", mode)
     patches: dict[str, Any] = {}
     if mode is not None and mode != "default":
         try:
-            patches.update(torch._inductor.list_mode_options(mode))
-        except (RuntimeError, TypeError, AttributeError) as error:
+            patches.update(mode_options(mode))
+        except ValueError as error:
             raise OptionError(f'option "mode": expected a mode of torch.compile, got {mode!r}: {error}') from None
     ours = {key: given.pop(key) for key in list(given) if key in _CHECKS}
-    known = inductor_config.get_config_copy()
+    known = option_names()
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in known:

@@ -1,15 +1,11 @@
-"""What became of each attention: rewritten, or left as it was and why."""
+"""What the passes return: of each attention whether it was rewritten, or why it was left as it was."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from svg_compile.layout import VideoLayout
-
-if TYPE_CHECKING:
-    from svg_compile.inspection.cost import Cost
 
 
 class Reason(enum.Enum):
@@ -103,62 +99,14 @@ class Site:
 
 
 @dataclass(frozen=True)
-class GraphBreak:
-    """A place where Dynamo parted the model's graph. source: file:line, "" where it does not say; count: how often."""
-
-    reason: str
-    source: str = ""
-    explanation: str = ""
-    hint: str = ""
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class Report:
-    """All attentions of one model or graph, in the order in which they run.
-
-    breaks and cost are there only in what `svg_compile.explain` returns.
-    """
+class Decisions:
+    """All attentions of one model or graph, in the order in which they run; notes say what else was found."""
 
     sites: tuple[Site, ...] = ()
     graphs: int = 1
     notes: tuple[str, ...] = ()
-    breaks: tuple[GraphBreak, ...] = ()
-    cost: Cost | None = None
 
     @property
     def rewritten(self) -> int:
+        """How many were made sparse."""
         return sum(site.rewritten for site in self.sites)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the longest video sequence that was rewritten; 0 where none was."""
-        return max((site.tokens for site in self.sites if site.rewritten), default=0)
-
-    def __str__(self) -> str:
-        from svg_compile.inspection.render.text import to_text
-
-        return to_text(self)
-
-    def to_markdown(self) -> str:
-        """The report as GitHub-flavoured Markdown, to paste into an issue."""
-        from svg_compile.inspection.render.text import to_markdown
-
-        return to_markdown(self)
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """All facts of the report as JSON."""
-        from svg_compile.inspection.render.as_json import to_json
-
-        return to_json(self, indent)
-
-    def to_html(self) -> str:
-        """The report as one HTML page that loads nothing else."""
-        from svg_compile.inspection.render.as_html import page
-
-        return page(self)
-
-    def _repr_html_(self) -> str:
-        from svg_compile.inspection.render.as_html import fragment
-
-        return fragment(self)

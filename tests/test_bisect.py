@@ -16,7 +16,7 @@ from svg_compile import NothingRewritten, OptionError, SvgError
 from svg_compile.inspection import bisection
 from svg_compile.inspection.bisection import switched_model
 from svg_compile.inspection.bisection.report import LayerCost, ranked
-from svg_compile.inspection.recording.recorded import Shares
+from svg_compile.inspection.recording.entry import Shares
 from toy import ToyVideoDiT, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "density": 0.5}

@@ -16,7 +16,8 @@ import golden
 import models
 from svg_compile import SvgError
 from svg_compile.cli import main
-from svg_compile.inspection.recording.recorded import Entry, Recording
+from svg_compile.inspection.recording.entry import Entry
+from svg_compile.inspection.recording.recorded import Recording
 from svg_compile.targets import Request, load, values
 from svg_compile.targets.example_inputs import RECIPES, Size, inputs_for
 

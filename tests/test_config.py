@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +13,32 @@ import pytest
 from svg_compile import OptionError, VideoLayout
 from svg_compile.config import SvgConfig, split_options
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 
-def test_defaults_are_those_of_the_docs() -> None:
-    config = SvgConfig.from_options(None)
-    assert (config.density, config.dense_steps, config.num_inference_steps, config.dense_layers) == (0.3, 0.25, 50, 1)
-    assert (config.sampled_rows, config.profile_every, config.layout, config.block) == (64, 1, None, 128)
-    assert (config.min_tokens, config.engine, config.on_error, config.strict) == (2048, "auto", "fallback", False)
-    assert config.dump_dir is None
+
+def table() -> str:
+    """The options as docs/options.md lists them."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(SvgConfig):
+        default = f'"{field.default}"' if isinstance(field.default, str) else str(field.default)
+        rows.append(f"| `{field.name}` | {default} | {field.metadata['help']} |")
+    return "\n".join(rows)
+
+
+def test_the_page_lists_the_options_with_their_defaults() -> None:
+    shown = re.compile(r"^\|.*\|$(?:\n\|.*\|$)*", re.MULTILINE)
+    if os.environ.get("UPDATE_GOLDENS"):
+        PAGE.write_text(shown.sub(lambda _: table(), PAGE.read_text(), count=1))
+    found = shown.search(PAGE.read_text())
+    assert found is not None
+    assert found[0] == table(), f"{PAGE}: make goldens rewrites it"
+
+
+def test_every_option_is_explained_and_checked() -> None:
+    for field in dataclasses.fields(SvgConfig):
+        assert len(field.metadata["help"]) > 10, field.name
+        with pytest.raises(OptionError):
+            SvgConfig.from_options({field.name: object()})
 
 
 @pytest.mark.parametrize(

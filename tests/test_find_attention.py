@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from svg_compile import Report
 from svg_compile.config import SvgConfig
-from svg_compile.decisions import Reason, Report, Site
+from svg_compile.decisions import Reason, Site
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_call import refused_call
 from traced import CONFIG, sites_of, verdict

@@ -11,7 +11,7 @@ import torch
 from svg_compile import HeadKind, LayoutError, Recording, SvgError, VideoLayout
 from svg_compile.inspection.pictures import save
 from svg_compile.inspection.recording import attention_pictures, plan_pictures
-from svg_compile.inspection.recording.recorded import Entry
+from svg_compile.inspection.recording.entry import Entry
 from svg_compile.kernels import reference
 
 TEXTS = [(0, False), (11, False), (11, True)]

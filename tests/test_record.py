@@ -22,8 +22,8 @@ from pipelines import TimedDiT
 from svg_compile import HeadKind, Recording, SvgError, VideoLayout
 from svg_compile.inspection import recording as recording_module
 from svg_compile.inspection.recording import text as recording_text
+from svg_compile.inspection.recording.entry import Entry
 from svg_compile.inspection.recording.naming import numbered
-from svg_compile.inspection.recording.recorded import Entry
 from svg_compile.runtime.dispatcher import Decision, Forward
 from toy import ToyVideoDiT, latents
 

@@ -23,8 +23,8 @@ import svg_compile
 import test_find_attention as cases
 from svg_compile import Reason, Report, Site, VideoLayout
 from svg_compile.config import SvgConfig
-from svg_compile.decisions import GraphBreak
 from svg_compile.inspection.cost import cost_of
+from svg_compile.inspection.explanation import GraphBreak
 from svg_compile.inspection.render.terminal import print_report
 from svg_compile.passes.attention_call import refused_call
 from test_find_attention import Model, sdpa, video

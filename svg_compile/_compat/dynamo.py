@@ -235,6 +235,13 @@ def forget_compiled(module: torch.nn.Module) -> None:
         torch._C._dynamo.eval_frame.reset_code(code)
 
 
+def recompile_limit(count: int) -> contextlib.AbstractContextManager[Any]:
+    """Within it one function may be compiled `count` times; one more is an error, where it would else run eagerly."""
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(recompile_limit=count, fail_on_recompile_limit_hit=True)
+
+
 def guard_absent_hooks() -> None:
     """From now on a graph that was compiled of modules without hooks is not run for modules that have some.
 

@@ -17,6 +17,11 @@ SDPA_TARGETS = (
     torch.ops.aten.scaled_dot_product_attention.default,
 )
 
+# As functional.linear is the C function in some versions and a Python one in others, both are named.
+PRODUCTS = (torch.nn.functional.linear, torch._C._nn.linear, torch.matmul, torch.bmm)
+# The fused attention of CPUs, which returns the log-sum-exp of its rows too; there is no public operator that does.
+CPU_FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
 
 def fake_mode_of(graph_module: torch.fx.GraphModule) -> Any:
     """The fake tensor mode that the graph was traced with, None where it has no tensor inputs.
@@ -125,6 +130,11 @@ def new_fake_mode() -> Any:
 def is_fake(value: Any) -> bool:
     """Whether a value is a tensor without data that claims a device."""
     return isinstance(value, FakeTensor)
+
+
+def target_name(node: torch.fx.Node) -> str:
+    """What a node calls, as `graph.print_tabular` shows it: `torch.nn.functional.linear`."""
+    return str(node._pretty_print_target(node.target))
 
 
 def version_of(tensor: torch.Tensor) -> int:

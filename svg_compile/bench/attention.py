@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from svg_compile._compat.dynamo import recompile_limit
 from svg_compile.bench import work
 from svg_compile.bench.machine import clocks, machine
 from svg_compile.bench.peers import BANDS, DENSE, Problem, Unavailable, peer
@@ -212,6 +213,4 @@ def _row(
 
 def _compiling_often() -> AbstractContextManager[Any]:
     """A FlexAttention for each mask is many compiles of one function; without this the last ones would run eagerly."""
-    import torch._dynamo
-
-    return torch._dynamo.config.patch(recompile_limit=256, fail_on_recompile_limit_hit=True)
+    return recompile_limit(256)

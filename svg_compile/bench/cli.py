@@ -203,6 +203,7 @@ def _transformer(
 
 def _finish(results: list[dict[str, Any]], json_file: Path | None) -> None:
     """Store the results and print them."""
+    from rich import box
     from rich.console import Console
 
     from svg_compile.bench.tables import conditions, notes, table, title
@@ -211,7 +212,8 @@ def _finish(results: list[dict[str, Any]], json_file: Path | None) -> None:
     console = Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=False)
     for result in results:
         click.echo(title(result))
-        table(result).show(console)
+        figures = table(result)
+        console.print(figures.rich(no_wrap=figures.headers, box=box.SIMPLE, pad_edge=False))
         for line in [*notes(result), conditions(result)]:
             click.echo(line)
     for file in written:

@@ -1,37 +1,12 @@
-"""The tables of a stored result, for a terminal and for a page: the same rows in both."""
+"""The table of a stored result, the same for a terminal and for a page, and the lines that belong to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from svg_compile.inspection.render.table import Table
 
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first column is left-aligned, the others right."""
-
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        ruler = ("---", *("---:" for _ in self.headers[1:]))
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.headers, ruler, *self.rows))
-
-    def show(self, console: Console) -> None:
-        from rich import box
-        from rich import table as rich_table
-
-        drawn = rich_table.Table(box=box.SIMPLE, pad_edge=False)
-        for number, header in enumerate(self.headers):
-            drawn.add_column(header, justify="right" if number else "left", no_wrap=True)
-        for row in self.rows:
-            drawn.add_row(*row)
-        console.print(drawn)
 
 
 def title(result: Result) -> str:

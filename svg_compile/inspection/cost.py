@@ -23,14 +23,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from svg_compile._compat.graphs import fake_mode_of, keep_torch_state, symbolic_run
+from svg_compile._compat.graphs import CPU_FLASH_ATTENTION, fake_mode_of, keep_torch_state, symbolic_run
 from svg_compile.config import SvgConfig
 from svg_compile.layout import HeadKind
 
 if TYPE_CHECKING:
     from svg_compile.decisions import Site
-
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     # Graphs may change the shapes of what they are given.
     inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
     # torch counts the fused attention of GPUs, and not that of CPUs.
-    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+    counter = FlopCounterMode(display=False, custom_mapping={CPU_FLASH_ATTENTION: _attention_flops})
     try:
         with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
             _OnFakes(graph_module, fake_mode).run(*inputs)

@@ -27,10 +27,11 @@ from pathlib import Path
 
 from torch import fx
 
-from svg_compile._compat.graphs import output_code
-from svg_compile.decisions import Report
+from svg_compile._compat.graphs import output_code, target_name
+from svg_compile.decisions import Decisions
 from svg_compile.errors import OptionError
 from svg_compile.inspection.render import templates
+from svg_compile.inspection.render.text import to_text
 
 # One file, and all files of one process, at most.
 MAX_FILE_BYTES = 64 * 2**20
@@ -87,9 +88,9 @@ class GraphDump:
             handle.write(data)
         self.files.append((file, len(data)))
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Decisions) -> None:
         """The decision table, shown in the index as well."""
-        self.summary = str(report)
+        self.summary = to_text(report)
         self.text("find_attention", self.summary + "\n")
 
     @contextmanager
@@ -130,7 +131,7 @@ class ProcessDump:
             }
             for graph in self.graphs
         ]
-        body = templates.fill(templates.DUMP_INDEX, pid=os.getpid(), graphs=graphs)
+        body = templates.fill("dump_index", pid=os.getpid(), graphs=graphs)
         text = templates.page("svg_compile graph dump", body)
         handle, path = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
         with open(handle, "w", encoding="utf-8") as file:
@@ -165,7 +166,7 @@ def op_counts(graph_module: fx.GraphModule) -> Counter[str]:
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:
                 if node.op in ("call_function", "call_method", "call_module"):
-                    counts[node._pretty_print_target(node.target)] += 1
+                    counts[target_name(node)] += 1
     return counts
 
 

@@ -17,10 +17,12 @@ from svg_compile._compat.dynamo import isolated_compile, leaving_no_trace
 from svg_compile._compat.graphs import NEEDS_DATA
 from svg_compile._compat.sizes import size_hint
 from svg_compile.config import SvgConfig, split_options
-from svg_compile.decisions import GraphBreak, Report, Site
+from svg_compile.decisions import Site
 from svg_compile.errors import NeedsData, SvgError
 from svg_compile.inspection.cost import cost_of, count_flops
+from svg_compile.inspection.explanation import GraphBreak
 from svg_compile.inspection.preserve_state import module_of, untouched
+from svg_compile.inspection.report import Report
 
 # Results of this many bytes keep data where the model has none: Python code may read them, and they cost nothing.
 _SMALL = 2**24

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from svg_compile._compat.dynamo import argument_name, constant_arguments, is_parameter_or_buffer
 from svg_compile._compat.sizes import size_hint
-from svg_compile.decisions import Report
+from svg_compile.decisions import Decisions
 
 # In order of preference: a model that takes both is driven by the first.
 NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas")
@@ -40,7 +40,7 @@ class Timestep:
         return float(value)
 
 
-def find_timestep(graph_module: fx.GraphModule, report: Report) -> Timestep | None:
+def find_timestep(graph_module: fx.GraphModule, report: Decisions) -> Timestep | None:
     """The timestep of the traced call, by the name of the argument, else by what becomes of it; None where unknown."""
     batch = max((site.batch for site in report.sites), default=1)
     tokens = max((site.tokens for site in report.sites), default=1)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
+from svg_compile._compat.pytree import tree_map_only
 from svg_compile.errors import SvgError
 from svg_compile.targets.example_inputs import RECIPES, Grid, inputs_for, size_for
 

@@ -7,7 +7,8 @@ import json
 import math
 from dataclasses import dataclass
 
-from svg_compile.inspection.recording.recorded import Shares
+from svg_compile.inspection.recording.entry import Shares
+from svg_compile.inspection.render.table import Table
 
 # Raised when a name is renamed or dropped; added names do not count.
 FORMAT = 1
@@ -42,20 +43,11 @@ class Bisection:
     higher_is_better: bool = False
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *(_cells(layer) for layer in self.layers)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-        lines = [self._headline()]
-        for row in rows:
-            cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-            lines.append("  " + "  ".join(cells))
-        return "\n".join(lines)
+        return f"{self._headline()}\n{self._table().text()}"
 
     def to_markdown(self) -> str:
         """The report as GitHub-flavoured Markdown, to paste into an issue."""
-        lines = [f"**{self._headline()}**", "", "| " + " | ".join(_COLUMNS) + " |"]
-        lines.append("|---|" + "---:|" * (len(_COLUMNS) - 1))
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(layer)) + " |" for layer in self.layers]
-        return "\n".join(lines) + "\n"
+        return f"**{self._headline()}**\n\n{self._table().markdown()}\n"
 
     def to_json(self, indent: int | None = 2) -> str:
         """All facts as JSON; a value that is no finite number, as the PSNR of equal outputs, is null."""
@@ -76,6 +68,9 @@ class Bisection:
             ],
         }
         return json.dumps(facts, indent=indent)
+
+    def _table(self) -> Table:
+        return Table(_COLUMNS, tuple(map(_cells, self.layers)))
 
     def _headline(self) -> str:
         layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"

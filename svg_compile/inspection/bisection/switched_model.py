@@ -17,11 +17,12 @@ from torch import Tensor, fx, nn
 
 from svg_compile._compat.dynamo import isolated_compile
 from svg_compile._compat.graphs import copy_graph_module
+from svg_compile._compat.modules import uncompiled
 from svg_compile.config import split_options
-from svg_compile.decisions import Report
+from svg_compile.decisions import Decisions
 from svg_compile.errors import SvgError
 from svg_compile.inspection.preserve_state import module_of, untouched
-from svg_compile.inspection.recording.naming import layer_names, numbered, parameter_name, plain_module
+from svg_compile.inspection.recording.naming import layer_names, numbered, parameter_name
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.runtime.dispatcher import key_parameter
 
@@ -88,11 +89,11 @@ class SwitchedModel:
         config, _ = split_options(options)
         self.config = replace(config, density=config.densities[-1], profile_every=1)
         self.inputs = inputs
-        self.model = plain_module(model)
+        self.model = uncompiled(model)
         self.module = module_of(self.model)
         self.compiled: Callable[..., Any] | None = None
         self.state = _State()
-        self.reports: list[Report] = []
+        self.reports: list[Decisions] = []
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
+from svg_compile._compat.modules import uncompiled
 from svg_compile.errors import SvgError
-from svg_compile.inspection.recording.naming import layer_names, numbered, parameter_name, plain_module
-from svg_compile.inspection.recording.recorded import Entry, Recording
+from svg_compile.inspection.recording.entry import Entry
+from svg_compile.inspection.recording.naming import layer_names, numbered, parameter_name
+from svg_compile.inspection.recording.recorded import Recording
 from svg_compile.layout import VideoLayout
 from svg_compile.runtime.dispatcher import Decision, Forward, watch
 from svg_compile.runtime.sources import denoisers
@@ -132,14 +134,14 @@ class _Recorder:
 def _named(models: Sequence[Any]) -> dict[str, nn.Module]:
     """The models by name: a pipeline's are called as its components are, others as their classes."""
     found: list[tuple[str, nn.Module]] = []
-    for model in map(plain_module, models):
+    for model in map(uncompiled, models):
         if isinstance(model, nn.Module):
             found.append((type(model).__name__, model))
             continue
         parts = {id(module) for module in denoisers(model)} if hasattr(model, "__dict__") else set()
         components = getattr(model, "components", None)
         named = components if isinstance(components, dict) else getattr(model, "__dict__", {})
-        inside = [(name, plain_module(each)) for name, each in named.items() if id(plain_module(each)) in parts]
+        inside = [(name, uncompiled(each)) for name, each in named.items() if id(uncompiled(each)) in parts]
         if not inside:
             raise SvgError(
                 f"record: expected a module, or a pipeline that holds denoisers, got {type(model).__name__}."

@@ -10,6 +10,7 @@ NAME.npz     kinds int8 [n], half_widths int32 [n], errors float32 [n, 2] = (spa
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,8 @@ from typing import Any
 
 import torch
 
-import svg_compile
 from svg_compile.errors import SvgError
-from svg_compile.inspection.recording.recorded import Entry
+from svg_compile.inspection.recording.entry import Entry
 from svg_compile.layout import VideoLayout
 
 # Raised when a name is renamed or dropped; added names do not count.
@@ -41,7 +41,7 @@ def save(entries: Sequence[Entry], path: str | Path) -> tuple[Path, Path]:
         half_widths=torch.cat([torch.zeros(0, dtype=torch.int32), *widths]).numpy(),
         errors=torch.cat([torch.zeros(0, 2), *errors]).numpy(),
     )
-    top = {"format": FORMAT, "kind": _KIND, "svg_compile": svg_compile.__version__}
+    top = {"format": FORMAT, "kind": _KIND, "svg_compile": importlib.metadata.version("svg-compile")}
     facts.write_text(json.dumps({**top, "entries": [_facts(entry) for entry in entries]}), encoding="utf-8")
     return arrays, facts
 

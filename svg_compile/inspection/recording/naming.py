@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
+from svg_compile._compat.modules import WRAPPER, has_child, uncompiled
+
 # How `svg_compile.explain` shows a layer without a path: the attention is in the model's own forward.
 WHOLE_MODEL = "(model)"
-_WRAPPER = "_orig_mod"
-
-
-def plain_module(model: Any) -> Any:
-    """A model without the wrapper that `torch.compile` puts around it."""
-    return getattr(model, _WRAPPER, model)
 
 
 def parameter_name(model: nn.Module, parameter: Tensor) -> str | None:
@@ -35,7 +30,7 @@ def layer_names(model: nn.Module | None, parameter: str | None, layers: Sequence
     layers: the graph's own names.
     """
     root = () if model is None or parameter is None else _root(model, parameter, [layer for layer in layers if layer])
-    paths = (".".join(part for part in (*root, *layer.split(".")) if part not in (_WRAPPER, "")) for layer in layers)
+    paths = (".".join(part for part in (*root, *layer.split(".")) if part not in (WRAPPER, "")) for layer in layers)
     return tuple(path or WHOLE_MODEL for path in paths)
 
 
@@ -64,8 +59,8 @@ def _root(model: nn.Module, parameter: str, layers: Sequence[str]) -> tuple[str,
 
 def _has(module: nn.Module, path: str) -> bool:
     for name in path.split("."):
-        module = getattr(module, _WRAPPER, module)
-        if name not in module._modules:
+        module = uncompiled(module)
+        if not has_child(module, name):
             return False
         module = getattr(module, name)
     return True

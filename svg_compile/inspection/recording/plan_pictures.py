@@ -15,7 +15,8 @@ from torch import Tensor
 
 from svg_compile.errors import SvgError
 from svg_compile.inspection.pictures import new_figure
-from svg_compile.inspection.recording.recorded import Entry, Recording
+from svg_compile.inspection.recording.entry import Entry
+from svg_compile.inspection.recording.recorded import Recording
 from svg_compile.inspection.recording.text import layer_name, margins
 from svg_compile.layout import HeadKind
 

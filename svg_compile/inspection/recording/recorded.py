@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from svg_compile.errors import SvgError
-from svg_compile.layout import HeadKind, VideoLayout
+from svg_compile.inspection.recording.entry import Entry, Shares, forwards_of, mean_shares
 
 _NOTHING = (
     "nothing was recorded: no forward of these models ran, in the block, a graph in which svg made attention sparse. "
@@ -24,60 +19,6 @@ _ALL_DENSE = (
     "(dense_steps). Record a whole run, or compile with options={{'dense_steps': 0}}."
 )
 _FACTS = ("model", "run", "step", "total", "call", "layer", "dense")
-
-
-class Shares(NamedTuple):
-    """How the heads divide into kinds; the three add up to 1."""
-
-    spatial: float
-    temporal: float
-    dense: float
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One attention in one forward.
-
-    model: its name in the recording. run, step, total: where in which run, from 0; step and total are None where
-    nobody told the step. call: how often the layer ran in that step before (guidance calls twice).
-    kinds, half_widths: int32 [B, H], a `HeadKind` and blocks; errors: float32 [B, H, 2], what the profile found for
-    (spatial, temporal), NaN where kinds were kept from an earlier step. All on the CPU, all None in a dense forward.
-    layout: the token grid, where it is known.
-    """
-
-    model: str
-    run: int
-    step: int | None
-    total: int | None
-    call: int
-    layer: str
-    kinds: Tensor | None = None
-    half_widths: Tensor | None = None
-    errors: Tensor | None = None
-    layout: VideoLayout | None = None
-
-    @property
-    def dense(self) -> bool:
-        """Whether the whole forward was dense."""
-        return self.kinds is None
-
-    @cached_property
-    def shares(self) -> Shares:
-        """The kinds among the heads."""
-        if self.kinds is None:
-            return Shares(0.0, 0.0, 1.0)
-        return Shares(*(float((self.kinds == int(kind)).float().mean()) for kind in HeadKind))
-
-    @cached_property
-    def density(self) -> float | None:
-        """Share of the (query, key) pairs that was computed, over all heads; None where the layout is not known."""
-        if self.kinds is None or self.half_widths is None:
-            return 1.0
-        if self.layout is None:
-            return None
-        counts = Counter(zip(self.kinds.flatten().tolist(), self.half_widths.flatten().tolist()))
-        total = sum(self.layout.density(width, kind) * count for (kind, width), count in counts.items())
-        return total / self.kinds.numel()
 
 
 class Recording:
@@ -114,7 +55,7 @@ class Recording:
     @property
     def forwards(self) -> frozenset[tuple[str, int, int | None, int]]:
         """(model, run, step, call) of all entries."""
-        return frozenset((entry.model, entry.run, entry.step, entry.call) for entry in self.entries)
+        return forwards_of(self.entries)
 
     def select(self, **facts: Any) -> Recording:
         """The entries of these facts alone, as `recording.select(layer="blocks.3.attn1", call=0, dense=False)`."""
@@ -126,8 +67,7 @@ class Recording:
 
     def shares(self) -> Shares:
         """The kinds among all heads; in a dense forward all heads are dense. `select(dense=False)` leaves those out."""
-        columns = zip(*(entry.shares for entry in self.entries))
-        return Shares(*(sum(column) / len(self.entries) for column in columns))
+        return mean_shares(self.entries)
 
     def densities(self) -> dict[tuple[str, str], float]:
         """The density reached by each (model, layer), the mean over its entries; SvgError where no layout is known."""
@@ -143,7 +83,7 @@ class Recording:
         """The recording in print: its forwards, and a row a layer."""
         from svg_compile.inspection.recording.text import to_text
 
-        return to_text(self)
+        return to_text(self.entries)
 
     def __str__(self) -> str:
         return self.summary if self._entries else self._missing

@@ -6,31 +6,28 @@ from collections.abc import Sequence
 
 import torch
 
-from svg_compile.inspection.recording.recorded import Entry, Recording
+from svg_compile.inspection.recording.entry import Entry, forwards_of, mean_shares
+from svg_compile.inspection.render.table import Table
 
 _COLUMNS = ("layer", "heads", "spatial", "temporal", "dense", "density", "margin", "changed")
 
 
-def to_text(recording: Recording) -> str:
+def to_text(entries: Sequence[Entry]) -> str:
     """What ran, and a row a layer over its sparse forwards.
 
     density: reached, "?" where the grid is not known. margin: how many times larger the error of the other kind is,
     the median over heads and forwards. changed: share of heads of another kind than at the step before.
     """
-    models = list(dict.fromkeys(entry.model for entry in recording.entries))
-    lines = [_headline(recording.select(model=model)) for model in models]
+    models = list(dict.fromkeys(entry.model for entry in entries))
+    lines = [_headline([entry for entry in entries if entry.model == model]) for model in models]
     layers: dict[tuple[str, str], list[Entry]] = {}
-    for entry in recording.entries:
+    for entry in entries:
         if not entry.dense:
             layers.setdefault((entry.model, entry.layer), []).append(entry)
     if not layers:
         return "\n".join([*lines, "all of them dense"])
-    rows = [_COLUMNS, *(_row(layer_name(model, layer, models), found) for (model, layer), found in layers.items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        lines.append("  " + "  ".join(cells))
-    return "\n".join(lines)
+    rows = (_row(layer_name(model, layer, models), found) for (model, layer), found in layers.items())
+    return "\n".join([*lines, Table(_COLUMNS, tuple(rows)).text()])
 
 
 def layer_name(model: str, layer: str, models: Sequence[str]) -> str:
@@ -62,14 +59,13 @@ def margins(entry: Entry) -> torch.Tensor:
     return (logs[..., 0] - logs[..., 1]).clamp(-6, 6)
 
 
-def _headline(recording: Recording) -> str:
-    entries = recording.entries
-    forwards = recording.forwards
+def _headline(entries: Sequence[Entry]) -> str:
+    forwards = forwards_of(entries)
     dense = {(e.model, e.run, e.step, e.call) for e in entries if e.dense}
     runs = len({run for _, run, _, _ in forwards})
     steps = sorted({step for _, _, step, _ in forwards if step is not None})
     where = f"in {runs} {'run' if runs == 1 else 'runs'} of {_totals(entries)} steps" if steps else "at unknown steps"
-    shares = recording.shares()
+    shares = mean_shares(entries)
     line = f"{entries[0].model}: {len(forwards)} forwards {where}, {len(dense)} of them dense"
     return line + f"; heads {shares.spatial:.0%} spatial, {shares.temporal:.0%} temporal, {shares.dense:.0%} dense"
 
@@ -79,7 +75,7 @@ def _totals(entries: Sequence[Entry]) -> str:
 
 
 def _row(name: str, entries: Sequence[Entry]) -> tuple[str, ...]:
-    shares = Recording(entries).shares()
+    shares = mean_shares(entries)
     heads = "/".join(dict.fromkeys(str(entry.kinds.shape[1]) for entry in entries if entry.kinds is not None))
     densities = [entry.density for entry in entries if entry.density is not None]
     found = torch.cat([margins(entry).abs().flatten() for entry in entries])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from svg_compile.decisions import Reason, Report
+from svg_compile.decisions import Reason
+from svg_compile.inspection.explanation import Explanation
 from svg_compile.inspection.render import templates
 from svg_compile.inspection.render.text import bands, flops, folded_rows, headline, short
 
@@ -12,19 +13,19 @@ from svg_compile.inspection.render.text import bands, flops, folded_rows, headli
 _AS_IT_SHOULD_BE = {Reason.CROSS_ATTENTION, Reason.DENSE_LAYER, Reason.CAUSAL, Reason.SINGLE_FRAME}
 
 
-def page(report: Report) -> str:
+def page(report: Explanation) -> str:
     """The report as a page of its own."""
     return templates.page("svg_compile report", _body(report, "svg_compile report"))
 
 
-def fragment(report: Report) -> str:
+def fragment(report: Explanation) -> str:
     """The report as part of a page, with its style."""
     return templates.fragment(_body(report, ""))
 
 
-def _body(report: Report, heading: str) -> str:
+def _body(report: Explanation, heading: str) -> str:
     return templates.fill(
-        templates.REPORT,
+        "report",
         heading=heading,
         headline=headline(report),
         tiles=_tiles(report),
@@ -36,7 +37,7 @@ def _body(report: Report, heading: str) -> str:
     )
 
 
-def _tiles(report: Report) -> list[tuple[str, str]]:
+def _tiles(report: Explanation) -> list[tuple[str, str]]:
     tiles = [(f"{report.rewritten} of {len(report.sites)}", "attentions made sparse")]
     layout = next((site.layout for site in report.sites if site.rewritten), None)
     if layout is not None:
@@ -51,7 +52,7 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
     return tiles
 
 
-def _rows(report: Report) -> list[dict[str, Any]]:
+def _rows(report: Explanation) -> list[dict[str, Any]]:
     rows = []
     for row in folded_rows(report.sites):
         site = row.sites[0]
@@ -71,7 +72,7 @@ def _rows(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def _bars(report: Report) -> list[dict[str, Any]]:
+def _bars(report: Explanation) -> list[dict[str, Any]]:
     cost = report.cost
     if cost is None or not cost.model:
         return []
@@ -91,7 +92,7 @@ def _bars(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _bands(report: Report) -> list[tuple[str, ...]]:
+def _bands(report: Explanation) -> list[tuple[str, ...]]:
     return [
         (f"{tokens:,} tokens {sequence}, blocks of {block}", f"{density:g}", *reached)
         for (density, tokens, sequence, block), reached in bands(report).items()

@@ -6,19 +6,20 @@ import dataclasses
 import json
 from typing import Any
 
-from svg_compile.decisions import Report, Site
+from svg_compile.decisions import Site
 from svg_compile.inspection.cost import Cost, SiteCost
+from svg_compile.inspection.explanation import Explanation
 
 # Raised when a name is renamed or dropped; added names do not count.
 FORMAT = 1
 
 
-def to_json(report: Report, indent: int | None = 2) -> str:
+def to_json(report: Explanation, indent: int | None = 2) -> str:
     """The report as a JSON object."""
     return json.dumps(facts(report), indent=indent)
 
 
-def facts(report: Report) -> dict[str, Any]:
+def facts(report: Explanation) -> dict[str, Any]:
     """The report as plain lists and dictionaries."""
     costs = report.cost.sites if report.cost is not None else (None,) * len(report.sites)
     return {

@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from svg_compile.decisions import GraphBreak, Report, Site
+from svg_compile.decisions import Decisions, Site
+from svg_compile.inspection.explanation import Explanation, GraphBreak
+from svg_compile.inspection.render.table import Table, escaped
 
 COLUMNS = ("layer", "source", "B x H x D", "tokens", "sequence", "decision")
+_CODE = ("layer", "source", "sequence")
 
 
 @dataclass(frozen=True)
@@ -22,32 +25,40 @@ class Row:
     sites: tuple[Site, ...]
 
 
-def to_text(report: Report) -> str:
-    """The report as a table for terminals and logs."""
+def to_text(report: Decisions) -> str:
+    """A table for terminals and logs; below it what explain found besides, where this is what it returned."""
     lines = [headline(report)]
-    rows = [COLUMNS, *(row.cells for row in folded_rows(report.sites))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
     if report.sites:
-        for row in rows:
-            lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + "  " + row[-1])
-    lines += [f"  {line}" for line in (*remedies(report), *figures(report), *breaks(report), *report.notes)]
-    return "\n".join(lines)
+        lines.append(site_table(folded_rows(report.sites)).text())
+    return "\n".join([*lines, *(f"  {line}" for line in _below(report))])
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: Decisions) -> str:
     """The report as GitHub-flavoured Markdown."""
     lines = [f"**{headline(report)}**"]
     if report.sites:
-        lines += ["", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-        # In code quotes, as stars would make italics of grids.
-        for layer, source, shape, tokens, sequence, decision in (row.cells for row in folded_rows(report.sites)):
-            cells = (f"`{layer}`", f"`{source}`", shape, tokens, f"`{sequence}`", decision)
-            lines.append("| " + " | ".join(map(_escaped, cells)) + " |")
-    more = [*remedies(report), *figures(report), *breaks(report), *report.notes]
-    return "\n".join([*lines, "", *(f"- {_escaped(line)}" for line in more)]).rstrip() + "\n"
+        plain = site_table(folded_rows(report.sites))
+        rows = (tuple(map(_quoted, COLUMNS, row)) for row in plain.rows)
+        lines += ["", Table(COLUMNS, tuple(rows), plain.align).markdown()]
+    return "\n".join([*lines, "", *(f"- {escaped(line)}" for line in _below(report))]).rstrip() + "\n"
 
 
-def headline(report: Report) -> str:
+def site_table(rows: Sequence[Row]) -> Table:
+    """The attentions, all columns left-aligned."""
+    return Table(COLUMNS, tuple(row.cells for row in rows), "l" * len(COLUMNS))
+
+
+def _quoted(column: str, cell: str) -> str:
+    """In code quotes, as stars would make italics of grids."""
+    return f"`{cell}`" if column in _CODE else cell
+
+
+def _below(report: Decisions) -> list[str]:
+    found = [*figures(report), *breaks(report)] if isinstance(report, Explanation) else []
+    return [*remedies(report), *found, *report.notes]
+
+
+def headline(report: Decisions) -> str:
     """The report in one line."""
     graphs = "1 graph" if report.graphs == 1 else f"{report.graphs} graphs"
     return f"{report.rewritten} of {len(report.sites)} attentions rewritten, {graphs}"
@@ -96,13 +107,13 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def remedies(report: Report) -> list[str]:
+def remedies(report: Decisions) -> list[str]:
     """One line a reason: what to do about it."""
     reasons = Counter(site.reason for site in report.sites if site.reason is not None)
     return [f"{reason.text} ({count}x): {reason.remedy}" for reason, count in reasons.items()]
 
 
-def figures(report: Report) -> list[str]:
+def figures(report: Explanation) -> list[str]:
     """The densities reached, the FLOPs, and the speedups that they allow; nothing where no cost is known."""
     cost = report.cost
     if cost is None:
@@ -136,7 +147,7 @@ def figures(report: Report) -> list[str]:
     return lines
 
 
-def bands(report: Report) -> dict[tuple[float, int, str, int], tuple[str, str]]:
+def bands(report: Explanation) -> dict[tuple[float, int, str, int], tuple[str, str]]:
     """(density asked, tokens, sequence, block) -> what heads of both kinds reach, in print; each once."""
     found: dict[tuple[float, int, str, int], tuple[str, str]] = {}
     if report.cost is None:
@@ -151,7 +162,7 @@ def bands(report: Report) -> dict[tuple[float, int, str, int], tuple[str, str]]:
     return found
 
 
-def breaks(report: Report) -> list[str]:
+def breaks(report: Explanation) -> list[str]:
     """One line a graph break: where, why, and what Dynamo advises."""
     if not report.breaks:
         return []
@@ -178,7 +189,3 @@ def flops(count: float) -> str:
             return f"{count:.3g} {unit}FLOP"
         count /= 1000
     return f"{count:.3g} EFLOP"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,78 @@
+"""One attention in one forward, as `svg_compile.record` collects it, and what several of them add up to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+
+from svg_compile.layout import HeadKind, VideoLayout
+
+
+class Shares(NamedTuple):
+    """How the heads divide into kinds; the three add up to 1."""
+
+    spatial: float
+    temporal: float
+    dense: float
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One attention in one forward.
+
+    model: its name in the recording. run, step, total: where in which run, from 0; step and total are None where
+    nobody told the step. call: how often the layer ran in that step before (guidance calls twice).
+    kinds, half_widths: int32 [B, H], a `HeadKind` and blocks; errors: float32 [B, H, 2], what the profile found for
+    (spatial, temporal), NaN where kinds were kept from an earlier step. All on the CPU, all None in a dense forward.
+    layout: the token grid, where it is known.
+    """
+
+    model: str
+    run: int
+    step: int | None
+    total: int | None
+    call: int
+    layer: str
+    kinds: Tensor | None = None
+    half_widths: Tensor | None = None
+    errors: Tensor | None = None
+    layout: VideoLayout | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether the whole forward was dense."""
+        return self.kinds is None
+
+    @cached_property
+    def shares(self) -> Shares:
+        """The kinds among the heads."""
+        if self.kinds is None:
+            return Shares(0.0, 0.0, 1.0)
+        return Shares(*(float((self.kinds == int(kind)).float().mean()) for kind in HeadKind))
+
+    @cached_property
+    def density(self) -> float | None:
+        """Share of the (query, key) pairs that was computed, over all heads; None where the layout is not known."""
+        if self.kinds is None or self.half_widths is None:
+            return 1.0
+        if self.layout is None:
+            return None
+        counts = Counter(zip(self.kinds.flatten().tolist(), self.half_widths.flatten().tolist()))
+        total = sum(self.layout.density(width, kind) * count for (kind, width), count in counts.items())
+        return total / self.kinds.numel()
+
+
+def mean_shares(entries: Sequence[Entry]) -> Shares:
+    """The kinds among all heads of some entries, at least one; in a dense forward all heads are dense."""
+    columns = zip(*(entry.shares for entry in entries))
+    return Shares(*(sum(column) / len(entries) for column in columns))
+
+
+def forwards_of(entries: Sequence[Entry]) -> frozenset[tuple[str, int, int | None, int]]:
+    """(model, run, step, call) of some entries: the forwards that they come from."""
+    return frozenset((entry.model, entry.run, entry.step, entry.call) for entry in entries)

@@ -1,0 +1,69 @@
+"""What a newcomer runs first: the README's code and output, quickstart.py and record_plans.py, at small sizes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from example import example
+from svg_compile.cli import main as command_line
+from toy import ToyVideoDiT
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+video_model = example("video_model")
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def without_line_numbers(text: str) -> str:
+    """Lines of other versions of diffusers are elsewhere, and a column may be wider for it."""
+    return re.sub(r" +", " ", re.sub(r"\.py:\d+", ".py", text)).strip()
+
+
+def test_the_code_in_the_readme_runs_and_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    one_line, use = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    space: dict[str, Any] = {"torch": torch, "transformer": ToyVideoDiT()}
+    exec(one_line, space)
+    assert space["transformer"] is not None
+    space = {}
+    exec(use, space)
+    shown = README.partition("`explain` prints")[2].partition("```\n")[2].partition("```")[0]
+    assert without_line_numbers(capsys.readouterr().out) == without_line_numbers(shown)
+    assert space["video"].shape == space["latents"].shape
+    # What was run is what was explained: of its four attentions one is sparse, in a step behind the dense ones.
+    assert space["video"].isfinite().all()
+
+
+def test_the_commands_in_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert {name for name in re.findall(r"^make (\S+)", README, re.M) if f"\n{name}:" not in makefile} == set()
+    commands = set(re.findall(r"^svg-compile (\w+)", README, re.M))
+    assert commands
+    assert commands <= set(command_line.commands)  # type: ignore[attr-defined]
+
+
+def test_quickstart(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--frames", "8", "--height", "16", "--width", "16", "--layers", "1", "--heads", "1"]
+    example("quickstart").main([*small, "--repeat", "1"])
+    printed = capsys.readouterr().out
+    assert "1 of 2 attentions rewritten" in printed
+    (difference,) = re.findall(r"difference +(\S+) relative", printed)
+    # Sparse: not dense attention by another name, and not noise.
+    assert 1e-4 < float(difference) < 0.5
+
+
+def test_record_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    video_model.save_weights(video_model.build_model(layers=2, heads=2, ffn=32), tmp_path / "weights")
+    flags = ["--frames", "8", "--size", "32", "--steps", "4", "--min-tokens", "64", "--density", "0.5"]
+    example("record_plans").main([*flags, "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "out")])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"kinds.png", "margins.png", "attention.png", "run.npz", "run.json"}
+    printed = capsys.readouterr().out
+    assert "4 forwards in 1 run of 4 steps, 1 of them dense" in printed
+    assert "2 layers" in printed
