@@ -270,6 +270,14 @@ def isolated_compile(function: Callable[..., Any], backend: Callable[..., Any]) 
     return compile_(function, backend=backend, dynamic=False, **more)
 
 
+def at_recompile_limit(module: torch.nn.Module) -> bool:
+    """Whether Dynamo compiles the forward of a module's class no more, as it was compiled too often."""
+    code = getattr(type(module).forward, "__code__", None)
+    entries = [] if code is None else torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
+    call = torch._C._dynamo.eval_frame._debug_get_cache_entry_list(torch.nn.Module._call_impl.__code__)
+    return max(len(entries), len(call)) >= torch._dynamo.config.recompile_limit
+
+
 def forget_compiled(module: torch.nn.Module) -> None:
     """Have the forward of a module's class compiled anew when it is next called; other classes keep theirs."""
     code = getattr(type(module).forward, "__code__", None)

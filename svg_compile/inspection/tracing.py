@@ -81,7 +81,7 @@ def trace(
 ) -> Trace:
     """`explain`, telling `listener` each graph and its example inputs as they come.
 
-    values: whether Python code of the model may read an input's values; the others count as unknown.
+    values: whether Python code of the model may read a tensor's values (an input's, a weight's); others are unknown.
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1" or torch.compiler.is_compiling():
         raise SvgError(
@@ -132,7 +132,6 @@ def _bare(
     """(a clone of the model, its inputs): all tensors fake, on one device, as hooks would bring them there."""
     plain = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
     module = uncompiled(plain) if isinstance(plain, nn.Module) else None
-    given = {id(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and values(leaf)}
     device = _device(module, (args, dict(kwargs)))
 
     def stand_in(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -141,16 +140,16 @@ def _bare(
             return tensor
         dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         is_weight = isinstance(tensor, nn.Parameter)
-        readable = tensor.device == device and dtype == tensor.dtype and mode.may_turn_const(tensor)
+        same = tensor.device == device and dtype == tensor.dtype
+        readable = same and mode.may_turn_const(tensor) and values(tensor)
         if readable and is_weight and tensor.numel() <= _SMALL_WEIGHT:
             fake = mode.borrowed(tensor.detach())
-        elif readable and not is_weight and (id(tensor) in given or id(tensor) not in inputs):
+        elif readable and not is_weight:
             fake = mode.known(tensor.detach().clone())
         else:
             fake = mode.unknown(tensor, dtype, device)
         return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
 
-    inputs = {id(leaf) for leaf in tree_leaves((args, dict(kwargs)))}
     target = module if plain is model else MethodType(model.__func__, module) if module is not None else model
     clone, given_args, given_kwargs = bare_clone((target, args, dict(kwargs)), stand_in)
     return clone, given_args, given_kwargs
