@@ -13,6 +13,7 @@ from svg_compile.decisions import Decisions
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
+from svg_compile.passes.grid_marker import Marker
 from svg_compile.passes.rewrite_attention import rewrite_attention
 
 
@@ -32,12 +33,12 @@ def run_passes(
     *,
     rewrite: bool = True,
     observer: PassObserver | None = None,
-    marks: Mapping[str, str] | None = None,
+    markers: Mapping[str, Marker] | None = None,
 ) -> Decisions:
     """Infer the axes, find the attention, rewrite it and return its plans as graph outputs, all in place.
 
-    rewrite: False only decides, and leaves the graph as it is. marks: what `read_marks` took from the graph, where it
-    is a block of a model that is compiled block by block.
+    rewrite: False only decides, and leaves the graph as it is. markers: what `strip_markers` took from the graph, where
+    it is a block of a model that is compiled block by block.
     """
     if observer is not None:
         observer.graph("dynamo", graph_module)
@@ -47,7 +48,7 @@ def run_passes(
     axes = infer_token_axes(graph_module, fake_mode)
     if observer is not None:
         observer.text("token_axes", table(axes))
-    candidates = find_attention(graph_module, axes, config, marks)
+    candidates = find_attention(graph_module, axes, config, markers)
     report = Decisions(tuple(candidate.site(config.block) for candidate in candidates))
     if observer is not None:
         observer.report(report)

@@ -25,7 +25,7 @@ from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_call import Call, call_of, example, refused_call
 from svg_compile.passes.axes.grid import Grid, grid_of, same_grid
 from svg_compile.passes.axes.infer import AttentionAxes, TokenAxes, show
-from svg_compile.passes.grid_marker import marked
+from svg_compile.passes.grid_marker import Marker, grids_of
 from svg_compile.passes.symbols import computable
 
 
@@ -71,25 +71,28 @@ class Candidate:
 
 
 def find_attention(
-    graph_module: fx.GraphModule, axes: TokenAxes, config: SvgConfig, marks: Mapping[str, str] | None = None
+    graph_module: fx.GraphModule, axes: TokenAxes, config: SvgConfig, markers: Mapping[str, Marker] | None = None
 ) -> tuple[Candidate, ...]:
     """Every SDPA of the graph and its child graphs, decided, in the order in which they stand.
 
-    marks: what `read_marks` found. A marked attention has the grid that the whole model gave it; which of the model's
-    layers it is, and so whether it is one of the first `dense_layers`, is known only when the graph runs.
+    markers: what `strip_markers` found. A marked attention has the grid that the whole model gave it; which of the
+    model's layers it is, and so whether it is one of the first `dense_layers`, is known only when the graph runs,
+    unless the marker has the number.
     """
     found = []
     sparse_layers = 0
     nodes = list(attention_nodes(graph_module))
-    told = _told([node for _, node in nodes], marks or {}, config.block)
+    marked = _marked([node for _, node in nodes], markers or {})
+    numbers = {layer: marker.number for layer, marker in (markers or {}).items()}
     for module, node in nodes:
-        candidate = _decide(module, node, axes.visits.get(node, ()), config, told.get(node))
+        candidate = _decide(module, node, axes.visits.get(node, ()), config, marked.get(node))
         if config.staged and candidate.accepted and module is not graph_module:
             detail = "density over steps and profile_every need inputs that a child graph has not"
             candidate = replace(candidate, reason=Reason.HIGHER_ORDER, detail=detail)
-        if candidate.accepted and node not in told:
-            sparse_layers += 1
-            if sparse_layers <= config.dense_layers:
+        if candidate.accepted:
+            number = numbers[layer_of(node)] if node in marked else sparse_layers
+            sparse_layers += node not in marked
+            if number is not None and number < config.dense_layers:
                 candidate = replace(candidate, reason=Reason.DENSE_LAYER)
         found.append(candidate)
     return tuple(found)
@@ -114,14 +117,15 @@ def attention_nodes(graph_module: fx.GraphModule) -> Iterator[tuple[fx.GraphModu
     yield from walk(graph_module)
 
 
-def _told(nodes: list[fx.Node], marks: Mapping[str, str], block: int) -> dict[fx.Node, VideoLayout | Reason]:
-    """What the marks say of the attentions of marked layers."""
-    told: dict[fx.Node, VideoLayout | Reason] = {}
-    for layer, text in marks.items():
-        mine, said = [node for node in nodes if layer_of(node) == layer], marked(text, block)
-        # Another number of calls than in the whole model: none can be told from another.
-        told.update(zip(mine, said if len(said) == len(mine) else [Reason.UNKNOWN_GRID] * len(mine)))
-    return told
+def _marked(nodes: list[fx.Node], markers: Mapping[str, Marker]) -> dict[fx.Node, Grid | Reason]:
+    """What the markers say of the attentions of marked layers."""
+    found: dict[fx.Node, Grid | Reason] = {}
+    for layer, marker in markers.items():
+        of_layer, grids = [node for node in nodes if layer_of(node) == layer], grids_of(marker)
+        # With another number of calls than in the whole model, nothing says which grid is whose.
+        same = len(grids) == len(of_layer)
+        found.update(zip(of_layer, grids if same else [Reason.UNKNOWN_GRID] * len(of_layer)))
+    return found
 
 
 def _decide(
@@ -129,20 +133,19 @@ def _decide(
     node: fx.Node,
     visits: tuple[AttentionAxes, ...],
     config: SvgConfig,
-    told: VideoLayout | Reason | None,
+    marked: Grid | Reason | None,
 ) -> Candidate:
     call = call_of(node)
-    if isinstance(told, Reason):
-        return Candidate(module, node, call, None, told, "as the whole model has it", "")
-    if told is not None and not _agree(config.layout, told):
-        return Candidate(module, node, call, None, Reason.LAYOUT_CONFLICT, f"the whole model has {told}", "")
-    if told is not None:
-        config = replace(config, layout=told)
+    if isinstance(marked, Reason):
+        return Candidate(module, node, call, None, marked, "as the whole model has it", "")
+    if marked is not None and not _agree(config.layout, marked):
+        sizes = "x".join(str(size_hint(size)) for size in marked.sizes[:3])
+        return Candidate(module, node, call, None, Reason.LAYOUT_CONFLICT, f"the whole model has {sizes}", "")
     tokens = example(call["query"]).shape[-2], example(call["key"]).shape[-2]
     sequence = f"[{show(visits[0].query[-2])}]".replace("[[", "[").replace("]]", "]") if visits else ""
     grid, reason, detail = None, Reason.HIGHER_ORDER if not visits else None, ""
     for visit in visits:
-        seen, reason, detail = grid_of(visit, tokens, config)
+        seen, reason, detail = grid_of(visit, tokens, config, marked)
         if reason is None and grid is not None and not same_grid(seen, grid):
             # A child graph shared by calls of different grids has one body, which cannot hold two.
             reason, detail = Reason.SEVERAL_GRIDS, "a shared subgraph is called with different grids"
@@ -160,9 +163,12 @@ def _decide(
     return Candidate(module, node, call, grid, reason, detail, sequence)
 
 
-def _agree(given: VideoLayout | None, told: VideoLayout) -> bool:
+def _agree(given: VideoLayout | None, marked: Grid) -> bool:
     """Whether a given layout, which may leave out the text, is that which the whole model has."""
-    return given in (None, told, replace(told, text_len=0, text_first=False))
+    if given is None:
+        return True
+    layout = Grid(given.frames, given.height, given.width, given.text_len, given.text_first)
+    return same_grid(layout, marked if given.text_len else replace(marked, text_len=0, text_first=False))
 
 
 def layer_of(node: fx.Node) -> str:

@@ -1,35 +1,41 @@
-"""What an attention of a model compiled block by block is told of the whole: the grid that a block alone cannot show.
+"""The marker by which an attention of a compiled block gets the grid that only the whole model shows.
 
-A mark is an identity on an input of the attention's module, `svg::mark(x, text) -> x`, put there by a hook that Dynamo
-traces. The text is a constant of the graph, so Dynamo guards it: another grid, even of equal length, recompiles, and
-blocks of the same grid share one graph. The text has one entry for each attention of the module, in order:
+A marker is an identity on an input of the attention's module, `svg::mark(x, text, sizes) -> x`, put there by a hook
+that Dynamo traces (`svg_compile.regional.hooks`). `text` is a constant of the graph, and so guarded by Dynamo. It has
+one entry for each attention of the module, in order:
 
-    5x7x3                 frames, height and width in tokens
-    5x7x3 text 11 first   with 11 text tokens before (or: last) the video
+    grid                  frames, height and width are the next three of `sizes`
+    grid text first       and the number of text tokens before (or: last) the video is the one after these
     CROSS_ATTENTION       refused, by the name of the `Reason`
 
 With "block: " before it, it is of the attentions that the compiled block calls itself, in no module within.
+
+`sizes` are data: tensors [n] whose lengths alone matter, so that Dynamo makes the numbers symbolic where it makes other
+sizes symbolic (dynamic=True, or a second grid), and one graph serves all grids. Each length is the number plus
+`_APART` times its place: Dynamo takes two equal lengths for one symbol, and treats 0 and 1 as constants.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from svg_compile.decisions import Reason, Site
-from svg_compile.layout import VideoLayout
+from svg_compile.passes.axes.grid import Grid
 
 _LIBRARY = torch.library.Library("svg", "FRAGMENT")
-_LIBRARY.define("mark(Tensor(a) tensor, str text) -> Tensor(a)")
+_LIBRARY.define("mark(Tensor(a) tensor, str text, Tensor[] sizes) -> Tensor(a)")
 OF_BLOCK = "block: "
-_ENTRY = re.compile(r"(\d+)x(\d+)x(\d+)(?: text (\d+) (first|last))?")
+_GRID, _FIRST, _LAST = "grid", "grid text first", "grid text last"
+_APART = 2**20
 
 
 @torch.library.impl(_LIBRARY, "mark", "CompositeImplicitAutograd")
-def _mark(tensor: Tensor, text: str) -> Tensor:
+def _mark(tensor: Tensor, text: str, sizes: list[Tensor]) -> Tensor:
     return tensor.view_as(tensor)
 
 
@@ -37,27 +43,65 @@ def _mark(tensor: Tensor, text: str) -> Tensor:
 MARK = (torch.ops.svg.mark, torch.ops.svg.mark.default)
 
 
-def mark_text(sites: Sequence[Site]) -> str:
-    """The text of a mark for the attentions of one module."""
-    return ";".join(_entry(site) for site in sites)
+@dataclass(frozen=True)
+class Marker:
+    """What one module's attentions are given: `text` as above, and the numbers of its grids, which may be symbolic.
+
+    number: of the module's first sparse attention among all of the model's, None where only the forward shows it.
+    """
+
+    text: str
+    sizes: tuple[Any, ...] = ()
+    number: int | None = None
+
+    @property
+    def has_grid(self) -> bool:
+        return bool(self.sizes)
+
+    def of_block(self) -> Marker:
+        """The same, for attentions that a block calls itself."""
+        return replace(self, text=OF_BLOCK + self.text)
 
 
-def marked(text: str, block: int) -> tuple[VideoLayout | Reason, ...]:
-    """What a mark's text says of each attention of its module."""
-    return tuple(_read(entry, block) for entry in text.split(";"))
+def marker_of(sites: Sequence[Site]) -> Marker:
+    """The marker of one module's attentions, in the order in which they run."""
+    texts, sizes = [], []
+    for site in sites:
+        layout = site.layout
+        if site.reason is not None or layout is None:
+            texts.append((site.reason or Reason.UNKNOWN_GRID).name)
+            continue
+        sizes += [layout.frames, layout.height, layout.width]
+        texts.append(_GRID)
+        if layout.text_len:
+            sizes.append(layout.text_len)
+            texts[-1] = _FIRST if layout.text_first else _LAST
+    return Marker(";".join(texts), tuple(sizes))
 
 
-def _entry(site: Site) -> str:
-    if site.reason is not None or site.layout is None:
-        return (site.reason or Reason.UNKNOWN_GRID).name
-    layout = site.layout
-    grid = f"{layout.frames}x{layout.height}x{layout.width}"
-    return f"{grid} text {layout.text_len} {'first' if layout.text_first else 'last'}" if layout.text_len else grid
+def grids_of(marker: Marker) -> tuple[Grid | Reason, ...]:
+    """What a marker says of each attention of its module."""
+    found: list[Grid | Reason] = []
+    sizes = list(marker.sizes)
+    for entry in marker.text.split(";"):
+        if entry not in (_GRID, _FIRST, _LAST):
+            found.append(Reason[entry])
+            continue
+        frames, height, width = sizes[:3]
+        text_len = 0 if entry == _GRID else sizes[3]
+        del sizes[: 3 if entry == _GRID else 4]
+        found.append(Grid(frames, height, width, text_len, entry == _FIRST))
+    return tuple(found)
 
 
-def _read(entry: str, block: int) -> VideoLayout | Reason:
-    match = _ENTRY.fullmatch(entry)
-    if match is None:
-        return Reason[entry]
-    frames, height, width, text_len, side = match.groups()
-    return VideoLayout(int(frames), int(height), int(width), int(text_len or 0), side == "first", block)
+def carriers(sizes: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+    """The tensors that carry the numbers of a marker into a graph: each of one element in memory."""
+    # Alike in and out of inference mode: Dynamo guards which of both a tensor was made in.
+    with torch.inference_mode(False):
+        one = torch.zeros(1, dtype=torch.uint8, device=device)
+        return tuple(one.expand(size + _APART * place) for place, size in enumerate(sizes, 1))
+
+
+def carried(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The numbers that `carriers` put into tensors."""
+    return tuple(tensor.shape[0] - _APART * place for place, tensor in enumerate(tensors, 1))

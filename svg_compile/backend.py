@@ -21,7 +21,8 @@ from svg_compile.decisions import Decisions
 from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.inspection.render.text import to_text
-from svg_compile.regional.whole_model import marks_under_way, refused_under_way
+from svg_compile.passes.grid_marker import Marker
+from svg_compile.regional.whole_model import marks_under_way, numbered, refused_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
@@ -38,22 +39,22 @@ def svg(
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
     from svg_compile.passes.expose_plans import ports_of
-    from svg_compile.passes.strip_markers import read_marks
+    from svg_compile.passes.strip_markers import strip_markers
 
     warn_if_untested()
     config, patches = split_options(options, mode)
     if config.always_dense:
         log.info("dense_steps is 1.0: the graph is compiled by Inductor as it is")
         return lower(graph_module, example_inputs, patches)
-    # From both variants: a mark is no part of the model.
-    marks = read_marks(graph_module)
+    # From both variants: a marker is no part of the model.
+    markers = numbered(strip_markers(graph_module))
     # The passes get a copy: the graph that Dynamo handed over stays as it was, for the dense steps, and for all of them
     # where a pass fails.
     sparse_module = copy_graph_module(graph_module)
     process = asked_for(config.dump_dir)
     dump = None if process is None else process.new_graph()
     try:
-        report = rewrite(sparse_module, config, dump, marks)
+        report = rewrite(sparse_module, config, dump, markers)
         _tell(graph_module, report, config)
         with nullcontext() if dump is None else dump.inductor_code():
             if not report.rewritten:
@@ -64,10 +65,11 @@ def svg(
             log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
             ports = ports_of(sparse_module)
             # Which layers of a model are its first is known of a block only when it runs.
-            some_dense = not config.always_sparse or (marks and config.dense_layers)
+            by_layer = any(marker.number is None for marker in markers.values())
+            some_dense = not config.always_sparse or (by_layer and config.dense_layers)
             dense = None if not some_dense else lower(graph_module, example_inputs, patches)
             sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
-            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter, bool(marks))
+            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter, by_layer)
     finally:
         if process is not None:
             process.write_index()
@@ -84,7 +86,7 @@ def rewrite(
     graph_module: fx.GraphModule,
     config: SvgConfig,
     dump: GraphDump | None = None,
-    marks: Mapping[str, str] | None = None,
+    markers: Mapping[str, Marker] | None = None,
 ) -> Decisions:
     """Run the passes over a Dynamo graph, in place; returns what was done.
 
@@ -93,7 +95,7 @@ def rewrite(
     from svg_compile.passes import run_passes
 
     try:
-        return run_passes(graph_module, config, observer=dump, marks=marks)
+        return run_passes(graph_module, config, observer=dump, markers=markers)
     except Exception as error:
         if config.on_error == "raise":
             raise

@@ -84,11 +84,11 @@ def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: s
     import torch
 
     from svg_compile.inspection.render.terminal import print_report
-    from svg_compile.inspection.tracing import trace
+    from svg_compile.inspection.tracing import explain as explained
 
     target, options = _load(**asked)
     with torch.no_grad(), _busy(f"tracing {asked['target']}"):
-        report = trace(target.model, target.args, target.kwargs, options)
+        report = explained(target.model, *target.args, options=options, **target.kwargs)
     asked_for = ((json_file, report.to_json), (html_file, report.to_html), (markdown_file, report.to_markdown))
     for file, make in asked_for:
         if file:

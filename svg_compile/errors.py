@@ -22,4 +22,8 @@ class ScheduleError(SvgError, ValueError):
 
 
 class NeedsData(SvgError, RuntimeError):
-    """`explain` was given a model without data, on the meta device or fake, whose Python code reads values."""
+    """A model was traced whose Python code, between two graphs, reads a value that follows from weights or a result."""
+
+
+class WrappedForward(SvgError, RuntimeError):
+    """A model cannot be traced: a module's forward is wrapped by what may move its tokens."""

@@ -19,7 +19,7 @@ from svg_compile.bench.presets import PRESETS, Shape
 from svg_compile.bench.tables import table, title
 from svg_compile.bench.timing import Times, interleaved
 from svg_compile.cli import main
-from svg_compile.inspection.tracing import trace
+from svg_compile.inspection.tracing import explain
 from svg_compile.kernels.reference import attention_mask
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import band_rank
@@ -191,7 +191,7 @@ def test_blocks_of_known_models_have_the_presets_tokens(name: str, kind: str) ->
     settings, count = model.blocks[kind]
     target = load(model.cls, ModelRequest({**model.config, **settings}, latents=model.latents, text=model.text))
     with torch.no_grad():
-        report = trace(target.model, target.args, target.kwargs, {"dense_layers": 0})
+        report = explain(target.model, *target.args, options={"dense_layers": 0}, **target.kwargs)
     (site,) = [site for site in report.sites if site.rewritten]
     preset = next(PRESETS[preset] for preset in PRESETS if preset.startswith(name.removesuffix("-14b")))
     assert site.layout == preset.layout

@@ -51,12 +51,14 @@ class Grid:
 Verdict = tuple["Grid | None", "Reason | None", str]
 
 
-def grid_of(visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig) -> Verdict:
-    """The grid of one visit, or why there is none."""
+def grid_of(
+    visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig, marked: Grid | None = None
+) -> Verdict:
+    """The grid of one visit, or why there is none. marked: the grid that the whole model has, of a block's graph."""
     query, key, value = (axes[-2] for axes in (visit.query, visit.key, visit.value))
     if not holds(equal, *tokens):
         return None, Reason.CROSS_ATTENTION, ""
-    given = _given_grid(config, tokens[0], query)
+    given = _given_grid(config, tokens[0], query) if marked is None else _marked_grid(marked, tokens[0])
     if not (same_axis(query, key) and same_axis(key, value)):
         if not any(_has_opaque(axis) for axis in (query, key, value)):
             return None, Reason.CROSS_ATTENTION, ""
@@ -68,11 +70,17 @@ def grid_of(visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig) ->
         return None, Reason.CROSS_ATTENTION, "keys or values of other samples of the batch"
     if reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID) and given:
         return given, None, ""
-    if reason is None and config.layout is not None and not (given and same_grid(grid, given)):
+    if reason is None and (config.layout or marked) is not None and not (given and same_grid(grid, given)):
         return None, Reason.LAYOUT_CONFLICT, f"found {show(query)}"
     if reason is None and grid is not None and not holds(equal, grid.tokens, tokens[0]):
         return None, Reason.UNKNOWN_GRID, "the segments do not add up to the sequence"
     return grid, reason, detail
+
+
+def _marked_grid(marked: Grid, tokens: Any) -> Grid | None:
+    """The grid of the whole model, where it is as long as the sequence."""
+    fits = holds(equal, marked.tokens, tokens) and not holds(equal, marked.frames, 1)
+    return marked if fits else None
 
 
 def _given_grid(config: SvgConfig, tokens: Any, query: Axis) -> Grid | None:

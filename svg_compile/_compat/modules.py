@@ -1,4 +1,4 @@
-"""Modules as torch keeps them: their children, and the wrapper that `torch.compile` puts around one."""
+"""What torch keeps of a module: its children, its hooks, and the wrapper that `torch.compile` puts around it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from torch import nn
 
 # The name under which the wrapper holds the module: it stands in the paths of parameters and modules.
 WRAPPER = "_orig_mod"
+# The attributes of a module that hold hooks: dictionaries from a handle's number to the hook.
+HOOK_TABLES = frozenset(
+    name for name in vars(nn.Module()) if name.endswith(("_hooks", "_pre_hooks")) and name.startswith("_")
+)
 
 
 def uncompiled(model: Any) -> Any:

@@ -23,7 +23,7 @@ from svg_compile.bench.parts import parts
 from svg_compile.bench.timing import interleaved
 from svg_compile.config import SvgConfig
 from svg_compile.errors import SvgError
-from svg_compile.inspection.tracing import trace
+from svg_compile.inspection.tracing import explain
 from svg_compile.targets import Request, Target, load
 
 # Shares of a run's steps that are dense, in projections.
@@ -99,7 +99,7 @@ def _measure(
     target = load(model.cls, request)
     ours: dict[str, Any] = {"density": options.density, "dense_steps": 0, "dense_layers": dense_layers, "strict": True}
     with torch.no_grad():
-        report = trace(target.model, target.args, target.kwargs, ours)
+        report = explain(target.model, *target.args, options=ours, **target.kwargs)
     sites = [site for site in report.sites if site.rewritten]
     if not sites:
         raise SvgError(f"nothing of {model.name} is made sparse:\n{report}")

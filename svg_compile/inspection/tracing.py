@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import traceback
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from svg_compile._compat.dynamo import isolated_compile, leaving_no_trace
-from svg_compile._compat.graphs import NEEDS_DATA
-from svg_compile._compat.sizes import size_hint
+from svg_compile._compat.fake_values import READS_VALUE, LostWrite, ValueMode
+from svg_compile._compat.graphs import is_fake
+from svg_compile._compat.modules import uncompiled
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import Site
 from svg_compile.errors import NeedsData, SvgError
+from svg_compile.inspection.bare_clone import bare_clone
 from svg_compile.inspection.cost import cost_of, count_flops
 from svg_compile.inspection.explanation import GraphBreak
-from svg_compile.inspection.preserve_state import module_of, untouched
+from svg_compile.inspection.known_values import answer
 from svg_compile.inspection.report import Report
 
-# Results of this many bytes keep data where the model has none: Python code may read them, and they cost nothing.
-_SMALL = 2**24
+# Weights of at most this many elements are read where Python code asks for them.
+_SMALL_WEIGHT = 2**16
 _NO_ATTENTION = "no scaled_dot_product_attention was traced: is another attention backend selected?"
+_NO_GRADIENTS = (
+    "gradients are on here: this is what happens without, as at inference (torch.no_grad()); with them all stays dense"
+)
 Listener = Callable[[fx.GraphModule, Any], object]
 
 
@@ -42,16 +49,28 @@ class _Graph:
 def explain(model: Callable[..., Any], *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
     """Trace `model(*args, **kwargs)` and report each attention: rewritten, or why not; and what it costs.
 
-    Call it as the model will be called, under torch.no_grad() or torch.inference_mode(). `options` are those of the
-    backend. The model may be on the meta device, and so may its inputs: nothing of its size is allocated, and they
-    count as being on the CPU, or on the device of the tensors that are not.
+    `options` are those of the backend. What is explained is inference: where gradients are on, a note says so. The
+    model may be on the meta device, and so may its inputs: nothing of its size is allocated, and they count as being on
+    the CPU, or on the device of the tensors that are not.
 
-    No graph of the model is run: each is answered with zeros of the right shapes. Python code between graph breaks
-    does run, on those zeros. Afterwards the model's attributes, buffers, inputs, random number generators and Dynamo's
-    caches are what they were; what such code writes elsewhere (into a parameter, a file, a global) is not undone. A
-    model compiled before stays compiled, and counts one entry more toward torch's accumulated recompile limit.
+    What is traced is a bare clone of the model, without weights and without the hooks of caches and offloading; no
+    graph is run, and nothing of the model, its inputs or the process changes. Python code between graph breaks does
+    run, on the clone; what it does elsewhere (to a global, a file, the random number generators) is done. It may read what follows from shapes, constants, inputs of at most a million elements and small
+    weights; where it reads anything else the trace ends, and a note names the line. Raises NeedsData where not even
+    the first graph was reached, WrappedForward where the model's forward was replaced by something unknown.
     """
-    return trace(model, args, kwargs, options)
+    found = trace(model, args, kwargs, options)
+    if found.stopped is not None and not found.report.graphs:
+        raise found.stopped
+    return found.report
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a trace found; `stopped` says which value ended it early, None where it came to its end."""
+
+    report: Report
+    stopped: NeedsData | None = None
 
 
 def trace(
@@ -60,40 +79,91 @@ def trace(
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
     listener: Listener | None = None,
-) -> Report:
-    """`explain`, telling `listener` each graph and its example inputs as they come."""
+    values: Callable[[Tensor], bool] = lambda tensor: True,
+) -> Trace:
+    """`explain`, telling `listener` each graph and its example inputs as they come.
+
+    values: whether Python code of the model may read a tensor's values (an input's, a weight's); others are unknown.
+    """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1" or torch.compiler.is_compiling():
         raise SvgError(
             "explain needs Dynamo to trace: unset TORCHDYNAMO_DISABLE, and call it outside of torch.compile."
         )
     config, _ = split_options(options)
     graphs: list[_Graph] = []
-    notes: list[str] = []
-    plain = getattr(model, "_orig_mod", model)
-    module = module_of(plain)
-    inputs = (args, dict(kwargs))
-    with leaving_no_trace() as breaks, untouched(module, inputs, _device(module, inputs)) as (given, fake_mode):
+    notes: list[str] = [_NO_GRADIENTS] if torch.is_grad_enabled() else []
+    mode = ValueMode()
+    stopped = None
 
-        def collect(graph_module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
-            graph = _Graph(_sites(graph_module, config, notes), count_flops(graph_module))
-            graphs.append(graph)
-            if listener is not None:
-                listener(graph_module, example_inputs)
-            return _answer_with_zeros(graph_module, graph, fake_mode)
+    def collect(graph_module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        graph = _Graph(_sites(graph_module, config, notes), count_flops(graph_module))
+        graphs.append(graph)
+        if listener is not None:
+            listener(graph_module, example_inputs)
+        answered = answer(graph_module, mode)
 
+        def run(*inputs: Any) -> Any:
+            graph.calls += 1
+            return answered(*inputs)
+
+        return run
+
+    with torch.no_grad(), leaving_no_trace(collect) as breaks:
+        clone, inputs, keywords = _bare(model, args, kwargs, mode, values)
         try:
-            isolated_compile(plain, collect)(*given[0], **given[1])
-        except NEEDS_DATA as error:
-            raise NeedsData(
-                f"Python code between two graphs reads values ({error}) that a model without data does not have: "
-                "explain one with weights, at a small size."
-            ) from error
+            isolated_compile(clone, collect)(*inputs, **keywords)
+        except (*READS_VALUE, LostWrite) as error:
+            stopped = NeedsData(_what_was_read(error))
+            notes.append(f"the trace ends here, what comes after is not in the table: {stopped}")
         found = _breaks(breaks())
     sites = tuple(replace(site, calls=graph.calls) for graph in graphs for site in graph.sites)
     total = None if any(graph.flops is None for graph in graphs) else sum(g.calls * (g.flops or 0) for g in graphs)
     if not sites and not notes:
         notes.append(_NO_ATTENTION)
-    return Report(sites, len(graphs), tuple(dict.fromkeys(notes)), found, cost_of(sites, total, config))
+    cost = cost_of(sites, None if stopped else total, config)
+    return Trace(Report(sites, len(graphs), tuple(dict.fromkeys(notes)), found, cost), stopped)
+
+
+def _bare(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    mode: ValueMode,
+    values: Callable[[Tensor], bool],
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """(a clone of the model, its inputs): all tensors fake, on one device, as hooks would bring them there."""
+    plain = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    module = uncompiled(plain) if isinstance(plain, nn.Module) else None
+    device = _device(module, (args, dict(kwargs)))
+
+    def stand_in(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) and not is_fake(tensor):
+            # A quantised weight: Dynamo sees into it.
+            return tensor
+        dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        is_weight = isinstance(tensor, nn.Parameter)
+        same = tensor.device == device and dtype == tensor.dtype
+        readable = same and mode.may_turn_const(tensor) and values(tensor)
+        if readable and is_weight and tensor.numel() <= _SMALL_WEIGHT:
+            fake = mode.borrowed(tensor.detach())
+        elif readable and not is_weight:
+            fake = mode.known(tensor.detach().clone())
+        else:
+            fake = mode.unknown(tensor, dtype, device)
+        return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
+
+    target = module if plain is model else MethodType(model.__func__, module) if module is not None else model
+    clone, given_args, given_kwargs = bare_clone((target, args, dict(kwargs)), stand_in)
+    return clone, given_args, given_kwargs
+
+
+def _what_was_read(error: Exception) -> str:
+    """Which operator reads a value that no trace has, and the line of the model's code that calls it."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith((*ours, "<"))]
+    where = f" at {lines[-1].filename}:{lines[-1].lineno} ({lines[-1].line})" if lines else ""
+    what = f"{error}{where}" if isinstance(error, LostWrite) else f"{error}{where} reads a value"
+    return f"{what} that follows from weights or from what a graph computes, and a trace has neither"
 
 
 def _sites(graph_module: fx.GraphModule, config: SvgConfig, notes: list[str]) -> tuple[Site, ...]:
@@ -108,34 +178,13 @@ def _sites(graph_module: fx.GraphModule, config: SvgConfig, notes: list[str]) ->
         return ()
 
 
-def _device(module: torch.nn.Module | None, inputs: Any) -> torch.device:
-    """Where tensors of the meta device are taken to be: where the others are."""
-    tensors = [] if module is None else [*module.parameters(), *module.buffers()]
-    tensors += [value for value in torch.utils._pytree.tree_leaves(inputs) if isinstance(value, Tensor)]
-    return next((tensor.device for tensor in tensors if tensor.device.type != "meta"), torch.device("cpu"))
-
-
-def _answer_with_zeros(graph_module: fx.GraphModule, graph: _Graph, fake_mode: Any) -> Callable[..., Any]:
-    """A stand-in for the graph that computes nothing and returns what has its outputs' shapes."""
-    (output,) = (node for node in graph_module.graph.nodes if node.op == "output")
-    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-
-    def answer(*inputs: Any) -> Any:
-        graph.calls += 1
-        given = dict(zip(placeholders, inputs))
-        return fx.map_arg(output.args[0], lambda node: given[node] if node in given else _zeros(node, fake_mode))
-
-    return answer
-
-
-def _zeros(node: fx.Node, fake_mode: Any) -> Any:
-    example = node.meta["example_value"]
-    if isinstance(example, Tensor):
-        shape = [size_hint(size) for size in example.shape]
-        big = math.prod(shape) * example.element_size() > _SMALL
-        with fake_mode if fake_mode is not None and big else nullcontext():
-            return torch.zeros(shape, dtype=example.dtype, device=example.device)
-    return size_hint(example) if isinstance(example, torch.SymInt) else example
+def _device(module: nn.Module | None, inputs: Any) -> torch.device:
+    """Where the model runs: where its inputs are, else its weights; where they part, on the accelerator."""
+    tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
+    tensors += [] if module is None else [*module.parameters(), *module.buffers()]
+    devices = [tensor.device for tensor in tensors if tensor.device.type != "meta"]
+    devices += [torch.device("cpu")]
+    return next((device for device in devices if device.type != "cpu"), devices[0])
 
 
 def _breaks(found: list[tuple[str, list[Any]]]) -> tuple[GraphBreak, ...]:

@@ -6,21 +6,26 @@ guarded by nothing, so its calls are told apart here:
     the shapes of tensors, and the values of arguments that are no tensors; of the timestep its shape or type alone;
     the modules, and the processors that diffusers lets one put into attentions;
     the plain attributes of both: numbers, strings, flags, and tuples or lists of them;
-    the values of small integer tensors, where the trace had breaks: Python code may have read them.
+    the values of integer tensors, where the trace had breaks: Python code may have read them.
+
+The values of floating-point tensors, weights and the timestep decide nothing: where Python code reads one, the trace
+ends, and the blocks stay dense.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, is_grad_enabled, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
-# A grid is a few numbers; longer tensors are masks or positions.
+# A grid is a few numbers; longer attributes are data.
 _FEW = 16
 # An attribute that changed this often without any grid is a counter, and would cost a trace at every step.
 _HARMLESS = 3
@@ -56,12 +61,19 @@ class CallFacts:
             for name, value in getattr(thing, "__dict__", {}).items()
             if _is_plain(value) and self._changes[number, name] < _HARMLESS
         )
+        state = (
+            ((number, name), tuple(value.flatten().tolist()))
+            for number, thing in enumerate(things if self.reads_values else ())
+            if isinstance(thing, nn.Module)
+            for name, value in (*thing._buffers.items(), *vars(thing).items())
+            if _is_small_state(value) and self._changes[number, name] < _HARMLESS
+        )
         given = {name: value for name, value in arguments.items() if name != "timestep"}
         leaves, structure = tree_flatten(given)
         timestep = arguments.get("timestep")
         when = tuple(timestep.shape) if isinstance(timestep, Tensor) else type(timestep)
         call = (is_grad_enabled(), str(structure), when, *map(self._fact, leaves))
-        return CallKey(call, tuple(map(id, things)), frozenset(attributes))
+        return CallKey(call, tuple(map(id, things)), frozenset((*attributes, *state)))
 
     def learn(self, before: CallKey, now: CallKey, *, same: bool) -> None:
         """Note what two traces in a row say of the attributes that alone differ: `same`, the grids did not."""
@@ -73,8 +85,7 @@ class CallFacts:
 
     def _fact(self, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            few = leaf.numel() <= _FEW and not (leaf.is_floating_point() or leaf.is_complex())
-            return tuple(leaf.shape), tuple(leaf.flatten().tolist()) if few and self.reads_values else ()
+            return tuple(leaf.shape), leaf.dtype, _digest(leaf) if self.reads_values and _is_whole(leaf) else b""
         plain = sorted((name, repr(value)) for name, value in getattr(leaf, "__dict__", {}).items() if _is_plain(value))
         return type(leaf), repr(leaf), tuple(plain)
 
@@ -84,6 +95,34 @@ def arguments_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     names = list(inspect.signature(type(model).forward).parameters)[1:]
     named = {names[place] if place < len(names) else str(place): value for place, value in enumerate(args)}
     return {**named, **kwargs}
+
+
+def readable(arguments: Mapping[str, Any]) -> Callable[[Tensor], bool]:
+    """Which tensors Python code may read the values of while a call with these arguments is traced."""
+    given = {id(leaf) for name, leaf in arguments.items() if name != "timestep" for leaf in tree_leaves(leaf)}
+    never = {id(leaf) for leaf in tree_leaves(arguments.get("timestep"))}
+
+    def may_be_read(tensor: Tensor) -> bool:
+        if id(tensor) in never:
+            return False
+        return _is_whole(tensor) if id(tensor) in given else _is_small_state(tensor)
+
+    return may_be_read
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex()) and tensor.device.type != "meta"
+
+
+def _is_small_state(value: Any) -> bool:
+    """Whether a buffer, or a tensor in an attribute, is one that a key holds the values of."""
+    return isinstance(value, Tensor) and type(value) is not nn.Parameter and value.numel() <= _FEW and _is_whole(value)
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """A hash of a tensor's values; waits for its device."""
+    values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(values.numpy().tobytes()).digest()
 
 
 def _is_plain(value: Any) -> bool:

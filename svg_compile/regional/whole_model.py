@@ -1,55 +1,44 @@
-"""Models compiled block by block: tell each block what only the whole model shows.
+"""Models compiled block by block: give each block what only the whole model shows.
 
 A block's graph (`compile_repeated_blocks`, `torch.compile` on single blocks) holds neither the token grid, nor the
-timestep, nor the layer's number. The model around it runs as plain Python, so a hook on it, `Regions`, sees each call:
+timestep, nor the layer's number. The model around it runs as plain Python, so a hook on it sees each call:
 
-    once for each kind of call (`call_facts`), the whole model is traced (`explain`), which proves the grid of every
-    attention;
-    each attention's module gets a hook that marks its input with that grid (`svg_compile.passes.grid_marker`);
+    once for each kind of call (`call_guards`), the whole model is traced, which proves the grid of every attention;
+    each attention's module gets a hook that marks its input with that grid (`svg_compile.regional.hooks`);
     the dispatcher of a block asks here for its layer's number and the call's timestep.
 
-Under torch.compile of the whole model there are no regions, and the hook does nothing.
+A model that is compiled whole is its own witness, and the hook does nothing; but where hooks of step caches or
+offloading break its graph at every block, its blocks are served likewise.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from svg_compile._compat.dynamo import forget_compiled, guard_absent_hooks
-from svg_compile.passes.grid_marker import OF_BLOCK, mark_text
-from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of
+from svg_compile._compat.dynamo import at_recompile_limit, forget_compiled, guard_absent_hooks
+from svg_compile._compat.modules import uncompiled
+from svg_compile.passes.grid_marker import Marker, marker_of
+from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of, readable
+from svg_compile.regional.forward import Forward, enter, leave, under_way
+from svg_compile.regional.hooks import Mark, ModelHook
 
 log = logging.getLogger(__name__)
 # Grids and dense layers are decided by the block's own options; here everything provable counts.
 _ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
 _MOST_CALLS = 32
-
-
-class Mark:
-    """The hook of one attention's module. It marks inside of the model's forward alone, and only what Dynamo traces."""
-
-    def __init__(self) -> None:
-        self.text: str | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        text = self.text
-        if text is None or not torch.compiler.is_compiling():
-            return None
-        for place, value in enumerate(args):
-            if isinstance(value, Tensor):
-                return (*args[:place], torch.ops.svg.mark(value, text), *args[place + 1 :]), kwargs
-        for name, value in kwargs.items():
-            if isinstance(value, Tensor):
-                return args, {**kwargs, name: torch.ops.svg.mark(value, text)}
-        return None
+_Kind = tuple[Mapping[str, Marker], tuple[str, ...]]
 
 
 class Regions:
@@ -61,26 +50,21 @@ class Regions:
     def __init__(self, model: nn.Module) -> None:
         self.holders: set[int] = set()
         self._marks: dict[str, Mark] = {}
-        self._handles: list[Any] = []
-        # By what decides the grids of a call: the text of each marked module; None where a warning said why not.
-        self._known: dict[CallKey, Mapping[str, str] | None] = {}
+        # By what decides the grids of a call: (the markers, the paths of sparse attentions); None after a warning.
+        self._known: dict[CallKey, _Kind | None] = {}
         self._facts = CallFacts()
         self._last: CallKey | None = None
-        self._tracing = False
-        self._timestep: Any = None
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
-        self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(model.register_forward_hook(after, always_call=True))
-
-    @property
-    def marked(self) -> bool:
-        """Whether the forward under way has sparse attention in its blocks."""
-        return any(mark.text is not None for mark in self._marks.values())
-
-    @property
-    def refused(self) -> bool:
-        """Whether a warning has said why the blocks of the forward under way are told nothing."""
-        return self._last is not None and self._known.get(self._last, {}) is None
+        self._warned_of_limit = False
+        # Two threads may make the first call of a kind at once.
+        self._lock = threading.RLock()
+        self._model = weakref.ref(model)
+        number = next(_NUMBERS)
+        _BY_NUMBER[number] = self
+        before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
+        self._handles: list[Any] = [
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after, always_call=True),
+        ]
 
     def remove(self) -> bool:
         """Take the hooks off a model that has no marks; returns whether they are off."""
@@ -89,20 +73,67 @@ class Regions:
         return not self._marks
 
     def timestep(self) -> float | None:
-        """The timestep that the model's forward under way was given, read once; None where it has none."""
-        if isinstance(self._timestep, Tensor):
-            self._timestep = float(self._timestep.amax().item())
-        return self._timestep if isinstance(self._timestep, (int, float)) else None
+        """The timestep that the model's forward under way in this thread was given; None where it has none."""
+        forward = under_way(self)
+        return None if forward is None else forward.read_timestep()
 
-    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._tracing or not self.holders or torch.compiler.is_compiling():
+    def in_pieces(self) -> bool:
+        """Whether hooks on the model's modules break its graph, so that its blocks are graphs of their own."""
+        model = self._model()
+        return model is not None and bool(self.holders) and any(_breaks_graph(module) for module in model.modules())
+
+    def before(self, whole: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward begins. whole: all of the model is compiled, in pieces."""
+        model = self._model()
+        if model is None or not self.holders:
             return
-        blocks = dict(compiled_blocks(model))
+        blocks = dict(compiled_blocks(model)) or (dict(_repeated_blocks(model)) if whole else {})
         if not blocks:
             return
-        _UNDER_WAY.add(self)
         arguments = arguments_of(model, args, kwargs)
-        self._timestep = arguments.get("timestep")
+        with self._lock:
+            kind = self._kind(model, blocks, arguments, args, kwargs)
+            markers, sparse = ({}, ()) if kind is None else kind
+            for path in markers:
+                if path not in self._marks:
+                    self._mark(model, path, blocks)
+        device = next((leaf.device for leaf in arguments.values() if isinstance(leaf, Tensor)), torch.device("cpu"))
+        for path, mark in self._marks.items():
+            mark.tell(markers.get(path), device)
+        enter(Forward(self, None if kind is None else markers, sparse, arguments.get("timestep")))
+
+    def end_forward(self) -> None:
+        """This thread's forward is over: tell the blocks nothing more."""
+        for mark in self._marks.values():
+            mark.tell(None, torch.device("cpu"))
+        leave(self)
+
+    def after(self, finished: bool) -> None:
+        """A forward is over; finished: without an error."""
+        forward, model = under_way(self), self._model()
+        self.end_forward()
+        if forward is None or model is None or not finished or forward.ran or self._warned_of_limit:
+            return
+        if any(marker.has_grid for marker in (forward.markers or {}).values()):
+            stuck = [path for path, block in compiled_blocks(model) if at_recompile_limit(block)]
+            if stuck:
+                self._warned_of_limit = True
+                warnings.warn(
+                    f"svg: torch.compile has stopped compiling {type(model.get_submodule(stuck[0])).__name__} "
+                    "(torch._dynamo.config.recompile_limit is reached), so these sizes run uncompiled and dense. Compile "
+                    "with dynamic=True, which serves all sizes by one graph, or raise the limit.",
+                    stacklevel=2,
+                )
+
+    def _kind(
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        arguments: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Kind | None:
+        """What holds for calls like this one, traced where no such call was made before."""
         key = self._facts.key(model, arguments)
         if self._last is not None and self._last.modules != key.modules:
             # The ids of modules that are gone may be taken again, and places shift: nothing that was learned holds.
@@ -110,90 +141,71 @@ class Regions:
             key = self._facts.key(model, arguments)
         if key not in self._known:
             before = None if self._last is None else self._known.get(self._last)
-            texts = self._trace(model, blocks, args, kwargs)
-            # Where nothing was marked no attribute could show what it does.
-            if self._last is not None and before:
-                self._facts.learn(self._last, key, same=before == texts)
+            found = self._trace(model, blocks, arguments, args, kwargs)
+            # If the previous trace marked nothing, equal markers prove nothing about attributes.
+            if self._last is not None and before is not None and before[0]:
+                self._facts.learn(self._last, key, same=before == found)
             # The trace may have taught that there is more to look at, or less.
             key = self._facts.key(model, arguments)
             if len(self._known) >= _MOST_CALLS:
                 self._known.clear()
-            self._known[key] = texts
+            self._known[key] = found
         self._last = key
-        texts = self._known[key] or {}
-        for path in texts:
-            if path not in self._marks:
-                self._mark(model, path, blocks)
-        for path, mark in self._marks.items():
-            mark.text = texts.get(path)
-
-    def _after(self, *_: Any) -> None:
-        if not self._tracing:
-            self.end_forward()
-
-    def end_forward(self) -> None:
-        """Tell the blocks nothing more."""
-        _UNDER_WAY.discard(self)
-        self._timestep = None
-        for mark in self._marks.values():
-            mark.text = None
+        return self._known[key]
 
     def _trace(
-        self, model: nn.Module, blocks: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Mapping[str, str] | None:
-        """The text of the mark of each module with a sparse attention, for calls of these shapes; None where the model
-        cannot be traced, which a warning says.
+        self,
+        model: nn.Module,
+        blocks: Mapping[str, nn.Module],
+        arguments: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Kind | None:
+        """The marker of each module with a sparse attention, for calls of these shapes; None where the model cannot be
+        traced, which a warning says.
         """
-        from svg_compile.inspection.tracing import explain
+        from svg_compile.inspection.tracing import trace
 
-        # What torch.compile wraps around a block has a forward of its own, too.
-        modules = [(path, module) for path, module in model.named_modules() if "_orig_mod" not in module._modules]
-        hooked = [path or "the model" for path, module in modules if "forward" in vars(module)]
-        if hooked:
-            # A step cache or an offload: tracing would run its Python code, and move its state by a step.
-            warnings.warn(
-                f"svg: the forward of {hooked[0]} in {type(model).__name__} is wrapped (a step cache, casting or "
-                "offloading hook), so the model cannot be traced for its compiled blocks and their attention stays "
-                "dense. Take the hook off, or see docs/schedule.md for what goes with compiling the whole model.",
-                stacklevel=2,
-            )
-            return None
-        self._tracing = True
+        name, start = type(model).__name__, time.perf_counter()
+        log.info("tracing %s for the token grids of its %d compiled blocks", name, len(blocks))
         try:
-            report = explain(model, *args, options=_ANY, **kwargs)
+            traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
+            if traced.stopped is not None:
+                raise traced.stopped
         except Exception as error:
             log.debug("tracing the whole model failed", exc_info=True)
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             warnings.warn(
-                f"svg: the whole of {type(model).__name__} could not be traced ({why}), so the grid of its compiled "
-                "blocks is not known and their attention stays dense. Compile the whole model instead.",
+                f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not known "
+                "and their attention stays dense. Compile the whole model instead, or, where the tokens are in raster "
+                "order, pass options={'layout': (frames, height, width), 'dense_layers': 0}.",
                 stacklevel=2,
             )
             return None
-        finally:
-            self._tracing = False
+        report = traced.report
+        log.info("traced %s in %.1f s", name, time.perf_counter() - start)
         self._facts.reads_values |= bool(report.breaks)
-        sparse = [site.layer for site in report.sites if site.rewritten]
+        sparse = tuple(site.layer for site in report.sites if site.rewritten)
         for path, block in blocks.items():
             mine = [number for number, layer in enumerate(sparse) if _is_in(layer, path)]
             for parameter in block.parameters() if mine else ():
                 _REGIONS[parameter] = (weakref.ref(self), mine[0])
         inside = {layer for layer in sparse if any(_is_in(layer, path) for path in blocks)}
-        log.info("%d attentions of %s are marked for its blocks", len(inside), type(model).__name__)
-        texts = {layer: mark_text([site for site in report.sites if site.layer == layer]) for layer in inside}
+        log.info("%d attentions of %s are marked for its blocks", len(inside), name)
+        markers = {layer: marker_of([site for site in report.sites if site.layer == layer]) for layer in inside}
         for path in inside & set(blocks):
-            # A block's own hooks run outside of its graph: the modules in it carry what it is told.
-            of_block = OF_BLOCK + texts.pop(path)
-            names = (f"{path}.{name}" for name, _ in blocks[path].named_children())
-            carriers = [name for name in names if name not in inside]
-            texts |= dict.fromkeys(carriers, of_block)
+            # A block's own hooks run outside of its graph: the modules in it carry its marker.
+            of_block = markers.pop(path).of_block()
+            names = (f"{path}.{child}" for child, _ in blocks[path].named_children())
+            carriers = [child for child in names if child not in inside]
+            markers |= dict.fromkeys(carriers, of_block)
             if not carriers:
                 warnings.warn(
                     f"svg: the block {path} calls attention itself and holds no module without attention that could "
-                    "be told its grid, so its attention stays dense. Compile the whole model instead.",
+                    "carry its grid, so its attention stays dense. Compile the whole model instead.",
                     stacklevel=2,
                 )
-        return texts
+        return markers, sparse
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
@@ -206,10 +218,31 @@ class Regions:
                 forget_compiled(block)
 
 
+_NUMBERS = count()
+_BY_NUMBER: weakref.WeakValueDictionary[int, Regions] = weakref.WeakValueDictionary()
 # Of each parameter of a compiled block: the regions it belongs to, and the number of the block's first sparse layer.
 _REGIONS: Any = WeakTensorKeyDictionary()
-_UNDER_WAY: weakref.WeakSet[Regions] = weakref.WeakSet()
 _OF_MODEL: weakref.WeakKeyDictionary[nn.Module, Regions] = weakref.WeakKeyDictionary()
+
+
+@torch.compiler.disable
+def _before(number: int, whole: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    regions = _BY_NUMBER.get(number)
+    if regions is not None:
+        regions.before(whole, args, kwargs)
+
+
+@torch.compiler.disable
+def _after(number: int, whole: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    regions = _BY_NUMBER.get(number)
+    if regions is not None:
+        regions.after(output is not None)
+
+
+@torch.compiler.assume_constant_result
+def _in_pieces(number: int) -> bool:
+    regions = _BY_NUMBER.get(number)
+    return regions is not None and regions.in_pieces()
 
 
 def watch_regions(model: nn.Module, holder: object) -> None:
@@ -236,25 +269,65 @@ def region_of(parameter: Tensor | None) -> tuple[Regions | None, int | None]:
     return (None, None) if found is None else (found[0](), found[1])
 
 
+def note_run() -> None:
+    """A graph that was compiled of a marked block runs."""
+    forward = under_way()
+    if forward is not None:
+        forward.ran = True
+
+
 def refused_under_way() -> bool:
-    """Whether a model runs of which a warning has said why its blocks are told nothing."""
-    return any(regions.refused for regions in _UNDER_WAY)
+    """Whether a model runs in this thread of which a warning has said why its blocks are told nothing."""
+    forward = under_way()
+    return forward is not None and forward.markers is None
 
 
 def marks_under_way() -> bool:
-    """Whether a model runs of which at least one attention is marked."""
-    return any(regions.marked for regions in _UNDER_WAY)
+    """Whether a model runs in this thread of which at least one attention is marked."""
+    forward = under_way()
+    return forward is not None and any(marker.has_grid for marker in (forward.markers or {}).values())
+
+
+def numbered(markers: Mapping[str, Marker]) -> Mapping[str, Marker]:
+    """The markers of a graph with the numbers of their layers, where its paths are those of the model under way."""
+    forward = under_way()
+    sparse = () if forward is None else forward.sparse
+    return {
+        layer: replace(marker, number=sparse.index(layer) if layer in sparse else None)
+        for layer, marker in markers.items()
+    }
 
 
 def compiled_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(path, module) of the outermost compiled modules inside a model."""
     for name, child in model.named_children():
-        plain = getattr(child, "_orig_mod", child)
+        plain = uncompiled(child)
         if plain is not child or child._compiled_call_impl is not None:
             yield name, plain
         else:
             for path, block in compiled_blocks(child):
                 yield f"{name}.{path}", block
+
+
+def _repeated_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of the elements of the outermost lists of modules inside a model."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}.{place}", block) for place, block in child.named_children())
+        else:
+            for path, block in _repeated_blocks(child):
+                yield f"{name}.{path}", block
+
+
+def _breaks_graph(module: nn.Module) -> bool:
+    """Whether Dynamo ends a graph at a module: a hook of offloading or of a step cache stands around its forward."""
+    forward = vars(module).get("forward")
+    if forward is None:
+        return False
+    registry = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+    # Splitting over processes is traced into the graph.
+    names = {type(hook).__module__ for hook in registry.values()}
+    return not names or bool(names - {"diffusers.hooks.context_parallel"})
 
 
 def _is_in(layer: str, block: str) -> bool:

@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer
 from svg_compile.config import SvgConfig
-from svg_compile.regional.whole_model import region_of
+from svg_compile.regional.whole_model import note_run, region_of
 from svg_compile.runtime.sparse_variant import KeptPlans, SparseGraph
 from svg_compile.runtime.timestep import Timestep
 
@@ -217,6 +217,7 @@ class Dispatcher:
         self._own_state = _ModelState()
 
     def __call__(self, *inputs: Any) -> Any:
+        note_run()
         parameter = None if self.parameter is None else inputs[self.parameter]
         state = self._own_state if parameter is None else _REGISTRY.state_of(parameter)
         # Nothing depends on the step, but who looks on may be told it by a schedule, which costs nothing to ask.

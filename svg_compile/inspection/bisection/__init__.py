@@ -68,7 +68,7 @@ def bisect(
     better = better if higher_is_better is None else higher_is_better
     given = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
     switched = SwitchedModel(model, given, options)
-    with torch.no_grad(), leaving_no_trace():
+    with torch.no_grad(), leaving_no_trace(switched.backend):
         dense = tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, switched.run(()))
         layers = switched.layers
         if not layers:

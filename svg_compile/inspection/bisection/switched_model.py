@@ -92,6 +92,8 @@ class SwitchedModel:
         self.model = uncompiled(model)
         self.module = module_of(self.model)
         self.compiled: Callable[..., Any] | None = None
+        # One object: a bound method is a new one at each access.
+        self.backend: Callable[..., Any] = self._rewritten
         self.state = _State()
         self.reports: list[Decisions] = []
 
@@ -114,7 +116,7 @@ class SwitchedModel:
                 raise SvgError("bisect runs the model: it needs weights and inputs with data, not on the meta device.")
             if self.compiled is None:
                 # Not before: torch.compile marks the module.
-                self.compiled = isolated_compile(self.model, self._rewritten)
+                self.compiled = isolated_compile(self.model, self.backend)
             output = self.compiled(*args, **kwargs)
         if before not in (0, len(self.state.layers)):
             raise SvgError(f"bisect: one forward has {before} attentions, another {len(self.state.layers)}.")

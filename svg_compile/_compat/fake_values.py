@@ -1,0 +1,114 @@
+"""Fake tensors of which some know their values, so that a traced model may read what follows from constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Values of at most this many elements are kept and computed with.
+MOST_ELEMENTS = 2**20
+# What an operator raises where its result, or the shape of it, depends on a value that nobody knows.
+READS_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
+_ATEN = torch.ops.aten
+
+
+class LostWrite(RuntimeError):
+    """A value that nobody knows is written into a tensor with data, which could not show it."""
+
+
+class ValueMode(FakeTensorMode):
+    """A fake tensor mode in which what is computed from known values alone is known.
+
+    Real tensors that meet its fake ones are taken by their values. `unknown` values, of weights and of the graphs'
+    results, have a shape, a dtype and a device only: reading one raises one of `READS_VALUE`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        # Storages that belong to the caller: their values may be read, and are forgotten where they would be written.
+        self._borrowed: set[int] = set()
+
+    def unknown(self, like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of the shape and strides of `like` (also of a meta tensor) whose values nobody knows."""
+        with self:
+            return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
+
+    def known(self, tensor: Tensor) -> Tensor:
+        """A fake tensor with the values of a real one; it is the new owner of it."""
+        made = self.fake_tensor_converter.from_real_tensor(self, tensor, make_constant=True)
+        return made if self.value(made) is not None else self.unknown(tensor, tensor.dtype, tensor.device)
+
+    def borrowed(self, tensor: Tensor) -> Tensor:
+        """As `known`, of a tensor that must not be written."""
+        self._borrowed.add(tensor.untyped_storage()._cdata)
+        return self.known(tensor)
+
+    def is_borrowed(self, tensor: Tensor) -> bool:
+        """Whether a known tensor's values belong to somebody else: a real tensor, or one made by `borrowed`."""
+        value = self.value(tensor)
+        return value is tensor or (value is not None and value.untyped_storage()._cdata in self._borrowed)
+
+    def value(self, tensor: Tensor) -> Tensor | None:
+        """The value of a tensor of this mode, or of a real one; None where nobody knows it."""
+        if isinstance(tensor, FakeTensor):
+            return tensor.constant if tensor.fake_mode is self else None
+        return tensor if self.may_turn_const(tensor) else None
+
+    def forget(self, tensor: Tensor) -> None:
+        """The values of a fake tensor, and of all that share its storage, are known no more."""
+        if isinstance(tensor, FakeTensor) and tensor.constant is not None:
+            self.fake_tensor_converter.invalidate_constant_aliases(tensor.constant)
+
+    def may_turn_const(self, t: Tensor) -> bool:
+        plain = type(t) in (Tensor, torch.nn.Parameter, torch.nn.Buffer) and t.layout is torch.strided
+        return plain and t.device.type != "meta" and not t.is_quantized and t.numel() <= MOST_ELEMENTS
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, torch._ops.OpOverload):
+            self._before_write(func, args, kwargs)
+            args, kwargs = tree_map(self._with_value, (args, kwargs))
+            if func is _ATEN.index.Tensor:
+                args = (args[0], [index for each in args[1] for index in _as_places(each)], *args[2:])
+        return super().dispatch(func, types, args, kwargs)
+
+    def _with_value(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or isinstance(value, FakeTensor) or not self.may_turn_const(value):
+            return value
+        return self.known(value.detach())
+
+    def _before_write(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Refuse to write an unknown value into real data; forget values that belong to the caller instead of them."""
+        targets = list(_written(func, args, kwargs))
+        unknown = any(self.value(leaf) is None for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        for target in targets:
+            if not isinstance(target, FakeTensor):
+                if unknown:
+                    raise LostWrite(f"{func} writes an unknown value")
+            elif target.constant is not None and target.constant.untyped_storage()._cdata in self._borrowed:
+                self.forget(target)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments that an operator writes."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[place] if place < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+
+
+def _as_places(index: Any) -> list[Any]:
+    """A boolean index as the places where it is true, so that the shape of the result is known; others as they are."""
+    if isinstance(index, FakeTensor) and index.constant is not None and index.dtype in (torch.bool, torch.uint8):
+        return list(torch.ops.aten.nonzero(index).unbind(1))
+    return [index]

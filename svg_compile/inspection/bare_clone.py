@@ -1,0 +1,189 @@
+"""A structural clone of a model, to be traced in its place: what happens to it happens to nobody else.
+
+    the same classes and submodules, tied where they are tied; parameters, buffers and other tensors replaced by what
+    the caller makes of them; attributes, lists, dictionaries and plain objects (processors, states) copied
+    no compiled calls, no wrapped forwards and no hooks of libraries that move weights, cast them or skip work
+
+Hooks that may move tokens stay on the clone where Dynamo can trace them, and a wrapped forward is refused by name.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import types
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svg_compile._compat.modules import HOOK_TABLES, uncompiled
+from svg_compile.errors import WrappedForward
+
+# Libraries whose hooks leave the tokens of every attention as they are: they move or cast weights and inputs, skip
+# blocks or reuse their results, and gather what is spread over processes.
+_HARMLESS = ("diffusers.hooks.", "accelerate.hooks", "torch.distributed.", "svg_compile.")
+# Where diffusers and accelerate keep the hooks of a module, and the forward that they replaced.
+_HOOKS_OF = ("_diffusers_hook", "_hf_hook")
+_LEFT_OFF = (*_HOOKS_OF, "_old_forward", "forward", "_compiled_call_impl")
+# What spreads the tokens over processes; without it each process sees the whole sequence.
+_PARALLEL = "_parallel_config"
+
+TensorMap = Callable[[Tensor, "torch.dtype | None"], Tensor]
+
+
+def bare_clone(value: Any, tensor: TensorMap) -> Any:
+    """The clone of a module, or of anything that holds modules and tensors.
+
+    tensor: (tensor, dtype to compute in, None for its own) -> what stands for it in the clone; called once a tensor.
+    Raises WrappedForward where a module's forward was replaced by what is not known to leave tokens alone.
+    """
+    return _Cloner(tensor).clone(value, "")
+
+
+class _Cloner:
+    def __init__(self, tensor: TensorMap) -> None:
+        self.tensor = tensor
+        # By id: the original, kept alive, and its clone.
+        self.made: dict[int, tuple[Any, Any]] = {}
+
+    def clone(self, value: Any, path: str, dtype: torch.dtype | None = None) -> Any:
+        """The clone of a value; the value itself where it holds nothing that could be written."""
+        if id(value) in self.made:
+            return self.made[id(value)][1]
+        if isinstance(value, nn.Module):
+            return self._module(value, path)
+        if isinstance(value, Tensor):
+            return self._note(value, self.tensor(value, dtype))
+        kind = type(value)
+        if kind in (list, set, dict, OrderedDict, defaultdict):
+            return self._container(value, path, dtype)
+        if isinstance(value, tuple):
+            parts = [self.clone(part, path, dtype) for part in value]
+            if all(new is old for new, old in zip(parts, value)):
+                return value
+            return kind(*parts) if hasattr(kind, "_fields") else tuple(parts)
+        if isinstance(value, types.MethodType):
+            owner = self.clone(value.__self__, path)
+            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+        if isinstance(value, partial):
+            return partial(
+                self.clone(value.func, path), *self.clone(value.args, path), **self.clone(value.keywords, path)
+            )
+        return self._object(value, path) if _is_plain_object(value) else value
+
+    def _note(self, value: Any, twin: Any) -> Any:
+        self.made[id(value)] = (value, twin)
+        return twin
+
+    def _container(self, value: Any, path: str, dtype: torch.dtype | None) -> Any:
+        twin = self._note(value, defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)())
+        if isinstance(value, Mapping):
+            twin.update({key: self.clone(entry, path, dtype) for key, entry in value.items()})
+        elif isinstance(value, list):
+            twin.extend(self.clone(entry, path, dtype) for entry in value)
+        else:
+            twin.update(self.clone(entry, path, dtype) for entry in value)
+        return twin
+
+    def _object(self, value: Any, path: str) -> Any:
+        twin = self._note(value, object.__new__(type(value)))
+        for name, entry in vars(value).items():
+            vars(twin)[name] = None if name == _PARALLEL else self.clone(entry, path)
+        return twin
+
+    def _module(self, module: nn.Module, path: str) -> nn.Module:
+        plain = uncompiled(module)
+        if plain is not module:
+            return self._note(module, self.clone(plain, path))
+        _check_forward(module, path)
+        dtype = next((found for hook in _hooks(module) if (found := _compute_dtype(hook)) is not None), None)
+        twin = self._note(module, type(module).__new__(type(module)))
+        for name, entry in vars(module).items():
+            if name in _LEFT_OFF:
+                continue
+            if name == "_modules":
+                entry = {key: self.clone(child, f"{path}.{key}".lstrip(".")) for key, child in entry.items()}
+            elif name in HOOK_TABLES:
+                entry = self._kept_hooks(entry, path)
+            elif name == _PARALLEL:
+                entry = None
+            else:
+                entry = self.clone(entry, path, dtype)
+            vars(twin)[name] = entry
+        return twin
+
+    def _kept_hooks(self, hooks: Any, path: str) -> Any:
+        """The hooks of a table but those of libraries that leave tokens alone."""
+        kept = {key: hook for key, hook in hooks.items() if not _is_harmless(hook)}
+        return type(hooks)((key, self.clone(hook, path)) for key, hook in kept.items())
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """The hooks that diffusers and accelerate put around a module's forward."""
+    found: list[Any] = []
+    for hook in (vars(module).get(name) for name in _HOOKS_OF):
+        several = getattr(hook, "hooks", None)
+        if several is None:
+            found += [] if hook is None else [hook]
+        else:
+            found += several.values() if isinstance(several, Mapping) else several
+    return found
+
+
+def _compute_dtype(hook: Any) -> torch.dtype | None:
+    """The dtype that a casting hook has a module's weights in while it runs."""
+    dtype = getattr(hook, "compute_dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def _check_forward(module: nn.Module, path: str) -> None:
+    """Raise WrappedForward where a module runs something else than the forward of its class and harmless hooks."""
+    where = f"{path or 'the model'} ({type(module).__name__})"
+    for hook in _hooks(module):
+        if not _is_harmless(hook):
+            raise WrappedForward(f"the hook {_name(hook)} around {where} is not known to leave the tokens alone")
+    forward = vars(module).get("forward")
+    while forward is not None and not _is_own(forward, module):
+        # What torch.compile returned for a forward keeps the forward; so do hooks, by functools.update_wrapper.
+        inner = getattr(forward, "_torchdynamo_orig_callable", None)
+        if inner is None and _is_harmless(getattr(forward, "func", forward)):
+            inner = getattr(forward, "__wrapped__", None)
+        if inner is None:
+            raise WrappedForward(f"the forward of {where} was replaced by {_name(forward)}")
+        forward = inner
+
+
+def _is_own(forward: Any, module: nn.Module) -> bool:
+    """Whether a callable is the forward that the module's class gives it."""
+    own = getattr(type(module), "forward", None)
+    return getattr(forward, "__func__", None) is own and getattr(forward, "__self__", None) is module
+
+
+def _is_harmless(hook: Any) -> bool:
+    hook = getattr(hook, "func", hook) if isinstance(hook, partial) else hook
+    owner = getattr(hook, "__self__", None)
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    if owner is not None and not isinstance(owner, (nn.Module, types.ModuleType)):
+        home = type(owner).__module__
+    return str(home).startswith(_HARMLESS)
+
+
+def _name(value: Any) -> str:
+    value = getattr(value, "func", value)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether a value is an instance of an ordinary Python class, and no module-level singleton of its class' file."""
+    kind = type(value)
+    if kind.__new__ is not object.__new__ or not hasattr(value, "__dict__") or isinstance(value, (type, enum.Enum)):
+        return False
+    home = kind.__module__.partition(".")[0]
+    if home in sys.stdlib_module_names or home in ("torch", "numpy", "builtins"):
+        return False
+    return not any(value is one for one in vars(sys.modules.get(kind.__module__, types)).values())

@@ -1,0 +1,58 @@
+"""The forwards under way in this thread, of models whose compiled blocks are served."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from svg_compile.passes.grid_marker import Marker
+
+
+@dataclass
+class Forward:
+    """One forward of a model.
+
+    markers: by the path of the module of each attention, None where a warning said why the blocks stay dense.
+    sparse: the paths of the model's attentions that have a grid, in the order in which they run.
+    ran: whether a graph that was compiled of a marked block ran in it.
+    """
+
+    model: Any
+    markers: Mapping[str, Marker] | None
+    sparse: tuple[str, ...]
+    timestep: Any
+    ran: bool = False
+
+    def read_timestep(self) -> float | None:
+        """The timestep that the forward was given, read once; None where it has none."""
+        if isinstance(self.timestep, Tensor):
+            self.timestep = float(self.timestep.amax().item())
+        return float(self.timestep) if isinstance(self.timestep, (int, float)) else None
+
+
+@dataclass
+class _Here(threading.local):
+    forwards: list[Forward] = field(default_factory=list)
+
+
+_HERE = _Here()
+
+
+def enter(forward: Forward) -> None:
+    """A forward begins. One of the same model that was broken off (Ctrl-C runs no hooks) is over now."""
+    leave(forward.model)
+    _HERE.forwards.append(forward)
+
+
+def leave(model: Any) -> None:
+    """A model's forward in this thread is over."""
+    _HERE.forwards[:] = [forward for forward in _HERE.forwards if forward.model is not model]
+
+
+def under_way(model: Any = None) -> Forward | None:
+    """The innermost forward under way in this thread; of one model where that is given."""
+    return next((each for each in reversed(_HERE.forwards) if model is None or each.model is model), None)

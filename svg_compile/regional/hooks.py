@@ -1,0 +1,85 @@
+"""The two hooks that regional compiles put on a user's model, which pickle and copy as if they were not there.
+
+`ModelHook` stands on the model and sees each of its forwards; `Mark` on the module of each attention, where it puts a
+marker (`svg_compile.passes.grid_marker`) into the graph that Dynamo traces. What a forward tells its attentions is of
+the thread that it runs in: forwards of one model in several threads do not see each other's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svg_compile.passes.grid_marker import Marker, carriers
+
+
+class _Here(threading.local):
+    """What the forward under way in this thread tells an attention."""
+
+    text: str | None = None
+    sizes: tuple[Tensor, ...] = ()
+
+
+class _LeftOutOfPickles:
+    def __reduce__(self) -> Any:
+        # A hook that does nothing, and needs nothing of this package where it is loaded.
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class Mark(_LeftOutOfPickles):
+    """The forward pre-hook of one attention's module. It marks only what Dynamo traces."""
+
+    def __init__(self) -> None:
+        self.here = _Here()
+        self._carriers: dict[Any, tuple[Tensor, ...]] = {}
+
+    def tell(self, marker: Marker | None, device: torch.device) -> None:
+        """Set what this thread's forward under way tells the attention; None tells nothing."""
+        if marker is None:
+            self.here.text = None
+            return
+        key = (marker.sizes, device)
+        if key not in self._carriers:
+            self._carriers[key] = carriers(marker.sizes, device)
+        self.here.text, self.here.sizes = marker.text, self._carriers[key]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not torch.compiler.is_compiling():
+            return None
+        text = self.here.text
+        if text is None:
+            return None
+        sizes = self.here.sizes
+        for place, value in enumerate(args):
+            if isinstance(value, Tensor):
+                return (*args[:place], torch.ops.svg.mark(value, text, sizes), *args[place + 1 :]), kwargs
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                return args, {**kwargs, name: torch.ops.svg.mark(value, text, sizes)}
+        return None
+
+
+class ModelHook(_LeftOutOfPickles):
+    """A hook of the model itself: calls `outside(number, whole, *what the hook is given)`, outside of any graph.
+
+    Where Dynamo traces the model it does nothing, so that the graph is the same without it; but where the model's own
+    hooks break its graph anyway (`in_pieces(number)`), it breaks it once more, and `whole` is True.
+    """
+
+    def __init__(
+        self, number: int, outside: Callable[..., None], in_pieces: Callable[[int], bool]
+    ) -> None:
+        self.number = number
+        self.outside = outside
+        self.in_pieces = in_pieces
+
+    def __call__(self, *given: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.outside(self.number, False, *given)
+        elif self.in_pieces(self.number):
+            self.outside(self.number, True, *given)
