@@ -12,13 +12,15 @@ another grid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
+from svg_compile._compat.dynamo import example_of
 from svg_compile._compat.graphs import is_fake, version_of
 
 # (time, row, column), and at most one more component, which is the same for all tokens.
@@ -109,3 +111,43 @@ def raster_seen(positions: Tensor) -> Raster | None:
         known = _SEEN[positions] = (version, raster_of(positions))
     raster: Raster | None = known[1]
     return raster
+
+
+def rasters_among(graph_module: fx.GraphModule) -> Mapping[fx.Node, Raster]:
+    """The inputs of a graph being compiled whose values, in the call at hand, are positions in raster order."""
+    found = {}
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        example = example_of(node)
+        if example is not None and not isinstance(example, torch.nn.Parameter):
+            raster = raster_seen(example)
+            if raster is not None:
+                found[node] = raster
+    return found
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What a rewritten graph builds on: its input number `place` holds this raster. Other values need another graph."""
+
+    place: int
+    raster: Raster
+
+    def hold(self, inputs: Sequence[object]) -> bool:
+        """Whether a call's inputs are positions of that grid."""
+        value = inputs[self.place]
+        return isinstance(value, Tensor) and raster_seen(value) == self.raster
+
+
+_KEY = "svg_positions"
+
+
+def positions_of(graph_module: fx.GraphModule) -> tuple[Positions, ...]:
+    """The inputs whose values the rewrite of a graph builds on."""
+    found: tuple[Positions, ...] = graph_module.meta.get(_KEY, ())
+    return found
+
+
+def build_on(graph_module: fx.GraphModule, rasters: Mapping[fx.Node, Raster]) -> None:
+    """Note that a graph was rewritten on these values of its inputs."""
+    places = {node: place for place, node in enumerate(graph_module.graph.find_nodes(op="placeholder"))}
+    graph_module.meta[_KEY] = tuple(Positions(places[node], raster) for node, raster in rasters.items())

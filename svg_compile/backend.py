@@ -22,6 +22,7 @@ from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.regional.whole_model import marks_under_way, refused_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
+from svg_compile.runtime.position_guard import PositionGuard
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
 
@@ -36,6 +37,7 @@ def svg(
     mode: str | None = None,
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
+    from svg_compile.passes.coordinates import positions_of
     from svg_compile.passes.expose_plans import ports_of
     from svg_compile.passes.strip_markers import read_marks
 
@@ -63,10 +65,13 @@ def svg(
             log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
             ports = ports_of(sparse_module)
             # Which layers of a model are its first is known of a block only when it runs.
+            positions = positions_of(sparse_module)
             some_dense = not config.always_sparse or (marks and config.dense_layers)
-            dense = None if not some_dense else lower(graph_module, example_inputs, patches)
+            dense = lower(graph_module, example_inputs, patches) if some_dense or positions else None
             sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
-            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter, bool(marks))
+            stepped = dense if some_dense else None
+            chosen = Dispatcher(stepped, SparseGraph(sparse, ports, config), config, timestep, parameter, bool(marks))
+            return PositionGuard(chosen, dense, positions) if positions and dense is not None else chosen
     finally:
         if process is not None:
             process.write_index()
