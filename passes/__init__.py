@@ -9,12 +9,16 @@ from torch import fx
 
 from svg_compile._compat.graphs import fake_mode_of
 from svg_compile.config import SvgConfig
-from svg_compile.decisions import Decisions
+from svg_compile.decisions import Decisions, Reason
 from svg_compile.passes.axes.infer import infer_token_axes, table
+from svg_compile.passes.coordinates import build_on, rasters_among
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.passes.rewrite_attention import rewrite_attention
+
+# Where the values of position inputs may prove what the graph does not.
+_HIDDEN = (Reason.UNKNOWN_GRID, Reason.NOT_VIDEO, Reason.CROSS_ATTENTION)
 
 
 class PassObserver(Protocol):
@@ -46,9 +50,16 @@ def run_passes(
     if fake_mode is None or not any(attention_nodes(graph_module)):
         return Decisions()
     axes = infer_token_axes(graph_module, fake_mode)
+    candidates = find_attention(graph_module, axes, config, markers)
+    if any(candidate.reason in _HIDDEN for candidate in candidates) and (rasters := rasters_among(graph_module)):
+        # The graph does not show the grid, but values of its inputs may.
+        other_axes = infer_token_axes(graph_module, fake_mode, rasters)
+        others = find_attention(graph_module, other_axes, config, markers)
+        if sum(other.grid is not None for other in others) > sum(one.grid is not None for one in candidates):
+            axes, candidates = other_axes, others
+            build_on(graph_module, rasters)
     if observer is not None:
         observer.text("token_axes", table(axes))
-    candidates = find_attention(graph_module, axes, config, markers)
     report = Decisions(tuple(candidate.site(config.block) for candidate in candidates))
     if observer is not None:
         observer.report(report)

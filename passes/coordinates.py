@@ -12,18 +12,20 @@ another grid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
-from svg_compile._compat.graphs import is_fake, version_of
+from svg_compile._compat.dynamo import example_of
+from svg_compile._compat.graphs import known_value, version_of
 
 # (time, row, column), and at most one more component, which is the same for all tokens.
 _COMPONENTS = (3, 4)
-# Fewer values in all are cheaper to look at than not; more are no positions of a video that fits a machine.
+_FEWEST_TOKENS = 8
+# More are no positions of a video that fits a machine.
 _MOST_VALUES = 2**26
 
 
@@ -40,25 +42,29 @@ class Raster:
 def raster_of(positions: Tensor) -> Raster | None:
     """The raster that a tensor of positions holds, None where it holds none, or has no values to look at.
 
-    positions: of any dtype but bool and complex, with a dimension of tokens and one of 3 components, or of 4 with one
-    that never changes; along all other dimensions (samples, bounds) each slice must be a raster of the same grid.
+    positions: [N, 3], [B, N, 3], [B, 3, N], [B, N, 3, 2] or [B, 3, N, 2] of any dtype but bool and complex, or with 4
+    components of which one never changes. Each sample, and each of the two bounds, must be a raster of the same grid.
     On a GPU this waits for the values; `raster_seen` remembers.
     """
-    if is_fake(positions) or positions.is_meta or positions.dtype is torch.bool or positions.is_complex():
+    places = _places(positions)
+    known = known_value(positions) if places else None
+    if known is None:
         return None
-    if positions.dim() < 2 or not 0 < positions.numel() <= _MOST_VALUES:
-        return None
-    places = [
-        (tokens, components)
-        for tokens, components in permutations(range(positions.dim()), 2)
-        if positions.shape[components] in _COMPONENTS and positions.shape[tokens] >= 8
-    ]
-    if not places:
-        return None
-    values = positions.detach().to("cpu", torch.float64)
+    values = known.detach().to("cpu", torch.float64)
     found = {raster for place in places if (raster := _raster(values, *place)) is not None}
     # Two readings of one tensor are no proof of either.
     return found.pop() if len(found) == 1 else None
+
+
+def _places(positions: Tensor) -> list[tuple[int, int]]:
+    """Where the tokens and the components of a tensor may stand, by its shape alone: (dimension, dimension) pairs."""
+    if positions.dtype is torch.bool or positions.is_complex() or not 2 <= positions.dim() <= 4:
+        return []
+    if not 0 < positions.numel() <= _MOST_VALUES or (positions.dim() == 4 and positions.shape[3] != 2):
+        return []
+    pairs = [(0, 1)] if positions.dim() == 2 else [(1, 2), (2, 1)]
+    shape = positions.shape
+    return [(n, c) for n, c in pairs if shape[c] in _COMPONENTS and shape[n] >= _FEWEST_TOKENS]
 
 
 def _raster(values: Tensor, tokens: int, components: int) -> Raster | None:
@@ -109,3 +115,43 @@ def raster_seen(positions: Tensor) -> Raster | None:
         known = _SEEN[positions] = (version, raster_of(positions))
     raster: Raster | None = known[1]
     return raster
+
+
+def rasters_among(graph_module: fx.GraphModule) -> Mapping[fx.Node, Raster]:
+    """The inputs of a graph being compiled whose values, in the call at hand, are positions in raster order."""
+    found = {}
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        example = example_of(node)
+        if example is not None and not isinstance(example, torch.nn.Parameter):
+            raster = raster_seen(example)
+            if raster is not None:
+                found[node] = raster
+    return found
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What a rewritten graph builds on: its input number `place` holds this raster. Other values need another graph."""
+
+    place: int
+    raster: Raster
+
+    def hold(self, inputs: Sequence[object]) -> bool:
+        """Whether a call's inputs are positions of that grid."""
+        value = inputs[self.place]
+        return isinstance(value, Tensor) and raster_seen(value) == self.raster
+
+
+_KEY = "svg_positions"
+
+
+def positions_of(graph_module: fx.GraphModule) -> tuple[Positions, ...]:
+    """The inputs whose values the rewrite of a graph builds on."""
+    found: tuple[Positions, ...] = graph_module.meta.get(_KEY, ())
+    return found
+
+
+def build_on(graph_module: fx.GraphModule, rasters: Mapping[fx.Node, Raster]) -> None:
+    """Note that a graph was rewritten on these values of its inputs."""
+    places = {node: place for place, node in enumerate(graph_module.graph.find_nodes(op="placeholder"))}
+    graph_module.meta[_KEY] = tuple(Positions(places[node], raster) for node, raster in rasters.items())

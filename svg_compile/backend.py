@@ -24,6 +24,7 @@ from svg_compile.inspection.render.text import to_text
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.regional.whole_model import marks_under_way, numbered, refused_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
+from svg_compile.runtime.position_guard import PositionGuard
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
 
@@ -38,6 +39,7 @@ def svg(
     mode: str | None = None,
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
+    from svg_compile.passes.coordinates import positions_of
     from svg_compile.passes.expose_plans import ports_of
     from svg_compile.passes.strip_markers import strip_markers
 
@@ -67,9 +69,12 @@ def svg(
             # Which layers of a model are its first is known of a block only when it runs.
             by_layer = any(marker.number is None for marker in markers.values())
             some_dense = not config.always_sparse or (by_layer and config.dense_layers)
-            dense = None if not some_dense else lower(graph_module, example_inputs, patches)
+            positions = positions_of(sparse_module)
+            dense = lower(graph_module, example_inputs, patches) if some_dense or positions else None
             sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
-            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter, by_layer)
+            stepped = dense if some_dense else None
+            chosen = Dispatcher(stepped, SparseGraph(sparse, ports, config), config, timestep, parameter, by_layer)
+            return PositionGuard(chosen, dense, positions) if positions and dense is not None else chosen
     finally:
         if process is not None:
             process.write_index()

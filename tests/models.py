@@ -137,7 +137,7 @@ CASES: tuple[Case, ...] = (
     _case("ltx2", "LTX2VideoTransformer3DModel", _LTX2, given.ltx2, 2,
           {"audio": 2, "cross": 4, "audio video cross": 4}),
     _case("ltx2_coords", "LTX2VideoTransformer3DModel", _LTX2, partial(given.ltx2, coords=True), 2,
-          {"audio": 2, "cross": 4, "audio video cross": 4}, grid_in_graph=False),
+          {"audio": 2, "cross": 4, "audio video cross": 4}),
     _case("hunyuan_video_1_5", "HunyuanVideo15Transformer3DModel",
           _TWO | {"in_channels": 9, "num_refiner_layers": 1, "text_embed_dim": 12, "text_embed_2_dim": 22,
                   "image_embed_dim": 10, "rope_axes_dim": (4, 6, 6)},

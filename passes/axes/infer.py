@@ -11,6 +11,7 @@ named, convolutions derive from them, views split and join them, and what a tabl
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, fx
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer, made_between_graphs
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
+from svg_compile._compat.sizes import equal, holds
 from svg_compile.passes.axes.axis import (
     Atom,
     Axis,
@@ -28,8 +30,10 @@ from svg_compile.passes.axes.axis import (
     Origin,
     axis_of,
     expand,
+    free_axis,
 )
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
+from svg_compile.passes.coordinates import Raster
 
 log = logging.getLogger(__name__)
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_", "resize_as_", "set_")
@@ -44,8 +48,14 @@ class TokenAxes:
     without_rule: Mapping[str, int]
 
 
-def infer_token_axes(graph_module: fx.GraphModule, fake_mode: Any) -> TokenAxes:
-    """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it."""
+def infer_token_axes(
+    graph_module: fx.GraphModule, fake_mode: Any, rasters: Mapping[fx.Node, Raster] | None = None
+) -> TokenAxes:
+    """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it.
+
+    rasters: inputs whose values were looked at and are positions in raster order (`passes.coordinates`). Along their
+    tokens they count frames, rows and columns, as a table that the model computes from `arange` does.
+    """
     tracker = AxisTracker()
     unseen: set[fx.Node] = set()
     # The graph may switch gradients and autocast itself, and fail between on and off.
@@ -60,6 +70,8 @@ def infer_token_axes(graph_module: fx.GraphModule, fake_mode: Any) -> TokenAxes:
         for node, value in zip(placeholders, inputs):
             if isinstance(value, Tensor):
                 _name_input(node, value, tracker, node not in unseen_before)
+                if rasters and node in rasters:
+                    _name_positions(value, rasters[node], tracker)
         with tracker:
             _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
     if tracker.without_rule:
@@ -80,6 +92,16 @@ def _name_input(node: fx.Node, value: Tensor, tracker: AxisTracker, given: bool)
         value,
         [axis_of(size, Kind.NAMED, Origin(node.name, (dim,), rank, given)) for dim, size in enumerate(value.shape)],
     )
+
+
+def _name_positions(value: Tensor, raster: Raster, tracker: AxisTracker) -> None:
+    """Name the token axis of an input of positions as the raster that its values are."""
+    sizes = (raster.frames, raster.height, raster.width)
+    # A symbolic length is guarded: the grid is that of these values.
+    if holds(equal, value.shape[raster.tokens], math.prod(sizes)):
+        axes = [free_axis(size) for size in value.shape]
+        axes[raster.tokens] = tuple(part for size in sizes for part in axis_of(size, Kind.COORD))
+        tracker.name(value, axes)
 
 
 class _Run(fx.Interpreter):

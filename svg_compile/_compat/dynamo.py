@@ -26,6 +26,12 @@ def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
     return isinstance(placeholder.meta.get("example_value"), torch.nn.Parameter)
 
 
+def example_of(placeholder: torch.fx.Node) -> torch.Tensor | None:
+    """The tensor that the call being compiled passes as a graph input; None where Dynamo does not say."""
+    example = getattr(placeholder.meta.get("grapharg"), "example", None)
+    return example if isinstance(example, torch.Tensor) else None
+
+
 def made_between_graphs(placeholders: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
     """A graph's tensor inputs that the compiled callable computed before, on the other side of a graph break.
 

@@ -137,6 +137,14 @@ def target_name(node: torch.fx.Node) -> str:
     return str(node._pretty_print_target(node.target))
 
 
+def known_value(tensor: torch.Tensor) -> torch.Tensor | None:
+    """A tensor with data: the tensor itself, or what a fake one is known to hold; None where there is none."""
+    if isinstance(tensor, FakeTensor):
+        value: torch.Tensor | None = tensor.constant
+        return value
+    return None if tensor.is_meta else tensor
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """How often a tensor was written in place; 0 for inference tensors, which do not count."""
     return 0 if tensor.is_inference() else int(tensor._version)

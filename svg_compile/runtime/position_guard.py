@@ -1,0 +1,38 @@
+"""A rewrite that builds on the values of position inputs holds for those values alone: this looks at each call's.
+
+Dynamo guards no values of tensors. A call whose positions are another grid, or none, runs dense. Looking costs nothing
+in a denoising loop, which passes the same tensor at each step (`svg_compile.passes.coordinates.raster_seen`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from svg_compile.passes.coordinates import Positions
+
+
+class PositionGuard:
+    """A compiled graph that runs `sparse` where every position input holds its raster, else `dense`."""
+
+    def __init__(self, sparse: Callable[..., Any], dense: Callable[..., Any], positions: Sequence[Positions]) -> None:
+        self.sparse = sparse
+        self.dense = dense
+        self.positions = tuple(positions)
+        self._warned = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        broken = next((each for each in self.positions if not each.hold(inputs)), None)
+        if broken is None:
+            return self.sparse(*inputs)
+        if not self._warned:
+            self._warned = True
+            raster = broken.raster
+            warnings.warn(
+                f"svg: the positions that this call passes are not those of the {raster.frames}x{raster.height}x"
+                f"{raster.width} video that the model was compiled for, though of the same shape: the call runs dense. "
+                "Call torch.compiler.reset() before another grid of equal length, or pad the sequence.",
+                stacklevel=2,
+            )
+        return self.dense(*inputs)

@@ -1,0 +1,152 @@
+"""Models given packed latents and their tokens' positions: sparse where the values are a raster, and only then."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import svg_compile
+from lowering import grids_of, watch
+from svg_compile import Reason
+
+OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 0, "dense_layers": 0, "on_error": "raise"}
+GRID = (3, 4, 6)
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def positions(frames: int, height: int, width: int) -> Tensor:
+    """[1, 3, N] seconds and pixels of each token in raster order."""
+    ids = torch.cartesian_prod(torch.arange(frames), torch.arange(height), torch.arange(width)).float()
+    return (ids * torch.tensor([8 / 24, 32.0, 32.0])).T[None].contiguous()
+
+
+class Packed(nn.Module):
+    """Self-attention over packed latents [B, N, 8], each rotated by an angle that follows from its position."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor] = lambda angles: angles) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.embed, self.qkv = nn.Linear(8, 32), nn.Linear(32, 96)
+        self.use = use
+        self.eval()
+
+    def forward(self, latents: Tensor, positions: Tensor) -> Tensor:
+        x = self.embed(latents)
+        angles = self.use((positions.transpose(1, 2).unsqueeze(-1) * torch.ones(5)).flatten(2).sum(-1, keepdim=True))
+        q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        q, k = (t * angles.cos().unsqueeze(1) for t in (q, k))
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def latents(batch: int = 1, seed: int = 0) -> Tensor:
+    frames, height, width = GRID
+    return torch.randn(batch, frames * height * width, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_raster_makes_it_sparse_as_the_layout_does(
+    batch: int, dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = Packed(), (latents(batch), positions(*GRID).repeat(batch, 1, 1))
+    seen = watch(monkeypatch, grids_of)
+    with_layout = torch.compile(model, backend="svg", options={**OPTIONS, "layout": GRID}, dynamic=dynamic)(*given)
+    assert "3x4x6" in seen
+    seen.clear()
+    torch._dynamo.reset()
+    found = torch.compile(model, backend="svg", options={**OPTIONS, "strict": True}, dynamic=dynamic)(*given)
+    assert sorted(seen) == ["3x4x6", "dense"]
+    torch.testing.assert_close(found, with_layout)
+    assert not torch.allclose(found, model(*given))
+
+
+def test_positions_of_another_grid_run_dense_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Packed()
+    watch(monkeypatch, grids_of)
+    fast = torch.compile(model, backend="svg", options=OPTIONS, dynamic=False)
+    right, other = positions(*GRID), positions(4, 3, 6)
+    sparse = fast(latents(), right)
+    with pytest.warns(UserWarning, match="3x4x6 video"):
+        torch.testing.assert_close(fast(latents(), other), model(latents(), other))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Once is enough, and the right ones are sparse again, as a new tensor too.
+        torch.testing.assert_close(fast(latents(), other), model(latents(), other))
+        torch.testing.assert_close(fast(latents(), right.clone()), sparse)
+
+
+def test_positions_written_in_place_are_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Packed()
+    watch(monkeypatch, grids_of)
+    fast = torch.compile(model, backend="svg", options=OPTIONS, dynamic=False)
+    where = positions(*GRID)
+    fast(latents(), where)
+    where[..., [0, 1]] = where[..., [1, 0]]
+    with pytest.warns(UserWarning, match="runs dense"):
+        torch.testing.assert_close(fast(latents(), where), model(latents(), where))
+
+
+def test_two_tokens_swapped_in_one_sample_are_no_raster() -> None:
+    where = positions(*GRID).repeat(2, 1, 1)
+    where[1][:, [5, 6]] = where[1][:, [6, 5]]
+    (site,) = svg_compile.explain(Packed(), latents(2), where, options=OPTIONS).sites
+    assert site.reason is not None
+
+
+def test_a_raster_of_tokens_that_the_model_reorders_proves_nothing() -> None:
+    flipped = Packed(use=lambda angles: angles.flip(1))
+    (site,) = svg_compile.explain(flipped, latents(), positions(*GRID), options=OPTIONS).sites
+    assert not site.rewritten
+
+    class Rolled(Packed):
+        def forward(self, latents: Tensor, positions: Tensor) -> Tensor:
+            return super().forward(latents.roll(1, 1), positions)
+
+    (site,) = svg_compile.explain(Rolled(), latents(), positions(*GRID), options=OPTIONS).sites
+    assert site.reason is Reason.UNKNOWN_GRID
+
+
+def test_positions_that_stand_beside_other_tokens_prove_nothing_of_these() -> None:
+    class Unused(Packed):
+        def forward(self, latents: Tensor, positions: Tensor) -> Tensor:
+            return super().forward(latents, torch.zeros(1, 3, latents.shape[1])) + positions.mean()
+
+    (site,) = svg_compile.explain(Unused(), latents(), positions(*GRID), options=OPTIONS).sites
+    assert not site.rewritten
+
+
+def test_without_data_there_is_nothing_to_look_at() -> None:
+    (site,) = svg_compile.explain(Packed(), latents(), positions(*GRID).to("meta"), options=OPTIONS).sites
+    assert site.reason is not None
+
+
+def test_ltx_with_its_pipeline_s_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import LTXVideoTransformer3DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LTXVideoTransformer3DModel(
+            in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=16, cross_attention_dim=64,
+            num_layers=2, caption_channels=32,
+        ).eval()  # fmt: skip
+    text = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1))
+    given = dict(
+        hidden_states=latents(),
+        encoder_hidden_states=text,
+        timestep=torch.tensor([500.0]),
+        encoder_attention_mask=torch.ones(1, 5),
+        video_coords=positions(*GRID),
+        return_dict=False,
+    )
+    sites = svg_compile.explain(model, options=OPTIONS, **given).sites
+    assert [site.rewritten for site in sites] == [True, False] * 2
+    watch(monkeypatch, grids_of)
+    exact = torch.compile(model, backend="svg", options={**OPTIONS, "density": 1.0}, dynamic=False)(**given)[0]
+    torch.testing.assert_close(exact, model(**given)[0])
