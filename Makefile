@@ -5,8 +5,8 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-versions check-constraints goldens lint mutate bench bench-gpu \
-	bench-gpu-attention bench-gpu-models clean
+.PHONY: help demo test test-slow test-versions check-constraints goldens lint types docs release-check mutate bench \
+	bench-cpu bench-gpu bench-gpu-attention bench-gpu-models clean
 
 help:
 	@echo "make demo       generate a video dense and sparse on this machine and compare (about 5 minutes on 2 cores)"
@@ -16,8 +16,11 @@ help:
 	@echo "make check-constraints  whether constraints.txt can be installed on Python 3.10 to 3.13 (a minute)"
 	@echo "make goldens    write the printed outputs in tests/goldens, docs/debugging.md and docs/options.md anew"
 	@echo "make lint       ruff and mypy; part of make test"
+	@echo "make docs       the documentation as a site, in out/site"
+	@echo "make release-check  build sdist and wheel, check them, install the wheel elsewhere and compile a model there"
 	@echo "make mutate     put known faults into the kernels and see the tests notice (about 12 minutes)"
 	@echo "make bench-gpu  the GPU tests and the whole benchmark on a large GPU, into docs/benchmarks (half an hour)"
+	@echo "make bench-cpu  the CPU benchmark, as JSON and a page in docs/benchmarks (a quiet machine, 10 minutes)"
 	@echo "make bench      time sparse against dense: an attention and a transformer block, on this machine"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -39,11 +42,13 @@ goldens: $(INSTALLED)
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py \
 		tests/test_debugging_page.py tests/test_config.py
 
-# mypy reads the packages laid out as they are installed: it does not follow an editable install's import hook.
-TYPED := out/typed
-lint: $(INSTALLED)
+lint: $(INSTALLED) types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+# mypy reads the packages laid out as they are installed: it does not follow an editable install's import hook.
+TYPED := out/typed
+types: $(INSTALLED)
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)
 	@cp -r svg_compile $(TYPED)/ && cp -r passes kernels $(TYPED)/svg_compile/
 	cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p svg_compile
@@ -57,6 +62,16 @@ test-versions: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13"
 	$(BIN)/python tests/versions.py test
 
+# A link, an anchor or a name that leads nowhere is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs-material "mkdocstrings[python]"
+	PATH=$(abspath $(BIN)):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "out/site/index.html"
+
+release-check: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build twine
+	$(BIN)/python tests/release.py out/release
+
 mutate: $(INSTALLED)
 	$(BIN)/python tests/mutation/run.py
 
@@ -64,6 +79,18 @@ bench: $(INSTALLED)
 	$(BIN)/svg-compile bench attention --json out/bench/attention.json
 	$(BIN)/svg-compile bench block --json out/bench/block.json
 	$(BIN)/svg-compile bench page out/bench/attention.json out/bench/block.json --out out/bench/page.md
+
+# What the README's CPU table is made of: run it on a machine that does nothing else.
+CPU_RESULTS ?= docs/benchmarks/cpu
+bench-cpu: $(INSTALLED)
+	$(BIN)/svg-compile bench attention --dtype bfloat16 --repeats 9 --json $(CPU_RESULTS)/attention-bfloat16.json
+	$(BIN)/svg-compile bench attention --dtype float32 --repeats 9 --json $(CPU_RESULTS)/attention-float32.json
+	$(BIN)/svg-compile bench block --density 0.3 --dtype bfloat16 --json $(CPU_RESULTS)/block-small.json
+	$(MAKE) bench-cpu-page
+
+.PHONY: bench-cpu-page
+bench-cpu-page: $(INSTALLED)
+	$(BIN)/svg-compile bench page $(sort $(wildcard $(CPU_RESULTS)/*.json)) --out $(CPU_RESULTS).md --heading "On a CPU"
 
 # Results are stored beside the page that is made of them. Where nothing can be installed: make INSTALLED= BIN=/usr/bin
 RESULTS ?= docs/benchmarks/h200

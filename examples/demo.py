@@ -4,9 +4,9 @@
     python examples/demo.py --prompt "small cyan dotted ring bouncing; night" --seed 3 --density 0.2 --steps 20
 
 Generates with the small video transformer in examples/weights (diffusers' WanTransformer3DModel, trained by
-train_video_dit.py): it is given a caption and every fifth frame, and draws the video between. Prints how
-fast and how alike the two are, and writes to out/demo: clips.gif, frames.png, head_kinds.png and report.json. A prompt
-is one or two shapes and a background: see moving_shapes.py for the words.
+train_video_dit.py): from a caption and every fifth frame it draws the frames between. Prints how fast and how alike
+the two are, and writes to out/demo: clips.gif, frames.png, head_kinds.png and report.json. A prompt is one or two
+shapes and a background: see moving_shapes.py for the words.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def compile_both(model: nn.Module, args: argparse.Namespace, prompt: Prompt) -> 
 
 
 def schedule(name: str, model: nn.Module, steps: int, start: int = 0) -> Any:
-    """Tells the sparse model its steps; the dense one needs no telling."""
+    """Passes the step to the sparse model; the dense one needs none."""
     return svg_compile.denoising(model, steps=steps, start=start) if name == "svg" else nullcontext()
 
 

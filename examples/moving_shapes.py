@@ -1,7 +1,7 @@
 """Procedural videos: textured shapes that move, bounce, turn, hide one another and change, before a drifting scene.
 
 Every video is drawn from its number alone, so a data set is a seed: nothing is downloaded or stored. A caption names
-what is to be seen, from a small vocabulary:
+its contents, from a small vocabulary:
 
     red striped circle bouncing, small blue plain square orbiting; waves
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def frames_of(video: Tensor) -> np.ndarray:
-    """[3, F, H, W] in [-1, 1] -> uint8 [F, H, W, 3], as it is shown."""
+    """[3, F, H, W] in [-1, 1] -> uint8 [F, H, W, 3]."""
     shown = (video.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
     return shown.round().byte().permute(1, 2, 3, 0).numpy()
 
 
 def psnr(video: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over all frames, of what is shown; 100 for equal videos."""
+    """Peak signal-to-noise ratio in dB over all frames, in 8 bits; 100 for equal videos."""
     difference = frames_of(video).astype(np.float64) - frames_of(reference).astype(np.float64)
     error = float(np.mean(difference**2))
     return 100.0 if error == 0 else min(100.0, float(10 * np.log10(255.0**2 / error)))

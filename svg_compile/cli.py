@@ -173,7 +173,7 @@ def _load(
     from svg_compile.targets import Request, grid, load, values
 
     options = values(option)
-    # Wrong ones are told before anything is built.
+    # Wrong options raise before anything is built.
     split_options(options)
     try:
         given = json.loads(config.read_text()) if config is not None else {}

@@ -97,7 +97,8 @@ def test_the_wheel_holds_one_top_level_name_and_every_module(wheel: Path) -> Non
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{inside}/{path.relative_to(ROOT / folder)}" in names
     # What the package reads beside its code.
-    data = [path for path in (ROOT / "svg_compile").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    sources = (".py", ".pyc", ".md")
+    data = [path for path in (ROOT / "svg_compile").rglob("*") if path.is_file() and path.suffix not in sources]
     assert {path.suffix for path in data} >= {".j2", ".css"}
     assert {path.relative_to(ROOT).as_posix() for path in data} <= set(names)
     assert "svg_compile/py.typed" in names

@@ -162,7 +162,7 @@ def _value_of(source: Any, local: dict[str, Any]) -> Any:
 
 
 def _positional_name(varargs: str, index: int) -> str | None:
-    """The parameter of a module's forward that entry `index` of the traced frame's `*varargs` stands for."""
+    """The parameter of a module's forward that entry `index` of the traced frame's `*varargs` is passed to."""
     frame = _traced_frame()
     if frame is None or inspect.getargs(frame.f_code).varargs != varargs:
         return None
@@ -298,7 +298,7 @@ def forget_compiled(module: torch.nn.Module) -> None:
 
 
 def recompile_limit(count: int) -> contextlib.AbstractContextManager[Any]:
-    """Within it one function may be compiled `count` times; one more is an error, where it would else run eagerly."""
+    """Within it one function may be compiled `count` times; one more is an error. By default it would run eagerly."""
     import torch._dynamo
 
     return torch._dynamo.config.patch(recompile_limit=count, fail_on_recompile_limit_hit=True)

@@ -78,7 +78,7 @@ def to_fake(fake_mode: Any, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
-    """A copy of a graph that Dynamo accepts in its place: `copy.deepcopy` drops what Dynamo pins to placeholders."""
+    """A copy of a graph with the sources that Dynamo stores on its placeholders, which `copy.deepcopy` drops."""
     twin = copy.deepcopy(graph)
     for old, new in zip(graph.nodes, twin.nodes, strict=True):
         if hasattr(old, "_dynamo_source"):
@@ -116,7 +116,7 @@ def copy_graph_module(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModul
         if isinstance(child, torch.fx.GraphModule) and hasattr(twin, name):
             setattr(twin, name, copy_graph_module(child))
     for name, value in vars(graph_module).items():
-        # What Dynamo pins to its graph module (_param_name_to_source, ...), which AOTAutograd looks for.
+        # Attributes that Dynamo sets on its graph module and AOTAutograd reads, such as _param_name_to_source.
         vars(twin).setdefault(name, value)
     twin.meta = dict(graph_module.meta)
     return twin

@@ -18,7 +18,7 @@ def compile_graph(
 
 
 def mode_options(mode: str) -> dict[str, Any]:
-    """The options that a mode of `torch.compile` stands for; ValueError where there is no such mode."""
+    """The options that a mode of `torch.compile` sets; raises ValueError where there is no such mode."""
     import torch._inductor
 
     try:

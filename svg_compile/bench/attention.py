@@ -48,9 +48,9 @@ class Request:
 def measure(request: Request, keep: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
     """Time everything in turns -> the result, as it is stored and as `page` reads it.
 
-    `keep` is given the result so far after each turn.
+    `keep` is called with the result so far after each turn.
     """
-    # A wrong name is told before anything is built.
+    # An unknown name raises before anything is built.
     for name in request.peers:
         peer(name)
     query, key, value = _inputs(request)

@@ -41,7 +41,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
 def clocks(device: torch.device, load: Callable[[], object]) -> str | None:
     """SM clock, memory clock, power and temperature of the GPU while it runs `load` again and again, with units.
 
-    None where nothing tells. An idle GPU would tell of the clocks of idling.
+    None where nvidia-smi does not answer. Asked while idle, a GPU would report its idle clocks.
     """
     if device.type != "cuda":
         return None

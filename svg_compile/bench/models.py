@@ -11,7 +11,7 @@ from svg_compile.targets.example_inputs import Grid
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusers class and its configuration; what is not given is the class' default, the released model.
+    """A diffusers class and its configuration; the rest are the class' defaults: the released model.
 
     blocks: kind -> (settings of a model that has one such block alone, how many the whole model has). ffn: inner width
     of the MLPs, also of a product that an MLP shares with a projection and has most of. calls: forwards a denoising

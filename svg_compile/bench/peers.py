@@ -106,7 +106,7 @@ def _tiled(tile: TileConfig, problem: Problem) -> Callable[[], Tensor]:
     plan, grid = problem.plan, problem.grid
 
     def call() -> Tensor:
-        # As inside the op: else each call would pay about a millisecond for what tracing alone needs.
+        # As inside the op: otherwise each call would pay about a millisecond that only tracing needs.
         with plain_triton():
             return launch(problem.query, problem.key, problem.value, plan, None, *grid, None, (tile,))
 
@@ -195,7 +195,7 @@ def _tried(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
     try:
         with torch.no_grad():
             if call().is_cuda:
-                # A kernel's fault is raised by whoever waits for it.
+                # A fault in a kernel is raised at the next synchronisation.
                 torch.cuda.synchronize()
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]

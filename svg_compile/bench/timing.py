@@ -58,8 +58,9 @@ def interleaved(
 ) -> dict[str, Times]:
     """Time each call `repeats` times in turns, after one turn to warm up. GPUs: by events, with a cold L2 cache.
 
-    When `seconds` are over, the turn under way is the last. `keep` is given what is known after each turn, for whoever
-    might be stopped before the end.
+    `triton.testing.do_bench` and `torch.utils.benchmark` time one call after the other, so a clock that drifts favours
+    some of them. When `seconds` are over, the turn under way is the last. `keep` is called with the times so far after
+    each turn, so that a run that is stopped leaves what it has.
     """
     timed = _time_on_gpu if device.type == "cuda" else _time_on_cpu
     flush = torch.empty(_FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.int8, device=device)

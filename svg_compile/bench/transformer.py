@@ -48,7 +48,7 @@ def measure_blocks(
 ) -> list[dict[str, Any]]:
     """A result for each kind of block; each holds the projection of a whole run from all of them.
 
-    `keep` is given the results so far after each kind, without the projection.
+    `keep` is called with the results so far after each kind, without the projection.
     """
     results: list[dict[str, Any]] = []
     for kind, (settings, count) in model.blocks.items():
@@ -197,7 +197,7 @@ def _first_call(make: Callable[[], Any], target: Target, device: torch.device) -
 
 
 def _peak(call: Callable[[], object], device: torch.device) -> float | None:
-    """GB that one forward needs at most, weights and all; None on CPUs, where nobody counts them."""
+    """GB that one forward needs at most, weights and all; None on CPUs, where torch does not count it."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()

@@ -3,7 +3,7 @@
     dense attention     4 * B * H * Nq * Nk * D     two products of 2 * B * H * Nq * Nk * D, as
                                                     torch.utils.flop_counter.sdpa_flop_count counts them
     svg::attention      density * dense             pairs that the mask lets through, VideoLayout.density
-    svg::profile        4 * B * H * R * N * D       R sampled rows attended densely; what else it does is less
+    svg::profile        4 * B * H * R * N * D       R sampled rows attended densely; the rest of it costs less
     the model           torch.utils.flop_counter over the traced graphs: products, convolutions and attention
 
 Two kinds of heads reach slightly different densities, as widths come in whole blocks. Which kind a head will be is not
@@ -144,7 +144,7 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     if fake_mode is None:
         return 0
     inputs = [node.meta["example_value"] for node in graph_module.graph.nodes if node.op == "placeholder"]
-    # Graphs may change the shapes of what they are given.
+    # A graph may change the shapes of its inputs.
     inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
     # torch counts the fused attention of GPUs, and not that of CPUs.
     counter = FlopCounterMode(display=False, custom_mapping={CPU_FLASH_ATTENTION: _attention_flops})

@@ -8,7 +8,7 @@
             02_find_attention.txt       the decision table
             03_rewrite_attention.txt    the graph after the rewrite
             04_op_counts.txt            how often each operator stands before and after
-            05_inductor_000_sparse.txt  the code that Inductor made; the dense variant's beside it, where there is one
+            05_inductor_000_sparse.txt  the code that Inductor made; and of the dense variant, where there is one
 
 Text only: no tensor values are written. Graph text can show paths and the model's structure.
 """
@@ -37,7 +37,7 @@ from svg_compile.inspection.render.text import to_text
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 1024 * 2**20
 
-# What the files are, by stage; shown in the index.
+# Stage -> description of its file, for the index.
 _STAGES = {
     "dynamo": "the graph that Dynamo traced, with shapes, strides and source lines",
     "token_axes": "what the axes of each attention's query, key and value are made of",
@@ -89,7 +89,7 @@ class GraphDump:
         self.files.append((file, len(data)))
 
     def report(self, report: Decisions) -> None:
-        """The decision table, shown in the index as well."""
+        """Write the decision table, which the index repeats."""
         self.summary = to_text(report)
         self.text("find_attention", self.summary + "\n")
 
@@ -120,7 +120,7 @@ class ProcessDump:
         return self.graphs[-1]
 
     def write_index(self) -> None:
-        """Write index.html over everything dumped so far; replaced in one step, so a reader never sees half of it."""
+        """Write index.html over everything dumped so far, atomically: a reader never gets half of it."""
         graphs = [
             {
                 "name": graph.name,
@@ -145,7 +145,7 @@ def process_dump(dump_dir: str) -> ProcessDump:
 
 
 def asked_for(dump_dir: str | None) -> ProcessDump | None:
-    """This process's dump where the option or else the environment asks for one."""
+    """This process's dump, if the option or the environment variable asks for one."""
     folder = dump_dir or os.environ.get(DUMP_VARIABLE)
     return process_dump(folder) if folder else None
 

@@ -21,7 +21,7 @@ class GraphBreak:
 
 @dataclass(frozen=True)
 class Explanation(Decisions):
-    """The decisions, the places between the graphs, and FLOPs; cost is None where nobody counted them."""
+    """The decisions, the places between the graphs, and FLOPs; cost is None where it was not counted."""
 
     breaks: tuple[GraphBreak, ...] = ()
     cost: Cost | None = None

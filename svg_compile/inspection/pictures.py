@@ -91,7 +91,7 @@ def _label(axes: Any, layout: VideoLayout) -> None:
     step = max(1, -(-layout.frames // 8))
     ticks = [(layout.video_start + frame * layout.area, f"frame {frame}") for frame in range(0, layout.frames, step)]
     if layout.text_len:
-        # A frame that begins beside the text's beginning gives way to it.
+        # Leave out a frame's tick where it would overlap the text's.
         apart = [tick for tick in ticks if abs(tick[0] - layout.text_start) > layout.tokens / 40]
         ticks = [*apart, (layout.text_start, "text")]
     axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks], rotation=90, fontsize=8)

@@ -48,7 +48,7 @@ def untouched(module: nn.Module | None, inputs: Any, device: torch.device) -> It
     try:
         with torch.random.fork_rng([each for each in devices if each.type == "cuda"]):
             for each in modules:
-                # What `module.compile()` left there would be called, and run, in the trace's place.
+                # Disable `module.compile()`'s wrapper, or it would run instead of being traced.
                 vars(each)["_compiled_call_impl"] = None
             mode = _mode_without_data(modules, inputs)
             yield (inputs if mode is None else _with_stand_ins(modules, inputs, device, mode)), mode

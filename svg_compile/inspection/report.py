@@ -29,7 +29,7 @@ class Report(Explanation):
         return to_json(self, indent)
 
     def to_html(self) -> str:
-        """The report as one HTML page that loads nothing else."""
+        """The report as one self-contained HTML page."""
         from svg_compile.inspection.render.as_html import page
 
         return page(self)

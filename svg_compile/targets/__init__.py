@@ -38,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for beside the name: configuration, sizes of the inputs, dtype, and whether to have weights.
+    """What was asked for besides the name: configuration, sizes of the inputs, dtype, and whether to have weights.
 
     device: where weights, if any, and inputs are made.
     """
@@ -53,12 +53,12 @@ class Request:
 
 
 def load(name: str, request: Request) -> Target:
-    """Build what a name stands for; raises SvgError with what to do about it."""
+    """Build the model of a name; raises SvgError with a remedy."""
     return _from_function(name) if ":" in name else _from_diffusers(name, request)
 
 
 def values(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs; a value is JSON where it can be read so, else a string."""
+    """`key=value` pairs; a value is read as JSON if it is valid JSON, and is a string otherwise."""
     out = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

@@ -2,7 +2,7 @@
 
 Dynamo traces the model, and the passes rewrite its graph as the backend does; the graph is then run as it is, without
 Inductor. Whether an attention is sparse is a switch in the graph, looked at when it runs: a dense one is the model's
-own scaled_dot_product_attention, and is not profiled. Attentions are told apart by the order in which they run, so
+own scaled_dot_product_attention, and is not profiled. Attentions are identified by the order in which they run, so
 that several graphs, one graph for several layers, and a recompile are all alike.
 """
 

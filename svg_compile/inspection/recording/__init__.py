@@ -101,7 +101,7 @@ class _Recorder:
         self.seen.append(_Seen(owner[0], self.names[key], forward.decision, *copies))
 
     def entries(self) -> tuple[Entry, ...]:
-        """What was seen, on the host."""
+        """The recorded forwards as entries, on the host."""
         runs: dict[str, dict[object, int]] = {}
         calls: Counter[object] = Counter()
         entries = []

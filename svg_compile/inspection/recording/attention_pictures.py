@@ -1,4 +1,4 @@
-"""What a head's mask keeps of its attention: the mask of some query rows beside the rows' probabilities."""
+"""How much of a head's attention its mask keeps: mask and probabilities of some query rows, side by side."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Entry:
     """One attention in one forward.
 
     model: its name in the recording. run, step, total: where in which run, from 0; step and total are None where
-    nobody told the step. call: how often the layer ran in that step before (guidance calls twice).
+    the step is not known. call: how often the layer ran in that step before (guidance calls twice).
     kinds, half_widths: int32 [B, H], a `HeadKind` and blocks; errors: float32 [B, H, 2], what the profile found for
     (spatial, temporal), NaN where kinds were kept from an earlier step. All on the CPU, all None in a dense forward.
     layout: the token grid, where it is known.

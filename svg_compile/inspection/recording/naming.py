@@ -2,7 +2,7 @@
 
 A graph names its layers from the module that it was traced from. That is the model itself where the whole of it is
 compiled, and a block of it where blocks are: all blocks then share one graph, and one name. The parameter that the
-graph was called with tells them apart.
+graph was called with says which block it is.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def _limit(logs: Tensor) -> float:
 def _ratios(
     figure: Figure, axes: Any, logs: Tensor, colours: tuple[Any, ...], low: float, high: float, name: str
 ) -> None:
-    """Show log10 ratios with a bar below that tells the ratios."""
+    """Draw log10 ratios, with a colour bar labelled with the ratios."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colourmap = LinearSegmentedColormap.from_list(name, list(colours))
@@ -134,7 +134,7 @@ class _Table:
         models = list(dict.fromkeys(model for model, _ in recording.layers))
         self.names = [layer_name(model, layer, models) for model, layer in recording.layers]
         self.rows = {layer: row for row, layer in enumerate(recording.layers)}
-        # Where nobody told the step of each, forwards are counted.
+        # Where steps are not known, forwards are numbered.
         self.told = all(entry.step is not None for entry in recording.entries)
         self.steps = sorted({self._step(entry) for entry in entries})
         self.heads = max(entry.kinds.shape[1] for entry in recording.sparse if entry.kinds is not None)

@@ -96,7 +96,7 @@ class Recording:
 
     @classmethod
     def load(cls, path: str | Path) -> Recording:
-        """Read what `save` wrote; SvgError where it is something else."""
+        """Read what `save` wrote; raises SvgError for any other file."""
         from svg_compile.inspection.recording.file import load
 
         return cls(load(path))

@@ -10,7 +10,7 @@ def fill(template: str, **values: Any) -> str:
     """The template html/`template`.html.j2 with its values, each escaped."""
     import jinja2
 
-    # What is undefined is an error: a name that was changed on one side alone would else print as nothing.
+    # An undefined name is an error. By default it prints as nothing, and a renamed value would vanish from the page.
     environment = jinja2.Environment(
         autoescape=True, loader=jinja2.FunctionLoader(_file), undefined=jinja2.StrictUndefined
     )
@@ -26,7 +26,7 @@ def page(title: str, body: str) -> str:
 
 
 def fragment(body: str) -> str:
-    """A body with its style, to stand inside of somebody else's page."""
+    """A body with its style, to embed in another page."""
     return f"<style>\n{_file('style.css')}</style>{body}"
 
 
