@@ -108,14 +108,17 @@ def profile_binary(
 def compiled(
     kernel: Any, arch: str, dtype: torch.dtype, pointers: dict[str, str], constants: dict[str, Any], tile: TileConfig
 ) -> Binary:
-    """Compile `kernel` for `arch`; arguments that are neither pointers nor constants are int32, `unit` is float32."""
+    """Compile `kernel` for `arch`; arguments that are neither pointers nor constants are int32, `unit` is float64.
+
+    Triton itself passes a Python float as float32, Inductor as float64 in some versions: the kernels take both.
+    """
     signature: dict[str, str] = {}
     aligned = {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
         elif name == "unit":
-            signature[name] = "fp32"
+            signature[name] = "fp64"
         else:
             signature[name] = pointers.get(name, POINTER[dtype] if name in FLOATS else "i32")
         if signature[name].startswith("*") or (name.startswith("stride") and name not in constants):

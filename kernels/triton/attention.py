@@ -74,6 +74,8 @@ def sparse_attention_fwd_kernel(
     VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_EDGE: tl.constexpr,
 ):  # fmt: skip
+    # Inductor passes Python floats as float64 up to torch 2.14, and with them the softmax would be float64.
+    unit = tl.cast(unit, tl.float32)
     body = (frames - 1) * area
     video = frames * area
     video_start = text_len if TEXT_FIRST else 0

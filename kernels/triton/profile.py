@@ -90,6 +90,8 @@ def profile_rows_fwd_kernel(
 
     widths int32 [densities, 3], when int32 [2]. Where kinds are kept nothing is written.
     """
+    # Inductor passes Python floats as float64 up to torch 2.14.
+    unit = tl.cast(unit, tl.float32)
     if HAS_PREVIOUS:
         if tl.load(when + stride_w) == 0:
             return
