@@ -30,7 +30,7 @@ from torch import Tensor
 from svg_compile import layout as layout_module
 from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
-from svg_compile.kernels.plan import plan_from_kinds
+from svg_compile.kernels.plan import check_plan, plan_from_kinds
 from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
@@ -98,6 +98,9 @@ def _attention_host(
 ) -> Tensor:
     """`svg::attention` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
     layout = VideoLayout(frames, height, width, text_len, text_first, block)
+    # Here, not in the public function: data can be looked at in a compiled graph, too.
+    if plan.device.type == "cpu":
+        check_plan(plan)
     if engine == "reference":
         from svg_compile.kernels import reference
 
@@ -139,6 +142,9 @@ def _profile_host(
     if not 0 <= index < len(densities):
         raise LayoutError(f"`when` asks for density {index} of {len(densities)}.")
     density = densities[index]
+    if 0 in query.shape[:2]:
+        # No samples or no heads.
+        return _empty_plan(query)
     if previous is not None and not anew:
         errors = query.new_full(previous.shape, float("nan"), dtype=torch.float32)
         return plan_from_kinds(previous[..., 0], layout, density), errors
@@ -155,6 +161,11 @@ def _profile_host(
 
 @_profile_host.register_fake
 def _(query, key, value, key_mask, *constants):  # type: ignore[no-untyped-def]
+    return _empty_plan(query)
+
+
+def _empty_plan(query: Tensor) -> tuple[Tensor, Tensor]:
+    """An uninitialised plan and its errors."""
     shape = (query.shape[0], query.shape[1], 2)
     return query.new_empty(shape, dtype=torch.int32), query.new_empty(shape, dtype=torch.float32)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from svg_compile.errors import LayoutError
 from svg_compile.layout import HeadKind, VideoLayout
 
 
@@ -29,3 +30,17 @@ def plan_from_kinds(kind: Tensor, layout: VideoLayout, density: float) -> Tensor
     widths = [layout.half_width_for(density, k) for k in (HeadKind.SPATIAL, HeadKind.TEMPORAL)]
     widths.append(layout.full_half_width)
     return torch.stack((kind, torch.tensor(widths, device=kind.device)[kind]), dim=-1).to(torch.int32)
+
+
+def check_plan(plan: Tensor) -> None:
+    """Raise LayoutError where a plan [B, H, 2] on the CPU holds what is no kind, or a negative half-width."""
+    kinds, half_widths = plan.unbind(-1)
+    wrong = ((kinds < 0) | (kinds >= len(HeadKind)) | (half_widths < 0)).nonzero().tolist()
+    if wrong:
+        batch, head = wrong[0]
+        known = ", ".join(f"{kind.value} ({kind.name})" for kind in HeadKind)
+        more = f", and {len(wrong) - 1} more like it" if len(wrong) > 1 else ""
+        raise LayoutError(
+            f"plan[{batch}, {head}] is {plan[batch, head].tolist()}{more}: expected (kind, half-width), a kind of "
+            f"{known} and a half-width of at least 0 blocks, as svg_compile.profile_heads gives them."
+        )

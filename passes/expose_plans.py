@@ -25,7 +25,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.passes.find_attention import layer_of
 
 _KEY = "svg_plan_ports"
-_WHEN, _PREVIOUS = -2, -1
+_GRID, _WHEN, _PREVIOUS = slice(4, 10), -2, -1
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class PlanPorts:
     """How plans pass in and out of a graph.
 
     layers: the module path of each profile that is led out, in the order of the outputs that follow the graph's own.
+    grids: of each the (frames, height, width, text_len, text_first, block), None for a size that is symbolic.
     outputs: how many outputs are the graph's own.
     staged: whether the graph takes `when` after its own inputs, and then a `previous` for each of `shapes`.
     inputs: examples of those inputs.
     """
 
     layers: tuple[str, ...] = ()
+    grids: tuple[tuple[int | None, ...], ...] = ()
     outputs: int = 0
     staged: bool = False
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -79,6 +81,7 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         own += parts
     graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),
+        grids=tuple(tuple(None if isinstance(a, fx.Node) else a for a in profile.args[_GRID]) for profile in profiles),
         outputs=len(output.args[0]),
         staged=config.staged,
         shapes=tuple(shapes),

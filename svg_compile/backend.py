@@ -15,6 +15,7 @@ from torch import fx
 
 from svg_compile._compat.graphs import PRODUCTS, copy_graph_module, trace_artifact
 from svg_compile._compat.inductor import compile_graph
+from svg_compile._compat.options import keep_own_options
 from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import Decisions
@@ -45,6 +46,7 @@ def svg(
 
     warn_if_untested()
     config, patches = split_options(options, mode)
+    keep_own_options(options)
     if config.always_dense:
         log.info("dense_steps is 1.0: the graph is compiled by Inductor as it is")
         return lower(graph_module, example_inputs, patches)
@@ -78,6 +80,7 @@ def svg(
     finally:
         if process is not None:
             process.write_index()
+            process.warn_once()
 
 
 def lower(

@@ -7,9 +7,9 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
-from svg_compile._compat.inductor import mode_options, option_names
+from svg_compile._compat.inductor import mode_options, option_names, option_type
 from svg_compile.errors import LayoutError, OptionError
 from svg_compile.layout import VideoLayout
 
@@ -120,22 +120,35 @@ def split_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
 
     `options` may hold our keys, Inductor's own, and "mode" (torch.compile takes no `mode=` beside `options=`).
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError(f"options must be a dict such as {{'density': 0.3}}, got {options!r}.")
     given = dict(options or {})
     mode = given.pop("mode", mode)
     patches: dict[str, Any] = {}
     if mode is not None and mode != "default":
+        # "" would list all modes.
+        if not isinstance(mode, str) or not mode:
+            raise OptionError(f'option "mode": expected the name of a mode of torch.compile, got {mode!r}.')
         try:
             patches.update(mode_options(mode))
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise OptionError(f'option "mode": expected a mode of torch.compile, got {mode!r}: {error}') from None
     ours = {key: given.pop(key) for key in list(given) if key in _CHECKS}
     known = option_names()
     for key, value in given.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name not in known:
             raise OptionError(unknown_option(key, _CHECKS))
+        # As torch.compile checks them for Inductor: of a generic type isinstance knows nothing.
+        expected = option_type(name)
+        if get_origin(expected) is None and not isinstance(value, expected):
+            raise OptionError(f"Inductor's option {key!r}: expected {_name_of(expected)}, got {value!r}.")
         patches[name] = value
     return SvgConfig.from_options(ours), patches
+
+
+def _name_of(expected: Any) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected)
 
 
 def unknown_option(key: object, known: Mapping[str, Any]) -> str:
@@ -225,9 +238,10 @@ def _folder(key: str, value: Any) -> str | None:
 
     if value is None:
         return None
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
         raise OptionError(f"option {key!r}: expected the path of a folder or None, got {value!r}.")
-    return str(os.fspath(value))
+    return path
 
 
 def _grid(key: str, value: Any) -> Any:
@@ -236,17 +250,17 @@ def _grid(key: str, value: Any) -> Any:
     shape = "(frames, height, width) or (frames, height, width, text_len, 'first' or 'last')"
     if not isinstance(value, (tuple, list)) or len(value) not in (3, 5):
         raise OptionError(f"option {key!r}: expected {shape}, got {value!r}.")
-    if len(value) == 5 and value[4] not in ("first", "last"):
+    if len(value) == 5 and not (isinstance(value[4], str) and value[4] in ("first", "last")):
         raise OptionError(f"option {key!r}: expected {shape}; the last entry was {value[4]!r}.")
     return tuple(value)
 
 
 def _layout(value: Any, block: int) -> VideoLayout:
-    if isinstance(value, VideoLayout):
-        return dataclasses.replace(value, block=block)
-    frames, height, width = value[:3]
-    text_len, side = (value[3], value[4]) if len(value) == 5 else (0, "last")
     try:
+        if isinstance(value, VideoLayout):
+            return dataclasses.replace(value, block=block)
+        frames, height, width = value[:3]
+        text_len, side = (value[3], value[4]) if len(value) == 5 else (0, "last")
         return VideoLayout(frames, height, width, text_len, side == "first", block)
     except LayoutError as error:
         raise OptionError(f"option 'layout': {error}") from None

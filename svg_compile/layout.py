@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
 
 from svg_compile.errors import LayoutError
-from svg_compile.mask import band_block, band_rank
+
+# The kernels count tokens in int32.
+_MOST_TOKENS = 2**31 - 1
 
 
 class HeadKind(enum.IntEnum):
@@ -43,6 +45,11 @@ class VideoLayout:
             raise LayoutError(f"VideoLayout.block must be a power of two, got {self.block}: try 64, 128 or 256.")
         if not isinstance(self.text_first, bool):
             raise LayoutError(f"VideoLayout.text_first must be True or False, got {self.text_first!r}.")
+        if max(self.tokens, self.block) > _MOST_TOKENS:
+            raise LayoutError(
+                f"{self} has {self.tokens} tokens in blocks of {self.block}, at most {_MOST_TOKENS} can be counted. "
+                "Sizes are in tokens of the transformer, not in pixels."
+            )
 
     @property
     def area(self) -> int:
@@ -85,22 +92,37 @@ class VideoLayout:
 
         Exact: it counts the pairs of `svg_compile.mask.attends`.
         """
-        if half_width < 0:
-            raise LayoutError(f"half_width must be at least 0 blocks, got {half_width}.")
-        if HeadKind(kind) is HeadKind.DENSE:
+        if isinstance(half_width, bool) or not isinstance(half_width, int) or half_width < 0:
+            raise LayoutError(f"half_width must be an integer of at least 0, in blocks, got {half_width!r}.")
+        kind = _kind(kind)
+        if kind is HeadKind.DENSE:
             return 1.0
-        return _attended_pairs(self, half_width, HeadKind(kind)) / self.tokens**2
+        return _attended_pairs(self, half_width, kind) / self.tokens**2
 
     def half_width_for(self, density: float, kind: HeadKind | int) -> int:
         """The largest half-width, in blocks, whose density does not exceed `density`; 0 where none is that sparse."""
-        if not (math.isfinite(density) and 0.0 < density <= 1.0):
-            raise LayoutError(f"density must lie in (0, 1], got {density!r}.")
-        return _half_width_for(self, float(density), HeadKind(kind))
+        return _half_width_for(self, checked_density(density), _kind(kind))
+
+
+def checked_density(density: float) -> float:
+    """The density as a float; LayoutError where it is no number above 0 and up to 1."""
+    # NaN fails both comparisons.
+    if isinstance(density, bool) or not isinstance(density, Real) or not 0.0 < density <= 1.0:
+        raise LayoutError(f"density must lie in (0, 1], got {density!r}.")
+    return float(density)
+
+
+def _kind(kind: HeadKind | int) -> HeadKind:
+    try:
+        return HeadKind(kind)
+    except ValueError:
+        known = ", ".join(f"{each.value} ({each.name})" for each in HeadKind)
+        raise LayoutError(f"a head's kind must be one of {known}, got {kind!r}.") from None
 
 
 @lru_cache(maxsize=1024)
 def _half_width_for(layout: VideoLayout, density: float, kind: HeadKind) -> int:
-    # The pair count never falls as the half-width grows, so bisect.
+    # The density never falls as the half-width grows. Python's own bisect is C code, which Dynamo cannot trace.
     low, high = 0, layout.full_half_width
     while low < high:
         middle = (low + high + 1) // 2
@@ -112,26 +134,37 @@ def _half_width_for(layout: VideoLayout, density: float, kind: HeadKind) -> int:
 
 
 def _attended_pairs(layout: VideoLayout, half_width: int, kind: HeadKind) -> int:
-    """(query, key) pairs that the mask lets through, from the size of each query block's run of keys."""
-    body, block = layout.body, layout.block
-    open_keys = layout.text_len + layout.area
-    pairs = layout.text_len * layout.tokens + layout.video * open_keys
-    for query_block, queries in _queries_by_block(layout, kind).items():
-        first = min(max(query_block - half_width, 0) * block, body)
-        last = min(max(query_block + half_width + 1, 0) * block, body)
-        pairs += queries * (last - first)
+    """(query, key) pairs that the mask lets through, in closed form: no loop over tokens or blocks."""
+    area, frames = layout.area, layout.frames
+    pairs = layout.text_len * layout.tokens + layout.video * (layout.text_len + area)
+    # The ranks of the queries (first, step, count): those of frame 0, then those of the body.
+    first_frame = (0, frames - 1, area) if kind is HeadKind.TEMPORAL else (-area, 1, area)
+    for ranks in (first_frame, (0, 1, layout.body)) if layout.body else ():
+        # The keys of a query: from half_width blocks before its own block, to half_width blocks behind it.
+        pairs += _block_starts(layout, half_width + 1, *ranks) - _block_starts(layout, -half_width, *ranks)
     return pairs
 
 
-@lru_cache(maxsize=256)
-def _queries_by_block(layout: VideoLayout, kind: HeadKind) -> dict[int, int]:
-    """How many video queries, frame 0 included, fall in each block of the band."""
-    block, area, body = layout.block, layout.area, layout.body
-    counts: dict[int, int] = {}
-    for index in range((body + block - 1) // block):
-        counts[index] = min(block, body - index * block)
-    for place in range(area):
-        rank = band_rank(0, place, layout.frames, area, int(kind))
-        index = band_block(rank, area, block)
-        counts[index] = counts.get(index, 0) + 1
-    return counts
+def _block_starts(layout: VideoLayout, shift: int, first: int, step: int, count: int) -> int:
+    """Sum over the ranks first, first + step, ... (count of them) of where the block `shift` blocks on begins in the
+    body: clipped to 0 .. body.
+    """
+    block, body = layout.block, layout.body
+    first += shift * block
+
+    def below(rank: int) -> int:
+        return min(max((rank - first + step - 1) // step, 0), count)
+
+    low, high = below(block), below((body + block - 1) // block * block)
+    return block * _floor_sum(high - low, step, first + low * step, block) + (count - high) * body
+
+
+def _floor_sum(count: int, step: int, start: int, divisor: int) -> int:
+    """The sum of (start + i * step) // divisor over i = 0 .. count - 1, computed as Euclid's algorithm does."""
+    total = 0
+    while count:
+        total += count * (count - 1) // 2 * (step // divisor) + count * (start // divisor)
+        step, start = step % divisor, start % divisor
+        top = step * count + start
+        count, start, step, divisor = top // divisor, top % divisor, divisor, step
+    return total

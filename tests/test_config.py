@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from svg_compile import OptionError, VideoLayout
 from svg_compile.config import SvgConfig, split_options
@@ -72,6 +73,28 @@ def test_every_option_is_explained_and_checked() -> None:
         ("engine", None, "'auto'"),
         ("on_error", "ignore", "'fallback'"),
         ("strict", 1, "True or False"),
+        ("density", [], "(fraction, density) pairs"),
+        ("density", [0.5, 0.3], "(fraction, density) pairs"),
+        ("density", [(0.5, 0.3)], "the first fraction 0.0"),
+        ("density", [(0, 0.5), (0.5, 2)], "each density above 0"),
+        ("density", [(0, 0.5), (0.7, 0.4), (0.6, 0.3)], "must rise"),
+        ("density", [(0, 0.5), (float("nan"), 0.3)], "must rise"),
+        ("density", torch.tensor(0.3), "above 0 and up to 1"),
+        ("density", None, "above 0 and up to 1"),
+        ("dense_steps", 2**31, "a count of steps"),
+        ("dense_steps", "10", "a count of steps"),
+        ("num_inference_steps", 50.0, "an integer"),
+        ("profile_every", None, "an integer"),
+        ("layout", (4, 8, 8, 3, ["first"]), "['first']"),
+        ("layout", torch.tensor([4, 8, 8]), "(frames, height, width)"),
+        ("layout", (4, 8, 10**9), "in pixels"),
+        ("layout", (4, 8, None), "width must be an integer"),
+        ("layout", {}, "(frames, height, width)"),
+        ("block", 2.0**7, "an integer"),
+        ("strict", None, "True or False"),
+        ("on_error", True, "'fallback'"),
+        ("dump_dir", b"dumps", "path of a folder"),
+        ("dump_dir", "a\0b", "path of a folder"),
         ("dump_dir", 7, "path of a folder"),
         ("dump_dir", "", "path of a folder"),
     ],
@@ -88,6 +111,24 @@ def test_an_unknown_option_names_the_nearest_one() -> None:
         split_options({"densty": 0.3})
 
 
+@pytest.mark.parametrize("options", [["density"], "density=0.3", 3, [("density", 0.3)]])
+def test_options_that_are_no_dict_are_named(options: Any) -> None:
+    with pytest.raises(OptionError, match="options must be a dict"):
+        split_options(options)
+
+
+@pytest.mark.parametrize("key", [3, None, ("density",), 0.3])
+def test_keys_that_are_no_names_are_unknown(key: Any) -> None:
+    with pytest.raises(OptionError, match="unknown option"):
+        split_options({key: 0.3})
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_autotune", "yes"), ("max-autotune", 1), ("triton.cudagraphs", "no")])
+def test_inductors_options_are_checked_as_torch_checks_them(key: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"Inductor's option '{key}': expected bool, got {value!r}"):
+        split_options({key: value})
+
+
 def test_layout_takes_text_and_the_block_option() -> None:
     config = SvgConfig.from_options({"layout": (4, 8, 6, 11, "first"), "block": 64})
     assert config.layout == VideoLayout(4, 8, 6, 11, True, 64)
@@ -102,6 +143,7 @@ def test_inductor_options_and_mode_pass_through() -> None:
     assert split_options(None, "reduce-overhead")[1]["triton.cudagraphs"] is True
 
 
-def test_an_unknown_mode_is_an_error() -> None:
-    with pytest.raises(OptionError, match="'fastest'"):
-        split_options({"mode": "fastest"})
+@pytest.mark.parametrize("mode", ["fastest", "", 3, ["default"], True])
+def test_an_unknown_mode_is_an_error(mode: Any) -> None:
+    with pytest.raises(OptionError, match=re.escape(repr(mode))):
+        split_options({"mode": mode})

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import stat
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import golden
-from svg_compile import OptionError
+import svg_compile
+from svg_compile import OptionError, SvgError
 from svg_compile.inspection import dump
+from svg_compile.inspection.dump_run import dump_graphs
 from toy import ToyVideoDiT, latents
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
@@ -128,11 +133,68 @@ def test_folders_are_private_and_values_are_not_written(tmp_path: Path) -> None:
 
 
 def test_a_link_that_waits_at_a_files_name_is_not_followed(tmp_path: Path) -> None:
-    graph = dump.ProcessDump(tmp_path).new_graph()
+    process = dump.ProcessDump(tmp_path)
+    graph = process.new_graph()
     (graph.folder / "00_dynamo.txt").symlink_to(tmp_path / "victim")
-    with pytest.raises(FileExistsError):
-        graph.text("dynamo", "text")
+    graph.text("dynamo", "text")
+    assert isinstance(process.error, FileExistsError)
+    assert graph.files == []
     assert not (tmp_path / "victim").exists()
+
+
+def compiled(folder: Path, frames: int, **options: object) -> torch.Tensor:
+    # A failing pass would raise; a failing dump must not be taken for one.
+    asked = {**OPTIONS, "dump_dir": str(folder), "strict": True, **options}
+    model = torch.compile(ToyVideoDiT(layers=1), backend="svg", dynamic=False, options=asked)
+    out: torch.Tensor = model(latents(frames=frames))
+    return out
+
+
+@pytest.mark.parametrize("removed", ["all", "process"])
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path, removed: str) -> None:
+    folder = tmp_path / "dumps"
+    compiled(folder, 5)
+    (process,) = folder.iterdir()
+    shutil.rmtree(folder if removed == "all" else process)
+    compiled(folder, 4)
+    (again,) = folder.iterdir()
+    assert again != process
+    assert stat.S_IMODE(again.stat().st_mode) == 0o700
+    assert sorted(path.name for path in again.iterdir()) == ["graph_000", "index.html"]
+
+
+def test_a_folder_that_cannot_be_written_any_more_is_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "dumps"
+    compiled(folder, 5)
+    shutil.rmtree(folder)
+    folder.write_text("")
+    with pytest.warns(UserWarning, match="the graph dump is not complete: .*dumps") as warned:
+        compiled(folder, 4)
+    assert len([each for each in warned if "graph dump" in str(each.message)]) == 1
+    assert svg_compile.explain(ToyVideoDiT(layers=1), latents(), options=OPTIONS).rewritten == 1
+
+
+def test_a_disk_that_is_full_in_the_middle_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def full(path: Any, mode: str, **more: Any) -> Any:
+        opened.append(path)
+        if len(opened) > 1 and mode == "xb":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return open(path, mode, **more)
+
+    monkeypatch.setattr(dump, "open", full, raising=False)
+    expected = compiled(tmp_path / "none", 5, dump_dir=None)
+    torch._dynamo.reset()
+    with pytest.warns(UserWarning, match="not complete: .*No space left on device: .*01_token_axes"):
+        found = compiled(tmp_path / "dumps", 5)
+    assert torch.equal(found, expected)
+
+
+def test_a_dump_that_was_asked_for_by_itself_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dump.tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(PermissionError("no entry")))
+    with pytest.raises(SvgError, match="the dump is not complete: no entry"):
+        dump_graphs(ToyVideoDiT(layers=1), (latents(),), {}, OPTIONS, str(tmp_path), code=False)
 
 
 def test_stage_names_become_safe_file_names_and_big_files_are_cut(
@@ -147,7 +209,13 @@ def test_stage_names_become_safe_file_names_and_big_files_are_cut(
     assert file.stat().st_size < 200
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="dump_dir"):
-        dump.process_dump(str(tmp_path / "file" / "below"))
+    below = str(tmp_path / "file" / "below")
+    with pytest.raises(OptionError, match=r"option 'dump_dir': cannot make a folder in .*below"):
+        dump.asked_for(below)
+    monkeypatch.setenv(dump.DUMP_VARIABLE, below)
+    with pytest.raises(OptionError, match=f"environment variable {dump.DUMP_VARIABLE}: cannot make a folder"):
+        dump.asked_for(None)

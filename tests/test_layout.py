@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -85,3 +86,52 @@ def test_bad_densities_are_refused(density: float) -> None:
 def test_negative_half_widths_are_refused() -> None:
     with pytest.raises(LayoutError, match="half_width"):
         VideoLayout(2, 2, 2).density(-1, HeadKind.SPATIAL)
+
+
+@pytest.mark.parametrize("half_width", [1.0, True, None, "1"])
+def test_half_widths_are_integers(half_width: object) -> None:
+    with pytest.raises(LayoutError, match="integer of at least 0"):
+        VideoLayout(2, 2, 2).density(half_width, HeadKind.SPATIAL)
+
+
+@pytest.mark.parametrize("kind", [3, -1, None, "spatial", 0.5])
+def test_kinds_are_named_where_one_is_wrong(kind: object) -> None:
+    for call in (lambda: VideoLayout(2, 2, 2).density(0, kind), lambda: VideoLayout(2, 2, 2).half_width_for(0.5, kind)):
+        with pytest.raises(LayoutError, match=r"one of 0 \(SPATIAL\), 1 \(TEMPORAL\), 2 \(DENSE\)"):
+            call()
+
+
+@pytest.mark.parametrize("density", [None, "0.3", True, (0.3,)])
+def test_densities_are_numbers(density: object) -> None:
+    with pytest.raises(LayoutError, match="density must lie in"):
+        VideoLayout(2, 2, 2).half_width_for(density, HeadKind.SPATIAL)
+
+
+@pytest.mark.parametrize("sizes", [(121, 10**5, 10**5), (2, 2, 2, 2**31), (2, 2, 2, 0, False, 2**31)])
+def test_more_tokens_than_kernels_can_count_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(LayoutError, match="in pixels"):
+        VideoLayout(*sizes)
+
+
+@given(
+    layout=st.builds(
+        VideoLayout,
+        frames=st.integers(1, 200), height=st.integers(1, 2000), width=st.integers(1, 2000),
+        text_len=st.integers(0, 1000), block=st.sampled_from((1, 2, 128, 4096)),
+    ),
+    kind=KINDS,
+    share=st.floats(0, 1),
+)  # fmt: skip
+def test_the_density_of_any_size_is_found_at_once_and_rises(layout: VideoLayout, kind: HeadKind, share: float) -> None:
+    half_width = layout.half_width_for(max(share, 0.01), kind)
+    widths = (0, half_width, half_width + 1, layout.full_half_width)
+    densities = [layout.density(width, kind) for width in sorted(widths)]
+    assert densities == sorted(densities)
+    assert 0 < densities[0] <= densities[-1] == 1.0
+
+
+def test_a_layout_of_pixels_takes_no_time() -> None:
+    begin = time.perf_counter()
+    for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL):
+        VideoLayout(121, 1080, 1920).half_width_for(0.3, kind)
+    assert time.perf_counter() - begin < 0.5

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
 import weakref
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ def test_files_hold_all_of_it(tmp_path: Path, traced: None) -> None:
 
 def test_files_that_are_no_recording_are_refused(tmp_path: Path, traced: None) -> None:
     recording = Recording([entry(0, [0, 1]), entry(1, None)])
-    arrays, facts = recording.save(tmp_path / "run")
+    arrays, _ = recording.save(tmp_path / "run")
     good = json.loads(facts.read_text())
     for bad, why in (
         ({"format": 1}, "not a recording of svg_compile"),
@@ -259,6 +260,152 @@ def test_files_that_are_no_recording_are_refused(tmp_path: Path, traced: None) -
         Recording.load(arrays)
     with pytest.raises(FileNotFoundError):
         Recording.load(tmp_path / "nothing")
+
+
+def damages() -> list[Any]:
+    """(name, what becomes of the bytes of the .npz, what becomes of the facts in the .json)."""
+
+    def first(facts: dict[str, Any], **changed: Any) -> dict[str, Any]:
+        return {**facts, "entries": [{**facts["entries"][0], **changed}, *facts["entries"][1:]]}
+
+    same: Any = lambda given: given  # noqa: E731
+    bytes_ = [
+        ("half", lambda data: data[: len(data) // 2]),
+        ("empty", lambda data: b""),
+        ("zeros", lambda data: data[:60] + bytes(40) + data[100:]),
+        ("last_byte", lambda data: data[:-1]),
+        ("pickle", lambda data: pickle.dumps([1, 2])),
+    ]
+    facts = [
+        ("shape_empty", {"shape": []}),
+        ("shape_one", {"shape": [2]}),
+        ("shape_negative", {"shape": [-1, -2]}),
+        ("shape_other", {"shape": [1, 3]}),
+        ("shape_text", {"shape": "12"}),
+        ("shape_null", {"shape": None}),
+        ("layout_short", {"layout": [5, 7]}),
+        ("layout_zero", {"layout": [0, 7, 3, 0, False, 8]}),
+        ("layout_text", {"layout": "5x7x3"}),
+        ("model_number", {"model": 3}),
+        ("layer_null", {"layer": None}),
+        ("step_text", {"step": "1"}),
+        ("run_null", {"run": None}),
+    ]
+    return [
+        *(pytest.param(change, same, id=name) for name, change in bytes_),
+        *(pytest.param(same, lambda f, c=change: first(f, **c), id=name) for name, change in facts),
+        pytest.param(same, lambda f: {**f, "entries": 7}, id="entries_number"),
+        pytest.param(same, lambda f: {**f, "entries": [None]}, id="entries_null"),
+        pytest.param(same, lambda f: {**f, "sha256": "00"}, id="checksum"),
+    ]
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["checksum", "of_before"])
+@pytest.mark.parametrize(("change_bytes", "change_facts"), damages())
+def test_damaged_files_are_refused(change_bytes: Any, change_facts: Any, checked: bool, tmp_path: Path) -> None:
+    arrays, facts = Recording([entry(0, [0, 1], layout=GRID), entry(1, None)]).save(tmp_path / "run")
+    good = json.loads(facts.read_text())
+    arrays.write_bytes(change_bytes(arrays.read_bytes()))
+    changed = change_facts(good)
+    if not checked:
+        # Files of before there was a checksum.
+        if changed.pop("sha256") == "00":
+            return
+    facts.write_text(json.dumps(changed))
+    with pytest.raises(SvgError, match="do not belong together, or one is damaged"):
+        Recording.load(facts)
+
+
+def test_files_of_before_there_was_a_checksum_are_read(tmp_path: Path) -> None:
+    recording = Recording([entry(0, [0, 1], layout=GRID), entry(1, None)])
+    _, facts = recording.save(tmp_path / "run")
+    old = json.loads(facts.read_text())
+    del old["sha256"]
+    facts.write_text(json.dumps(old))
+    assert Recording.load(facts).summary == recording.summary
+
+
+def test_illegal_kinds_and_files_of_two_recordings_are_refused(tmp_path: Path) -> None:
+    for name, kinds in (("one", [0, 1]), ("other", [1, 0]), ("wrong", [0, 7])):
+        Recording([entry(0, kinds)]).save(tmp_path / name)
+    with pytest.raises(SvgError, match=r"plan\[0, 1\] is \[7, 2\]"):
+        Recording.load(tmp_path / "wrong")
+    (tmp_path / "one.npz").write_bytes((tmp_path / "other.npz").read_bytes())
+    with pytest.raises(SvgError, match="do not belong together"):
+        Recording.load(tmp_path / "one")
+    (tmp_path / "other.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="a recording is two files"):
+        Recording.load(tmp_path / "other.json")
+    (tmp_path / "other.npz").mkdir()
+    with pytest.raises(SvgError, match=r"other\.npz cannot be read"):
+        Recording.load(tmp_path / "other")
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = Recording([entry(0, [0, 1])])
+    arrays, _ = recording.save(tmp_path / "run")
+
+    def interrupted(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Recording([entry(0, [1, 1])]).save(tmp_path / "run")
+    assert Recording.load(arrays).summary == recording.summary
+
+
+def test_the_graph_knows_its_grid(traced: None) -> None:
+    model = compiled(TimedDiT(), dense_steps=0)
+    with svg_compile.record(model) as recording:
+        run(model, latents(), TIMES[:2])
+    assert [e.layout for e in recording.entries] == [GRID, GRID]
+    assert all(0 < density < 1 for density in recording.densities().values())
+    with svg_compile.record(model, layout=(5, 7, 3)) as again:
+        run(model, latents(), TIMES[:2])
+    assert again.summary == recording.summary
+
+
+@pytest.mark.parametrize(
+    ("layout", "conflict"),
+    [
+        (VideoLayout(5, 7, 3), "layout has block=128, the compiled graph of .* has block=8: leave layout out"),
+        (VideoLayout(50, 7, 3, block=8), "layout has frames=50, the compiled graph of .* has frames=5"),
+        ((7, 5, 3), "layout has frames=7, height=5, the compiled graph of .* has frames=5, height=7"),
+        (VideoLayout(5, 7, 3, 4, block=8), "layout has text_len=4, the compiled graph of .* has text_len=0"),
+    ],
+)
+def test_a_layout_that_contradicts_the_graph_is_told(layout: Any, conflict: str, traced: None) -> None:
+    model = compiled(TimedDiT(), dense_steps=0)
+    with pytest.warns(UserWarning, match=conflict), svg_compile.record(model, layout=layout) as recording:
+        run(model, latents(), TIMES[:1])
+    for found in (recording, recording.select(step=0), recording.select(layer="(model)")):
+        with pytest.raises(SvgError, match=conflict):
+            found.densities()
+    assert "?" in recording.summary
+
+
+def test_a_graph_for_changing_sizes_takes_them_from_the_layout(traced: None) -> None:
+    model = torch.compile(TimedDiT(), backend="svg", dynamic=True, options={**OPTIONS, "dense_steps": 0})
+    recordings = []
+    for layout in (None, (5, 7, 3), GRID):
+        with svg_compile.record(model, layout=layout) as recording:
+            run(model, latents(), TIMES[:1])
+        recordings.append(recording)
+    with pytest.raises(SvgError, match="give it"):
+        recordings[0].densities()
+    for recording in recordings[1:]:
+        assert [e.layout for e in recording.entries] == [GRID]
+    block = "layout has block=128, .* has block=8"
+    with pytest.warns(UserWarning, match=block), svg_compile.record(model, layout=VideoLayout(5, 7, 3)) as recording:
+        run(model, latents(), TIMES[:1])
+    with pytest.raises(SvgError, match=block):
+        recording.densities()
+
+
+@pytest.mark.parametrize("layout", ["5x7x3", (5, 7), (5, 7, 0), 3])
+def test_what_is_no_layout_is_refused_before_the_run(layout: Any) -> None:
+    with pytest.raises(SvgError, match="layout"), svg_compile.record(TimedDiT(), layout=layout):
+        raise AssertionError("not reached")
 
 
 def test_a_recording_of_nothing_says_why(traced: None) -> None:

@@ -11,8 +11,11 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
+# The operator itself: programs replace the name in torch.nn.functional, and a graph traced through the replacement
+# holds the operator. What stands at that name may compute something else.
+SDPA = torch._C._nn.scaled_dot_product_attention
 SDPA_TARGETS = (
-    torch.nn.functional.scaled_dot_product_attention,
+    SDPA,
     torch.ops.aten.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention.default,
 )

@@ -32,3 +32,11 @@ def option_names() -> frozenset[str]:
     from torch._inductor import config
 
     return frozenset(config.get_config_copy())
+
+
+def option_type(name: str) -> Any:
+    """The type that `torch.compile` expects of one of Inductor's options."""
+    from torch._inductor import config
+
+    # The stubs of torch's config modules do not list it.
+    return getattr(config, "get_type")(name)  # noqa: B009

@@ -10,7 +10,8 @@
             04_op_counts.txt            how often each operator stands before and after
             05_inductor_000_sparse.txt  the code that Inductor made; and of the dense variant, where there is one
 
-Text only: no tensor values are written. Graph text can show paths and the model's structure.
+Text only: no tensor values are written. Graph text can show paths and the model's structure. A dump is an aid: where a
+file cannot be written, the compile goes on, and the first error is kept in `ProcessDump.error`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,6 +57,7 @@ class GraphDump:
     """The dump of one graph, filled stage by stage as the passes run."""
 
     folder: Path
+    process: ProcessDump
     summary: str = ""
     notes: list[str] = field(default_factory=list)
     files: list[tuple[str, int]] = field(default_factory=list)
@@ -83,10 +86,11 @@ class GraphDump:
         if len(data) > room:
             data = data[: max(room, 0)] + b"\n[cut: the dump's size cap was reached]\n"
         file = f"{len(self.files):02d}_{re.sub(r'[^a-z0-9_]', '_', stage.lower())}.txt"
-        # Exclusive: nothing that lies there already, a link least of all, is written through.
-        with open(self.folder / file, "xb") as handle:
-            handle.write(data)
-        self.files.append((file, len(data)))
+        with self.process.keep_error():
+            # Exclusive: nothing that lies there already, a link least of all, is written through.
+            with open(self.folder / file, "xb") as handle:
+                handle.write(data)
+            self.files.append((file, len(data)))
 
     def report(self, report: Decisions) -> None:
         """Write the decision table, which the index repeats."""
@@ -108,16 +112,36 @@ class GraphDump:
 
 @dataclass
 class ProcessDump:
-    """The dumps of one process under one folder."""
+    """The dumps of one process under one folder. error: the first one that kept a file from being written."""
 
     folder: Path
     graphs: list[GraphDump] = field(default_factory=list)
+    error: OSError | None = None
 
     def new_graph(self) -> GraphDump:
-        folder = self.folder / f"graph_{len(self.graphs):03d}"
-        folder.mkdir(mode=0o700)
-        self.graphs.append(GraphDump(folder))
-        return self.graphs[-1]
+        with self.keep_error():
+            if not self.folder.is_dir():
+                # Removed since: under another name, as nobody knows who made what stands at the old one by now.
+                self.folder, self.graphs = _new_folder(self.folder.parent), []
+            folder = self.folder / f"graph_{len(self.graphs):03d}"
+            folder.mkdir(mode=0o700)
+            self.graphs.append(GraphDump(folder, self))
+            return self.graphs[-1]
+        return GraphDump(self.folder / "none", self)
+
+    @contextmanager
+    def keep_error(self) -> Iterator[None]:
+        """Keep the first OSError of the block, and go on behind it."""
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+    def warn_once(self) -> None:
+        """Warn of the error where there is one, and forget it."""
+        if self.error is not None:
+            warnings.warn(f"svg: the graph dump is not complete: {self.error}", stacklevel=3)
+            self.error = None
 
     def write_index(self) -> None:
         """Write index.html over everything dumped so far, atomically: a reader never gets half of it."""
@@ -133,30 +157,38 @@ class ProcessDump:
         ]
         body = templates.fill("dump_index", pid=os.getpid(), graphs=graphs)
         text = templates.page("svg_compile graph dump", body)
-        handle, path = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(path, self.folder / "index.html")
+        with self.keep_error():
+            handle, path = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(path, self.folder / "index.html")
 
 
-def process_dump(dump_dir: str) -> ProcessDump:
-    """This process's dump under `dump_dir`, made at first use."""
-    return _process_dump(os.path.abspath(dump_dir), os.getpid())
+def process_dump(dump_dir: str, asked_by: str = "option 'dump_dir'") -> ProcessDump:
+    """This process's dump under `dump_dir`, made at first use; OptionError, which names `asked_by`, where it cannot."""
+    try:
+        return _process_dump(os.path.abspath(dump_dir), os.getpid())
+    except OSError as error:
+        raise OptionError(f"{asked_by}: cannot make a folder in {dump_dir!r}: {error}") from error
 
 
 def asked_for(dump_dir: str | None) -> ProcessDump | None:
     """This process's dump, if the option or the environment variable asks for one."""
-    folder = dump_dir or os.environ.get(DUMP_VARIABLE)
-    return process_dump(folder) if folder else None
+    if dump_dir:
+        return process_dump(dump_dir)
+    folder = os.environ.get(DUMP_VARIABLE)
+    return process_dump(folder, f"environment variable {DUMP_VARIABLE}") if folder else None
 
 
 @cache
 def _process_dump(dump_dir: str, pid: int) -> ProcessDump:
-    try:
-        os.makedirs(dump_dir, mode=0o700, exist_ok=True)
-        return ProcessDump(Path(tempfile.mkdtemp(prefix=f"pid{pid}-", dir=dump_dir)))
-    except OSError as error:
-        raise OptionError(f"option 'dump_dir': cannot make a folder in {dump_dir!r}: {error}") from error
+    return ProcessDump(_new_folder(Path(dump_dir)))
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder of this process, that its owner alone can read."""
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"pid{os.getpid()}-", dir=parent))
 
 
 def op_counts(graph_module: fx.GraphModule) -> Counter[str]:
@@ -192,4 +224,9 @@ def _described(file: str) -> str:
 
 
 def _written(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*.txt"))
+    """Bytes of all text files; of one that goes meanwhile, none."""
+    sizes = 0
+    for path in folder.rglob("*.txt"):
+        with suppress(FileNotFoundError):
+            sizes += path.lstat().st_size
+    return sizes

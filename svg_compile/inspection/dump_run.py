@@ -10,6 +10,7 @@ from torch import fx
 from svg_compile._compat.graphs import copy_graph_module
 from svg_compile.backend import lower, rewrite
 from svg_compile.config import split_options
+from svg_compile.errors import SvgError
 from svg_compile.inspection.dump import ProcessDump, process_dump
 from svg_compile.inspection.tracing import trace
 
@@ -24,12 +25,13 @@ def dump_graphs(
 ) -> ProcessDump:
     """Write the graphs of `model(*args, **kwargs)` before and after the passes, and Inductor's code where asked to.
 
-    The model may be without data: Inductor compiles its graphs, and nothing runs them.
+    The model may be without data: Inductor compiles its graphs, and nothing runs them. Raises SvgError where a file
+    cannot be written.
     """
     from svg_compile.passes.expose_plans import ports_of
 
     config, patches = split_options(options)
-    process = process_dump(folder)
+    process = process_dump(folder, "--out")
 
     def write(graph_module: fx.GraphModule, example_inputs: Any) -> None:
         rewritten = copy_graph_module(graph_module)
@@ -44,4 +46,7 @@ def dump_graphs(
         trace(model, args, kwargs, options, write)
     finally:
         process.write_index()
+    error, process.error = process.error, None
+    if error is not None:
+        raise SvgError(f"the dump is not complete: {error}") from error
     return process

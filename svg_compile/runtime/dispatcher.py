@@ -70,7 +70,8 @@ class Forward:
     """One forward of a compiled graph. parameter: what stands for its model, None where parameters are no inputs.
 
     layers: the module paths of the graph's sparse attentions; plans and errors: what each was profiled to, int32 and
-    float32 [B, H, 2], where the forward was sparse. On a GPU they are good until the next forward.
+    float32 [B, H, 2], where the forward was sparse. On a GPU they are good until the next forward. grids: of each
+    attention the (frames, height, width, text_len, text_first, block), None for a size that is symbolic.
     """
 
     decision: Decision
@@ -78,6 +79,7 @@ class Forward:
     layers: tuple[str, ...]
     plans: tuple[Tensor, ...] = ()
     errors: tuple[Tensor, ...] = ()
+    grids: tuple[tuple[int | None, ...], ...] = ()
 
 
 class Schedule(Protocol):
@@ -231,7 +233,8 @@ class Dispatcher:
             kept = state.kept.setdefault(self.sparse, KeptPlans())
             outputs, plans, errors = self.sparse(inputs, decision, kept)
         if _observers or log.isEnabledFor(logging.DEBUG):
-            _publish(Forward(decision, parameter, self.sparse.ports.layers, plans, errors))
+            ports = self.sparse.ports
+            _publish(Forward(decision, parameter, ports.layers, plans, errors, ports.grids))
         return outputs
 
     @property

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from svg_compile._compat.dynamo import isolated_compile
-from svg_compile._compat.graphs import copy_graph_module
+from svg_compile._compat.graphs import SDPA, copy_graph_module
 from svg_compile._compat.modules import uncompiled
 from svg_compile.config import split_options
 from svg_compile.decisions import Decisions
@@ -79,7 +79,8 @@ class _Attention(nn.Module):
             attended: Tensor = torch.ops.svg.attention.default(query, key, value, plan, key_mask, *more)
             return attended
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=more[6])
+        dense: Tensor = SDPA(query, key, value, attn_mask=mask, scale=more[6])
+        return dense
 
 
 class SwitchedModel:

@@ -6,6 +6,8 @@ device, and no graph changes. The copies come to the host when the block ends. O
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from svg_compile._compat.modules import uncompiled
+from svg_compile.config import SvgConfig
 from svg_compile.errors import SvgError
 from svg_compile.inspection.recording.entry import Entry
 from svg_compile.inspection.recording.naming import layer_names, numbered, parameter_name
@@ -25,9 +28,12 @@ from svg_compile.layout import VideoLayout
 from svg_compile.runtime.dispatcher import Decision, Forward, watch
 from svg_compile.runtime.sources import denoisers
 
+# A grid of which no size is known.
+_UNKNOWN = (None,) * 6
+
 
 @contextmanager
-def record(*models: Any, layout: VideoLayout | None = None) -> Iterator[Recording]:
+def record(*models: Any, layout: VideoLayout | Sequence[Any] | None = None) -> Iterator[Recording]:
     """Collect the plans of compiled models in the block; the recording is filled when the block ends.
 
         with svg_compile.record(pipe.transformer) as recording:
@@ -35,15 +41,19 @@ def record(*models: Any, layout: VideoLayout | None = None) -> Iterator[Recordin
         print(recording.summary)
 
     models: modules, compiled whole, by blocks or not yet, or diffusers pipelines, of which all denoisers are taken.
-    layout: the token grid of their attention, for densities. Results are those of a run that is not recorded.
+    layout: the token grid of their attention, for densities, a VideoLayout or a tuple as options['layout'] takes;
+    needed only for graphs that were compiled for changing sizes, as others know it. Where it contradicts a graph, one
+    warning says so, and densities are an error. Results are those of a run that is not recorded.
     """
-    recorder = _Recorder(_named(models), layout)
+    recorder = _Recorder(_named(models), _given(layout))
     recording = Recording(missing="the recording is filled at the end of its `with` block: read it after that.")
     try:
         with watch(recorder.see):
             yield recording
     finally:
-        recording.fill(recorder.entries())
+        recording.fill(recorder.entries(), conflict=recorder.conflict)
+        if recorder.conflict:
+            warnings.warn(recorder.conflict, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -77,15 +87,18 @@ class _Seen:
     decision: Decision
     plans: _Copy | None
     errors: _Copy | None
+    grids: tuple[tuple[int | None, ...], ...]
 
 
 class _Recorder:
     """Watches forwards and keeps those of some models."""
 
-    def __init__(self, models: dict[str, nn.Module], layout: VideoLayout | None) -> None:
+    def __init__(self, models: dict[str, nn.Module], given: dict[str, int]) -> None:
         self.models = models
-        self.layout = layout
+        # Sizes of the layout by name, as far as the user gave them.
+        self.given = given
         self.seen: list[_Seen] = []
+        self.conflict = ""
         # Parameter -> (model, the parameter's path in it); parameters may be replaced in the block.
         self.owners: WeakIdKeyDictionary = WeakTensorKeyDictionary()
         self.names: dict[tuple[str, str, tuple[str, ...]], tuple[str, ...]] = {}
@@ -98,7 +111,11 @@ class _Recorder:
         if key not in self.names:
             self.names[key] = numbered(layer_names(self.models[owner[0]], owner[1], forward.layers))
         copies = _Copy.of(forward.plans), _Copy.of(forward.errors)
-        self.seen.append(_Seen(owner[0], self.names[key], forward.decision, *copies))
+        self.seen.append(
+            _Seen(
+                owner[0], self.names[key], forward.decision, *copies, forward.grids or (_UNKNOWN,) * len(forward.layers)
+            )
+        )
 
     def entries(self) -> tuple[Entry, ...]:
         """The recorded forwards as entries, on the host."""
@@ -114,12 +131,26 @@ class _Recorder:
                 where = (run, position.step, position.total)
             plans = [None] * len(seen.layers) if seen.plans is None else seen.plans.on_host()
             errors = [None] * len(seen.layers) if seen.errors is None else seen.errors.on_host()
-            for layer, plan, error in zip(seen.layers, plans, errors, strict=True):
+            for layer, plan, error, grid in zip(seen.layers, plans, errors, seen.grids, strict=True):
                 turn = (seen.model, layer, where[0], where[1])
                 kinds, widths = (None, None) if plan is None else plan.unbind(-1)
-                entries.append(Entry(seen.model, *where, calls[turn], layer, kinds, widths, error, self.layout))
+                layout = self._layout_of(layer, grid)
+                entries.append(Entry(seen.model, *where, calls[turn], layer, kinds, widths, error, layout))
                 calls[turn] += 1
         return tuple(entries)
+
+    def _layout_of(self, layer: str, grid: tuple[int | None, ...]) -> VideoLayout | None:
+        """The layout of an attention: its graph's, with the given sizes where the graph's are symbolic."""
+        names = [field.name for field in dataclasses.fields(VideoLayout)]
+        known = {name: size for name, size in zip(names, grid, strict=True) if size is not None}
+        other = {name: size for name, size in self.given.items() if known.get(name, size) != size}
+        if other:
+            graph = ", ".join(f"{name}={known[name]}" for name in other)
+            given = ", ".join(f"{name}={size}" for name, size in other.items())
+            self.conflict = f"record: layout has {given}, the compiled graph of {layer} has {graph}: leave layout out."
+            return None
+        sizes: dict[str, Any] = {**self.given, **known}
+        return VideoLayout(**sizes) if len(sizes) == len(names) else None
 
     def _owner(self, parameter: Tensor) -> tuple[str, str] | None:
         owner: tuple[str, str] | None = self.owners.get(parameter)
@@ -129,6 +160,15 @@ class _Recorder:
             if owner is not None:
                 self.owners[parameter] = owner
         return owner
+
+
+def _given(layout: VideoLayout | Sequence[Any] | None) -> dict[str, int]:
+    """The sizes that a layout gives: all of a VideoLayout, of a tuple what stands in it."""
+    if layout is None or isinstance(layout, VideoLayout):
+        return {} if layout is None else dataclasses.asdict(layout)
+    checked = SvgConfig.from_options({"layout": layout}).layout
+    names = ("frames", "height", "width", "text_len", "text_first")[: len(layout)]
+    return {name: getattr(checked, name) for name in names}
 
 
 def _named(models: Sequence[Any]) -> dict[str, nn.Module]:

@@ -5,13 +5,20 @@ NAME.json    {"format": 1, "kind": "svg_compile recording", "svg_compile": versi
              forward was dense; layout null or [frames, height, width, text_len, text_first, block]
 NAME.npz     kinds int8 [n], half_widths int32 [n], errors float32 [n, 2] = (spatial, temporal): the heads of all sparse
              entries in their order, each entry's in the order of its [B, H]
+
+NAME.json holds the checksum of NAME.npz ("sha256"), so that a damaged, cut or foreign one is found out; files of before
+that had none are read without.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import io
 import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +27,7 @@ import torch
 
 from svg_compile.errors import SvgError
 from svg_compile.inspection.recording.entry import Entry
+from svg_compile.kernels.plan import check_plan
 from svg_compile.layout import VideoLayout
 
 # Raised when a name is renamed or dropped; added names do not count.
@@ -35,39 +43,70 @@ def save(entries: Sequence[Entry], path: str | Path) -> tuple[Path, Path]:
     kinds = [entry.kinds.flatten().to(torch.int8) for entry in entries if entry.kinds is not None]
     widths = [entry.half_widths.flatten() for entry in entries if entry.half_widths is not None]
     errors = [entry.errors.reshape(-1, 2) for entry in entries if entry.errors is not None]
+    numbers = io.BytesIO()
     numpy.savez_compressed(
-        arrays,
+        numbers,
         kinds=torch.cat([torch.zeros(0, dtype=torch.int8), *kinds]).numpy(),
         half_widths=torch.cat([torch.zeros(0, dtype=torch.int32), *widths]).numpy(),
         errors=torch.cat([torch.zeros(0, 2), *errors]).numpy(),
     )
-    top = {"format": FORMAT, "kind": _KIND, "svg_compile": importlib.metadata.version("svg-compile")}
-    facts.write_text(json.dumps({**top, "entries": [_facts(entry) for entry in entries]}), encoding="utf-8")
+    data = numbers.getvalue()
+    version = importlib.metadata.version("svg-compile")
+    top = {"format": FORMAT, "kind": _KIND, "svg_compile": version, "sha256": _checksum(data)}
+    text = json.dumps({**top, "entries": [_facts(entry) for entry in entries]})
+    for file, content in ((arrays, data), (facts, text.encode())):
+        # In one step: whoever reads meanwhile, or is left with what an interrupted save wrote, has the old file whole.
+        part = file.with_name(f"{file.name}.part")
+        part.write_bytes(content)
+        os.replace(part, file)
     return arrays, facts
 
 
 def load(path: str | Path) -> tuple[Entry, ...]:
-    """Read the entries back; SvgError where the files are not a recording, or of another format."""
+    """Read the entries back; FileNotFoundError where a file is missing, SvgError where the files are no recording, are
+    damaged, do not belong together, or are of another format.
+    """
     numpy = _numpy()
     arrays, facts = _paths(path)
+    text, data = _read(facts), _read(arrays)
     try:
-        top = json.loads(facts.read_text(encoding="utf-8"))
-        if not isinstance(top, dict) or top.get("kind") != _KIND:
-            raise SvgError(f"{facts} is not a recording of svg_compile.")
-        if top["format"] != FORMAT:
-            raise SvgError(f"{facts} has format {top['format']!r}, this svg_compile reads {FORMAT}: record anew.")
+        top = json.loads(text)
+    except ValueError as error:
+        raise SvgError(f"{facts} is not a recording of svg_compile, or it is damaged: {error}.") from error
+    if not isinstance(top, dict) or top.get("kind") != _KIND:
+        raise SvgError(f"{facts} is not a recording of svg_compile.")
+    if top.get("format") != FORMAT:
+        raise SvgError(f"{facts} has format {top.get('format')!r}, this svg_compile reads {FORMAT}: record anew.")
+    if top.get("sha256", _checksum(data)) != _checksum(data):
+        raise SvgError(f"{facts} and {arrays.name} do not belong together, or one is damaged: the checksum is another.")
+    try:
         # Never unpickles: what is in the file are numbers, or it is refused.
-        with numpy.load(arrays, allow_pickle=False) as found:
+        with numpy.load(io.BytesIO(data), allow_pickle=False) as found:
             kinds = torch.from_numpy(found["kinds"].astype(numpy.int32))
             widths = torch.from_numpy(found["half_widths"].astype(numpy.int32))
             errors = torch.from_numpy(found["errors"].astype(numpy.float32))
+        check_plan(torch.stack((kinds, widths), dim=-1)[None])
         sizes = [_heads(row) for row in top["entries"]]
         parts = zip(top["entries"], kinds.split(sizes), widths.split(sizes), errors.split(sizes), strict=True)
         return tuple(_entry(*part) for part in parts)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        if isinstance(error, SvgError):
-            raise
-        raise SvgError(f"{facts} and {arrays.name} do not belong together, or one is damaged: {error}") from error
+    # Whatever numpy, zipfile and the conversions make of bytes and values that nobody wrote so.
+    except Exception as error:
+        raise SvgError(
+            f"{facts} and {arrays.name} do not belong together, or one is damaged: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no {file}: a recording is two files, NAME.npz and NAME.json.") from error
+    except OSError as error:
+        raise SvgError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _numpy() -> Any:
@@ -93,13 +132,24 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 
 def _heads(row: dict[str, Any]) -> int:
-    return 0 if row["shape"] is None else row["shape"][0] * row["shape"][1]
+    return 0 if row["shape"] is None else math.prod(_shape(row))
+
+
+def _shape(row: dict[str, Any]) -> tuple[int, int]:
+    batch, heads = row["shape"]
+    if min(batch, heads) < 0:
+        raise ValueError(f"a shape of {row['shape']}")
+    return batch, heads
 
 
 def _entry(row: dict[str, Any], kinds: torch.Tensor, widths: torch.Tensor, errors: torch.Tensor) -> Entry:
     facts = {name: row[name] for name in _FACTS}
+    for name, value in facts.items():
+        expected = (str,) if name in ("model", "layer") else (int,)
+        if not isinstance(value, expected) and not (value is None and name in ("step", "total")):
+            raise TypeError(f"{name} is {value!r}")
     facts["layout"] = None if row["layout"] is None else VideoLayout(*row["layout"])
     if row["shape"] is None:
         return Entry(**facts)
-    shape = tuple(row["shape"])
+    shape = _shape(row)
     return Entry(**facts, kinds=kinds.view(shape), half_widths=widths.view(shape), errors=errors.view(*shape, 2))

@@ -24,13 +24,16 @@ _FACTS = ("model", "run", "step", "total", "call", "layer", "dense")
 class Recording:
     """What `record` collected: one `Entry` for each attention of each forward, in the order in which they ran."""
 
-    def __init__(self, entries: Sequence[Entry] = (), missing: str = _NOTHING) -> None:
-        self.fill(entries, missing)
+    def __init__(self, entries: Sequence[Entry] = (), missing: str = _NOTHING, conflict: str = "") -> None:
+        self.fill(entries, missing, conflict)
 
-    def fill(self, entries: Sequence[Entry], missing: str = _NOTHING) -> None:
-        """Hold these entries from now on; `missing` is what the error says where there are none."""
+    def fill(self, entries: Sequence[Entry], missing: str = _NOTHING, conflict: str = "") -> None:
+        """Hold these entries from now on; `missing` is what the error says where there are none, `conflict` what it
+        says where layouts are not known because the given one contradicts the graph.
+        """
         self._entries = tuple(entries)
         self._missing = missing
+        self._conflict = conflict
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -63,7 +66,7 @@ class Recording:
             if name not in _FACTS:
                 raise SvgError(f"recordings are selected by {', '.join(_FACTS)}, not by {name!r}.")
         found = [entry for entry in self.entries if all(getattr(entry, name) == facts[name] for name in facts)]
-        return Recording(found, f"no entry of the recording has {facts}.")
+        return Recording(found, f"no entry of the recording has {facts}.", self._conflict)
 
     def shares(self) -> Shares:
         """The kinds among all heads; in a dense forward all heads are dense. `select(dense=False)` leaves those out."""
@@ -72,7 +75,8 @@ class Recording:
     def densities(self) -> dict[tuple[str, str], float]:
         """The density reached by each (model, layer), the mean over its entries; SvgError where no layout is known."""
         if any(entry.density is None for entry in self.entries):
-            raise SvgError("the densities depend on the token grid: give it, svg_compile.record(model, layout=...).")
+            unknown = "the densities depend on the token grid: give it, svg_compile.record(model, layout=...)."
+            raise SvgError(self._conflict or unknown)
         return {
             (model, layer): _mean([e.density or 0.0 for e in self.entries if (e.model, e.layer) == (model, layer)])
             for model, layer in self.layers
