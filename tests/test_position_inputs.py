@@ -150,3 +150,61 @@ def test_ltx_with_its_pipeline_s_coordinates(monkeypatch: pytest.MonkeyPatch) ->
     watch(monkeypatch, grids_of)
     exact = torch.compile(model, backend="svg", options={**OPTIONS, "density": 1.0}, dynamic=False)(**given)[0]
     torch.testing.assert_close(exact, model(**given)[0])
+
+
+class PackedBlocks(nn.Module):
+    """As `Packed`, in two blocks that may be compiled one by one: they see rotary tables, no positions."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = PackedBlocks.Attention()
+
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return x + self.attention(x, table)
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(32, 96)
+
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+            q, k = (t * table for t in (q, k))
+            return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.embed = nn.Linear(8, 32)
+            self.blocks = nn.ModuleList(PackedBlocks.Block() for _ in range(2))
+        self.eval()
+
+    def forward(self, latents: Tensor, positions: Tensor, timestep: Tensor) -> Tensor:
+        x = self.embed(latents)
+        table = positions.transpose(1, 2).sum(-1, keepdim=True).cos().unsqueeze(1)
+        for block in self.blocks:
+            x = block(x, table)
+        return x
+
+
+def test_blocks_are_told_the_grid_of_the_call_s_own_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, model = PackedBlocks(), PackedBlocks()
+    time, right, other = torch.tensor([500.0]), positions(*GRID), positions(4, 3, 6)
+    expected = {}
+    for grid, where in ((GRID, right), ((4, 3, 6), other)):
+        torch._dynamo.reset()
+        layout = torch.compile(PackedBlocks(), backend="svg", options={**OPTIONS, "layout": grid}, dynamic=False)
+        expected[grid] = layout(latents(), where, time)
+    torch._dynamo.reset()
+    seen = watch(monkeypatch, grids_of)
+    for block in model.blocks:
+        block.compile(backend="svg", options=OPTIONS, dynamic=False)
+    with svg_compile.denoising(model, steps=3):
+        torch.testing.assert_close(model(latents(), right, time), expected[GRID])
+        torch.testing.assert_close(model(latents(), other, time), expected[4, 3, 6])
+        torch.testing.assert_close(model(latents(), right.clone(), time), expected[GRID])
+        shuffled = right[..., torch.randperm(right.shape[-1], generator=torch.Generator().manual_seed(0))]
+        torch.testing.assert_close(model(latents(), shuffled, time), plain(latents(), shuffled, time))
+    assert {"3x4x6", "4x3x6"} <= set(seen)

@@ -6,10 +6,11 @@ guarded by nothing, so its calls are told apart here:
     the shapes of tensors, and the values of arguments that are no tensors; of the timestep its shape or type alone;
     the modules, and the processors that diffusers lets one put into attentions;
     the plain attributes of both: numbers, strings, flags, and tuples or lists of them;
-    the values of integer tensors, where the trace had breaks: Python code may have read them.
+    the values of integer tensors, where the trace had breaks: Python code may have read them;
+    the values of positions that are the raster of a video (`passes.coordinates`): they prove the grid.
 
-The values of floating-point tensors, weights and the timestep decide nothing: where Python code reads one, the trace
-ends, and the blocks stay dense.
+The values of other floating-point tensors, weights and the timestep decide nothing: where Python code reads one, the
+trace ends, and the blocks stay dense.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from svg_compile._compat.graphs import version_of
+from svg_compile.passes.coordinates import raster_seen
 
 # A grid is a few numbers; longer attributes are data.
 _FEW = 16
 # An attribute that changed this often without any grid is a counter, and would cost a trace at every step.
 _HARMLESS = 3
 _PLAIN = (bool, int, float, str, type(None))
+# By tensor: the version of its values, None where writes are not counted, and their hash.
+_DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class CallFacts:
 
     def _fact(self, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            return tuple(leaf.shape), leaf.dtype, _digest(leaf) if self.reads_values and _is_whole(leaf) else b""
+            values = (self.reads_values and _is_whole(leaf)) or raster_seen(leaf) is not None
+            return tuple(leaf.shape), leaf.dtype, _digest(leaf) if values else b""
         plain = sorted((name, repr(value)) for name, value in getattr(leaf, "__dict__", {}).items() if _is_plain(value))
         return type(leaf), repr(leaf), tuple(plain)
 
@@ -105,7 +113,9 @@ def readable(arguments: Mapping[str, Any]) -> Callable[[Tensor], bool]:
     def may_be_read(tensor: Tensor) -> bool:
         if id(tensor) in never:
             return False
-        return _is_whole(tensor) if id(tensor) in given else _is_small_state(tensor)
+        if id(tensor) in given:
+            return _is_whole(tensor) or raster_seen(tensor) is not None
+        return _is_small_state(tensor)
 
     return may_be_read
 
@@ -120,9 +130,15 @@ def _is_small_state(value: Any) -> bool:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    """A hash of a tensor's values; waits for its device."""
+    """A hash of a tensor's values; waits for its device, once for a tensor that is not written."""
+    version = None if tensor.is_inference() else version_of(tensor)
+    known = _DIGESTS.get(tensor)
+    if known is not None and version is not None and known[0] == version:
+        return bytes(known[1])
     values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(values.numpy().tobytes()).digest()
+    found = hashlib.sha256(values.numpy().tobytes()).digest()
+    _DIGESTS[tensor] = version, found
+    return found
 
 
 def _is_plain(value: Any) -> bool:
