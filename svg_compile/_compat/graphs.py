@@ -20,7 +20,7 @@ SDPA_TARGETS = (
     torch.ops.aten.scaled_dot_product_attention.default,
 )
 
-# As functional.linear is the C function in some versions and a Python one in others, both are named.
+# What graphs call for products of matrices. functional.linear is torch._C._nn.linear today; neither is relied on alone.
 PRODUCTS = (torch.nn.functional.linear, torch._C._nn.linear, torch.matmul, torch.bmm)
 # The fused attention of CPUs, which returns the log-sum-exp of its rows too; there is no public operator that does.
 CPU_FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
