@@ -343,7 +343,7 @@ def test_illegal_kinds_and_files_of_two_recordings_are_refused(tmp_path: Path) -
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = Recording([entry(0, [0, 1])])
-    arrays, facts = recording.save(tmp_path / "run")
+    arrays, _ = recording.save(tmp_path / "run")
 
     def interrupted(source: object, target: object) -> None:
         raise KeyboardInterrupt
@@ -378,7 +378,7 @@ def test_a_layout_that_contradicts_the_graph_is_told(layout: Any, conflict: str,
     model = compiled(TimedDiT(), dense_steps=0)
     with pytest.warns(UserWarning, match=conflict), svg_compile.record(model, layout=layout) as recording:
         run(model, latents(), TIMES[:1])
-    for found in (recording, recording.select(step=0), recording.select(layer="(model)")):
+    for found in (recording, recording.select(call=0), recording.select(layer="(model)")):
         with pytest.raises(SvgError, match=conflict):
             found.densities()
     assert "?" in recording.summary
