@@ -92,8 +92,11 @@ def _from_function(name: str) -> Target:
     made = _run(name, build)
     forms = (callable, lambda args: isinstance(args, (tuple, list)), lambda kwargs: isinstance(kwargs, Mapping))
     if not (isinstance(made, tuple) and len(made) == 3 and all(form(part) for form, part in zip(forms, made))):
-        got = [type(part).__name__ for part in made] if isinstance(made, tuple) else type(made).__name__
-        raise SvgError(f"{name} must return (model, args, kwargs): a model, a tuple and a dict, got {got}.")
+        parts = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else ""
+        got = f"({parts})" if isinstance(made, tuple) else type(made).__name__
+        raise SvgError(
+            f"{name} must return (model, args, kwargs), got {got}: a model, a tuple and a dict are expected."
+        )
     return Target(made[0], tuple(made[1]), dict(made[2]))
 
 
