@@ -1,16 +1,14 @@
 """The command line: `svg-compile explain | dump | masks | plot | bench`.
 
-Exit status: 0 all went well, 1 an error that says what to do, 2 wrong usage, 3 `explain --check` found nothing to make
-sparse.
+Exit status: 0 all went well, 1 something failed, and the error says what to do, 2 wrong usage, 3 `explain --check`
+found nothing to make sparse.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ import click
 from rich.console import Console
 
 from svg_compile.bench.cli import bench
-from svg_compile.errors import NeedsData, SvgError
+from svg_compile.cli_checks import Errors, Fraction, Grid, busy, described, picture, usage, writable
+from svg_compile.errors import LayoutError, SvgError
 
 _TARGET_HELP = """TARGET is a diffusers class, with SETTINGS that replace its configuration's defaults:
 
@@ -30,22 +29,16 @@ or FILE.py:FUNCTION or MODULE:FUNCTION, a function without arguments that return
 """
 
 
-class _Errors(click.Group):
-    """Shows errors of ours as one line, without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except NeedsData as error:
-            raise click.ClickException(f"{error} Here: --weights, and settings for a small model.") from error
-        except (SvgError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Errors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="svg-compile", prog_name="svg-compile")
-def main() -> None:
+@click.option("--traceback", is_flag=True, help="Show Python's traceback of an error.")
+def main(traceback: bool) -> None:
     """See what svg_compile does to a video transformer.
+
+    \b
+      svg-compile explain WanTransformer3DModel      what would be made sparse, and what it saves
+      svg-compile masks 21x30x52                     a picture of what a head attends
+      svg-compile bench attention                    how fast it is on this machine
 
     Models are built without weights: one of any size can be explained on a laptop.
     """
@@ -61,7 +54,8 @@ def _target(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("settings", nargs=-1, metavar="[KEY=VALUE]..."),
         click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON file."),
         click.option("-o", "--option", multiple=True, metavar="KEY=VALUE", help="Backend option, as -o density=0.25."),
-        click.option("--latents", metavar="FxHxW", help="Latent frames x height x width.  [default: the class' usual]"),
+        click.option("--latents", type=Grid(), metavar="FxHxW",
+                     help="Latent frames x height x width.  [default: the class' usual]"),
         click.option("--text", type=click.IntRange(0), help="Text tokens.  [default: the class' usual]"),
         click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a forward."),
         click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16",
@@ -86,9 +80,12 @@ def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: s
     from svg_compile.inspection.render.terminal import print_report
     from svg_compile.inspection.tracing import explain as explained
 
+    if (json_file, html_file, markdown_file).count("-") > 1:
+        raise click.UsageError("only one report can go to standard output: give the others a file.")
+    writable(*(file for file in (json_file, html_file, markdown_file) if file != "-"))
     target, options = _load(**asked)
-    with torch.no_grad(), _busy(f"tracing {asked['target']}"):
-        report = explained(target.model, *target.args, options=options, **target.kwargs)
+    with torch.no_grad(), busy(f"tracing {asked['target']}"):
+        report = _tried(asked["target"], lambda: explained(target.model, *target.args, options=options, **target.kwargs))
     asked_for = ((json_file, report.to_json), (html_file, report.to_html), (markdown_file, report.to_markdown))
     for file, make in asked_for:
         if file:
@@ -103,7 +100,8 @@ def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: s
               help="Write the graphs before and after each pass, with an index to open in a browser.\n\n"
               + _TARGET_HELP.format(command="dump"))  # fmt: skip
 @_target
-@click.option("--out", default="svg_dumps", show_default=True, metavar="FOLDER", help="Where the dump goes.")
+@click.option("--out", default="svg_dumps", show_default=True, metavar="FOLDER",
+              type=click.Path(file_okay=False), help="Where the dump goes.")  # fmt: skip
 @click.option("--code", is_flag=True, help="Compile too, and show Inductor's code; takes minutes for a large model.")
 def dump(out: str, code: bool, **asked: Any) -> None:
     import torch
@@ -111,31 +109,40 @@ def dump(out: str, code: bool, **asked: Any) -> None:
     from svg_compile.inspection.dump_run import dump_graphs
 
     target, options = _load(**asked)
-    with torch.no_grad(), _busy(f"{'compiling' if code else 'tracing'} {asked['target']}"):
-        process = dump_graphs(target.model, target.args, target.kwargs, options, out, code)
+    with torch.no_grad(), busy(f"{'compiling' if code else 'tracing'} {asked['target']}"):
+        process = _tried(
+            asked["target"], lambda: dump_graphs(target.model, target.args, target.kwargs, options, out, code)
+        )
     for graph in process.graphs:
         click.echo(f"{graph.name}: {graph.summary.partition(chr(10))[0] or 'no attention'}", err=True)
     click.echo(str(process.folder / "index.html"))
 
 
 @main.command(short_help="A picture of the spatial and the temporal mask.")
-@click.argument("layout", metavar="FxHxW")
+@click.argument("layout", type=Grid(), metavar="FxHxW")
 @click.option("--text", type=click.IntRange(0), default=0, show_default=True, help="Text tokens.")
 @click.option("--text-first", is_flag=True, help="The text stands before the video, not after it.")
-@click.option("--density", type=float, default=0.3, show_default=True, help="Share of the pairs to compute.")
+@click.option("--density", type=Fraction(), default=0.3, show_default=True, help="Share of the pairs to compute.")
 @click.option("--block", type=int, default=128, show_default=True, help="Granularity of the band, in tokens.")
 @click.option("--out", default="masks.png", show_default=True, metavar="FILE", help="PNG, PDF or SVG, by its ending.")
-def masks(layout: str, text: int, text_first: bool, density: float, block: int, out: str) -> None:
+def masks(layout: Any, text: int, text_first: bool, density: float, block: int, out: str) -> None:
     """Draw which keys a spatial and a temporal head attend.
 
-    FxHxW are frames, height and width in tokens, as `svg-compile explain` shows them: 21x30x52.
+    FxHxW are frames, height and width in tokens, as `svg-compile explain` shows them:
+
+    \b
+      svg-compile masks 21x30x52
+      svg-compile masks 33x45x80 --text 256 --density 0.2 --out masks.pdf
     """
     from svg_compile.inspection.pictures import draw_masks, save
     from svg_compile.layout import VideoLayout
-    from svg_compile.targets import grid
 
-    drawn = VideoLayout(*grid(layout), text, text_first, block)
-    with _busy(f"drawing {drawn.tokens:,} tokens"):
+    try:
+        drawn = VideoLayout(*layout, text, text_first, block)
+    except LayoutError as error:
+        raise usage(error) from error
+    picture(out)
+    with busy(f"drawing {drawn.tokens:,} tokens"):
         save(draw_masks(drawn, density), out)
     click.echo(out)
 
@@ -150,46 +157,68 @@ def plot(recording: Path, out: str, layer: str | None) -> None:
     """Draw which kind each head was, over layers, steps and heads, and how clearly.
 
     RECORDING is a file that `svg_compile.record(...)` saved: recording.save("plans.npz").
+
+    \b
+      svg-compile plot plans.npz
+      svg-compile plot plans.npz --layer blocks.3.attn1 --out third
     """
     from svg_compile.inspection.pictures import save
     from svg_compile.inspection.recording.plan_pictures import draw_kinds, draw_margins
     from svg_compile.inspection.recording.recorded import Recording
 
+    out = out.removesuffix(".png")
+    writable(*(f"{out}_{name}.png" for name in ("kinds", "margins")))
     plans = Recording.load(recording)
     plans = plans if layer is None else plans.select(layer=layer)
     click.echo(plans.summary)
     for name, draw in (("kinds", draw_kinds), ("margins", draw_margins)):
-        with _busy(f"drawing {name}"):
+        with busy(f"drawing {name}"):
             save(draw(plans), f"{out}_{name}.png")
         click.echo(f"{out}_{name}.png")
 
 
 def _load(
-    target: str, settings: tuple[str, ...], config: Path | None, option: tuple[str, ...], latents: str | None,
+    target: str, settings: tuple[str, ...], config: Path | None, option: tuple[str, ...], latents: Any,
     text: int | None, batch: int, dtype: str, weights: bool,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """The target and the backend's options."""
     from svg_compile.config import split_options
-    from svg_compile.targets import Request, grid, load, values
+    from svg_compile.targets import Request, load, values
 
-    options = values(option)
-    # Wrong options raise before anything is built.
-    split_options(options)
     try:
-        given = json.loads(config.read_text()) if config is not None else {}
-    except json.JSONDecodeError as error:
-        raise SvgError(f"{config} is no JSON: {error}") from error
+        options, replaced = values(option), values(settings)
+        # Wrong ones are told before anything is built.
+        split_options(options)
+    except SvgError as error:
+        raise usage(error) from error
     if ":" in target and (settings or config):
         raise click.UsageError("settings and --config belong to a diffusers class; a function takes none.")
-    sizes = grid(latents) if latents else None
-    with _busy(f"building {target}"):
-        return load(target, Request({**given, **values(settings)}, batch, sizes, text, dtype, weights)), options
+    given = {} if config is None else _configuration(config)
+    with busy(f"building {target}"):
+        return load(target, Request({**given, **replaced}, batch, latents, text, dtype, weights)), options
 
 
-def _busy(what: str) -> AbstractContextManager[Any]:
-    """A spinner on standard error while something takes its time; nothing where that is no terminal."""
-    warnings.filterwarnings("ignore", message="In CPU autocast")
-    return Console(stderr=True).status(f"{what} ...")
+def _configuration(file: Path) -> dict[str, Any]:
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SvgError(f"{file} is no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise SvgError(f"{file} is no configuration: expected a JSON object, got {type(given).__name__}.")
+    return given
+
+
+def _tried(target: str, call: Callable[[], Any]) -> Any:
+    """What a call over a model returns; SvgError where the model fails."""
+    try:
+        return call()
+    except (SvgError, OSError):
+        raise
+    except Exception as error:
+        raise SvgError(
+            f"{target} cannot be traced: {described(error).rstrip('.')}. Do its inputs fit it? "
+            "`svg-compile --traceback explain ...` shows where it fails."
+        ) from error
 
 
 def _write(file: str, text: str) -> None:

@@ -28,6 +28,17 @@ def build():
     return ToyVideoDiT(layers=3), (latents(),), {}
 def wrong():
     return ToyVideoDiT()
+NUMBER = 3
+def raises():
+    return 1 / 0
+def exits():
+    raise SystemExit(3)
+def needs(size):
+    return size
+def arguments():
+    return ToyVideoDiT(), 3, {}
+def shape():
+    return ToyVideoDiT(), (latents()[0, 0],), {}
 """
 TINY = ("num_attention_heads=2", "attention_head_dim=16", "num_layers=2", "ffn_dim=48", "text_dim=12", "freq_dim=16")
 SIZE = ("--latents", "5x14x6", "--text", "11")
@@ -36,6 +47,11 @@ SIZE = ("--latents", "5x14x6", "--text", "11")
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.py").write_text(BUILDER)
+    (tmp_path / "syntax.py").write_text("def (")
+    (tmp_path / "binary.py").write_bytes(b"\x00\xff")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "part.json").write_text('{"benchmark": "attention"}')
+    (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
     torch._dynamo.reset()
 
@@ -88,20 +104,55 @@ def test_check_tells_by_its_exit_code() -> None:
         (("explain", "Wan"), 1, "Did you mean WanTransformer3DModel or WanVACETransformer3DModel?"),
         (("explain", "torch"), 1, "Known: WanTransformer3DModel,"),
         (("explain", "WanTransformer3DModel", "num_layer=3"), 1, "no setting 'num_layer'. Did you mean 'num_layers'?"),
-        (("explain", "WanTransformer3DModel", "num_layers"), 1, "expected key=value, got 'num_layers'"),
+        (("explain", "WanTransformer3DModel", "num_layers"), 2, "expected key=value, got 'num_layers'"),
         (("explain", "WanTransformer3DModel", "num_layers=x"), 1, "cannot be built with these settings: TypeError"),
-        (("explain", "WanTransformer3DModel", "--latents", "3x4"), 1, "such as 21x60x104, got '3x4'"),
-        (("explain", "tiny.py:build", "-o", "densty=1"), 1, "unknown option 'densty'. Did you mean 'density'?"),
+        (("explain", "WanTransformer3DModel", "--latents", "3x4"), 2, "such as 21x60x104, got '3x4'"),
+        (("explain", "tiny.py:build", "-o", "densty=1"), 2, "unknown option 'densty'. Did you mean 'density'?"),
         (("explain", "tiny.py:build", "num_layers=1"), 2, "a function takes none"),
         (("explain", "tiny.py:other"), 1, "tiny.py has no 'other'"),
         (("explain", "tiny.py:wrong"), 1, "must return (model, args, kwargs), got ToyVideoDiT"),
         (("explain", "none.py:build"), 1, "there is no file none.py"),
         (("explain", "none:build"), 1, "cannot import none"),
         (("explain",), 2, "Missing argument 'TARGET'"),
-        (("masks", "3x4"), 1, "got '3x4'"),
-        (("masks", "3x4x5", "--block", "3"), 1, "power of two"),
-        (("masks", "3x4x5", "--density", "0"), 1, "density must lie in (0, 1]"),
-        (("masks", "3x4x5", "--out", "none/m.png"), 1, "No such file"),
+        (("masks", "3x4"), 2, "got '3x4'"),
+        (("masks", "3x4x5", "--block", "3"), 2, "power of two"),
+        (("masks", "3x4x5", "--density", "0"), 2, "not in the range 0<x<=1"),
+        (("masks", "3x4x5", "--density", "nan"), 2, "nan is no number"),
+        (("masks", "121x108000x192000"), 2, "not in pixels"),
+        (("masks", "3x4x5", "--out", "m.xyz"), 2, "the ending says the format, one of"),
+        (("masks", "3x4x5", "--out", "m"), 2, "the ending says the format, one of"),
+        (("masks", "3x4x5", "--out", "sub"), 2, "the ending says the format, one of"),
+        (("explain", "tiny.py:build", "-o", "density=2"), 2, "option 'density': expected a number above 0"),
+        (("explain", "tiny.py:build", "--json", "-", "--html", "-"), 2, "only one report"),
+        (("explain", "tiny.py:build", "--json", "none/r.json"), 1, "there is no folder"),
+        (("explain", "tiny.py:build", "--html", "sub"), 1, "it is a folder"),
+        (("explain", "tiny.py:raises"), 1, "tiny.py:raises failed: ZeroDivisionError: division by zero"),
+        (("explain", "tiny.py:exits"), 1, "tiny.py:exits failed: SystemExit: 3"),
+        (("explain", "tiny.py:needs"), 1, "missing 1 required positional argument"),
+        (("explain", "tiny.py:NUMBER"), 1, "must be a function"),
+        (("explain", "tiny.py:arguments"), 1, "must return (model, args, kwargs), got (ToyVideoDiT, int, dict)"),
+        (("explain", "tiny.py:shape"), 1, "tiny.py:shape cannot be traced"),
+        (("explain", "old[/x]/m.py:build"), 1, "there is no file old[/x]/m.py"),
+        (("explain", ":build"), 1, "Empty module name"),
+        (("explain", "syntax.py:build"), 1, "SyntaxError"),
+        (("explain", "binary.py:build"), 1, "null bytes"),
+        (("explain", "sub:build"), 1, "has no 'build'"),
+        (("explain", "WanTransformer3DModel", "--config", "list.json"), 1, "expected a JSON object, got list"),
+        (("explain", "WanTransformer3DModel", "--config", "binary.py"), 1, "is no JSON"),
+        (("explain", "WanTransformer3DModel", "--config", "sub"), 2, "is a directory"),
+        (("dump", "tiny.py:build", "--out", "tiny.py"), 2, "is a file"),
+        (("dump", "tiny.py:build", "--out", "tiny.py/below"), 1, "--out: cannot make a folder"),
+        (("plot", "tiny.py"), 1, "there is no tiny.py.json"),
+        (("plot", "list.json"), 1, "there is no list.npz"),
+        (("bench", "attention", "--device", "foo"), 2, "--device"),
+        (("bench", "attention", "--device", "meta"), 2, "expected cuda or cpu"),
+        (("bench", "attention", "--peer", "nonsense"), 2, "nonsense"),
+        (("bench", "attention", "--grid", "3x4"), 2, "got '3x4'"),
+        (("bench", "forward", "--mode", "nonsense"), 2, "nonsense"),
+        (("bench", "page", "list.json", "--out", "p.md"), 1, "holds no result"),
+        (("bench", "page", "part.json", "--out", "p.md"), 1, "is damaged, or a result of another version"),
+        (("bench", "page", "part.json", "--out", "tiny.py/p.md"), 1, "tiny.py"),
+        (("masks", "3x4x5", "--out", "none/m.png"), 1, "there is no folder"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, tuple) else None,
 )
@@ -110,6 +161,37 @@ def test_errors_say_what_to_do_without_a_traceback(arguments: tuple[str, ...], c
     assert result.exit_code == code
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_file_may_be_called_as_a_module_of_python(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text(BUILDER)
+    assert run("explain", "json.py:build").exit_code == 0
+    assert sys.modules["json"] is json
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for() -> None:
+    result = run("--traceback", "explain", "tiny.py:raises")
+    assert isinstance(result.exception, SvgError)
+    assert isinstance(result.exception.__cause__, ZeroDivisionError)
+
+
+def test_names_that_the_terminal_cannot_show_are_replaced(tmp_path: Path) -> None:
+    model = (
+        BUILDER
+        + """
+def build():
+    import torch
+    model = torch.nn.Module()
+    model.add_module("\\u4e2d", ToyVideoDiT(layers=1))
+    model.forward = lambda x: getattr(model, "\\u4e2d")(x)
+    return model, (latents(),), {}
+"""
+    )
+    (tmp_path / "named.py").write_text(model)
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(TESTS)}
+    script = Path(sys.executable).parent / "svg-compile"
+    done = subprocess.run([script, "explain", "named.py:build"], env=plain, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_model_that_reads_values_is_told_of_the_switch_for_weights() -> None:

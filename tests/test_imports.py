@@ -27,7 +27,7 @@ LAYERS = (
     {"inspection.recording"},
     {"backend"},
     {"inspection.dump_run", "inspection.bisection"},
-    {"bench", "targets"},
+    {"bench", "targets", "cli_checks"},
     {"cli"},
 )
 # Files that import each other for their types alone. The list may only get shorter.

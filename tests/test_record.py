@@ -378,7 +378,7 @@ def test_a_layout_that_contradicts_the_graph_is_told(layout: Any, conflict: str,
     model = compiled(TimedDiT(), dense_steps=0)
     with pytest.warns(UserWarning, match=conflict), svg_compile.record(model, layout=layout) as recording:
         run(model, latents(), TIMES[:1])
-    for found in (recording, recording.select(step=0), recording.select(layer="(model)")):
+    for found in (recording, recording.select(call=0), recording.select(layer="(model)")):
         with pytest.raises(SvgError, match=conflict):
             found.densities()
     assert "?" in recording.summary

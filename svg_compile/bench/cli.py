@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from svg_compile.bench.presets import PRESETS
+from svg_compile.cli_checks import Fraction, Grid, usage, writable
 from svg_compile.errors import SvgError
 
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
@@ -25,13 +26,17 @@ _threads = click.option("--threads", type=click.IntRange(1), help="Of a CPU.  [d
 def bench() -> None:
     """Time sparse against dense, in one run and in turns: an attention, a block, a whole forward.
 
+    \b
+      svg-compile bench attention --grid 8x32x32 --json attention.json
+      svg-compile bench page attention.json --out results.md
+
     Medians, ratios, machine and versions are stored as JSON, and made into a page of tables and plots.
     """
 
 
 @bench.command(short_help="One layer's attention, by every implementation at hand.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="[default: hunyuanvideo-720p on a GPU, else small]")
-@click.option("--grid", metavar="FxHxW", help="Another token grid.")
+@click.option("--grid", type=Grid(), metavar="FxHxW", help="Another token grid.")
 @click.option("--text", type=click.IntRange(0), help="Another number of text tokens.")
 @click.option("--text-first/--text-last", default=None, help="Where they stand.")
 @click.option("--heads", type=click.IntRange(1), help="Another number of heads.")
@@ -48,7 +53,7 @@ def bench() -> None:
     "--density",
     "densities",
     multiple=True,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Fraction(),
     help="Several for a sweep.  [default: 0.3]",
 )
 @click.option(
@@ -66,12 +71,24 @@ def bench() -> None:
 @_device
 @_threads
 @_out
-def attention(preset: str | None, grid: str | None, device: str | None, threads: int | None, json_file: Path | None,
+def attention(preset: str | None, grid: Any, device: str | None, threads: int | None, json_file: Path | None,
               **asked: Any) -> None:  # fmt: skip
-    """Time one layer's attention: dense by each backend of SDPA, svg::attention, and what one would use instead."""
+    """Time one layer's attention: dense by each backend of SDPA, svg::attention, and what one would use instead.
+
+    \b
+      svg-compile bench attention --preset wan-720p --density 0.2 --density 0.3
+      svg-compile bench attention --grid 8x32x32 --heads 4 --head-dim 64 --peer sdpa --peer svg
+    """
     from svg_compile.bench import attention as benchmark
+    from svg_compile.bench.peers import peer
     from svg_compile.targets import DTYPES
 
+    try:
+        for name in asked["peers"]:
+            peer(name)
+    except SvgError as error:
+        raise usage(error) from error
+    _prepare(json_file)
     place = _place(device, threads)
     gpu = place.type == "cuda"
     shape = _shape(PRESETS[preset or ("hunyuanvideo-720p" if gpu else "small")], grid, asked)
@@ -99,7 +116,7 @@ def _model_options(command: Any) -> Any:
             ),
             click.option(
                 "--density",
-                type=click.FloatRange(0, 1, min_open=True),
+                type=Fraction(),
                 default=0.25,
                 show_default=True,
                 help="Share of the pairs to compute.",
@@ -129,6 +146,9 @@ def block(**asked: Any) -> None:
     """Time a real model of one block, random weights: dense by inductor, sparse by svg, part by part.
 
     From it the time of a whole run is projected: blocks times steps.
+
+    \b
+      svg-compile bench block --model wan-14b --json block.json
     """
     from svg_compile.bench.transformer import measure_blocks
 
@@ -140,7 +160,11 @@ def block(**asked: Any) -> None:
 @bench.command(short_help="A whole transformer's forward.")
 @_model_options
 def forward(**asked: Any) -> None:
-    """Time one forward of a whole real model, random weights: dense by inductor, sparse by svg, with peak memory."""
+    """Time one forward of a whole real model, random weights: dense by inductor, sparse by svg, with peak memory.
+
+    \b
+      svg-compile bench forward --model small --dtype float32
+    """
     from svg_compile.bench.transformer import measure_forward
 
     model, options, json_file = _transformer(**asked)
@@ -153,11 +177,23 @@ def forward(**asked: Any) -> None:
               help="The page, Markdown; plots lie beside it.")  # fmt: skip
 @click.option("--heading", default="Benchmarks", show_default=True, help="Of the page.")
 def page(files: tuple[Path, ...], out: Path, heading: str) -> None:
-    """Write a page of the results in FILES, as `--json` stored them."""
+    """Write a page of the results in FILES, as `--json` stored them.
+
+    \b
+      svg-compile bench page attention.json block.json --out results.md
+    """
     from svg_compile.bench.page import write
 
+    _prepare(out)
     for path in write(files, out, heading):
         click.echo(path)
+
+
+def _prepare(file: Path | None) -> None:
+    """Make the folder of a file that is written at the end; SvgError where it could not be written."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        writable(file)
 
 
 def _place(device: str | None, threads: int | None) -> Any:
@@ -166,21 +202,26 @@ def _place(device: str | None, threads: int | None) -> Any:
 
     if threads:
         torch.set_num_threads(threads)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise click.UsageError(f"--device: {error}") from error
+    if place.type not in ("cpu", "cuda"):
+        raise click.UsageError(f"--device: expected cuda or cpu, got {device}.")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise SvgError("there is no GPU that torch can use here: leave --device out, or say --device cpu.")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise SvgError(f"there is no {place} here, only {torch.cuda.device_count()} GPUs, counted from 0.")
     return place
 
 
-def _shape(shape: Any, grid: str | None, asked: dict[str, Any]) -> Any:
+def _shape(shape: Any, grid: Any, asked: dict[str, Any]) -> Any:
     """The preset with what was asked for in its place."""
     from dataclasses import replace
 
-    from svg_compile.targets import grid as parse_grid
-
     layout = shape.layout
     if grid:
-        frames, height, width = parse_grid(grid)
+        frames, height, width = grid
         layout = replace(layout, frames=frames, height=height, width=width)
     if asked["text"] is not None:
         layout = replace(layout, text_len=asked["text"])
@@ -196,7 +237,13 @@ def _transformer(
 ) -> tuple[Any, Any, Path | None]:
     from svg_compile.bench.models import MODELS
     from svg_compile.bench.transformer import Options
+    from svg_compile.config import split_options
 
+    _prepare(json_file)
+    try:
+        split_options(None, asked["mode"])
+    except SvgError as error:
+        raise usage(error) from error
     place = _place(device, threads)
     return MODELS[model or ("hunyuanvideo" if place.type == "cuda" else "small")], Options(place, **asked), json_file
 

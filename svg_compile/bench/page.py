@@ -36,8 +36,12 @@ def write(files: Sequence[Path], out: Path, heading: str) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     for file in files:
         result = load(file)
-        parts += [f"## {title(result)}", table(result).markdown()]
-        parts += ["\n".join(f"- {line}" for line in [*notes(result), conditions(result)])]
+        try:
+            parts += [f"## {title(result)}", table(result).markdown()]
+            parts += ["\n".join(f"- {line}" for line in [*notes(result), conditions(result)])]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise SvgError(f"{file} is damaged, or a result of another version ({what}): measure anew.") from error
         if result["benchmark"] == "attention" and len({row["density_asked"] for row in _sparse(result)}) > 1:
             picture = out.with_name(f"{out.stem}_{file.stem}.png")
             save(draw(result), picture)

@@ -67,8 +67,15 @@ def draw_masks(layout: VideoLayout, density: float = 0.3) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure; the ending of the name says which format."""
+    """Write a figure; the ending of the name says which format, SvgError where it is none."""
+    if Path(path).suffix.lower().removeprefix(".") not in formats():
+        raise SvgError(f"{path}: the ending says the format, one of {', '.join(formats())}.")
     figure.savefig(path, dpi=130)
+
+
+def formats() -> tuple[str, ...]:
+    """The formats that pictures can be written in."""
+    return tuple(sorted(new_figure().canvas.get_supported_filetypes()))
 
 
 def new_figure(**more: Any) -> Figure:

@@ -8,12 +8,14 @@ my_models.py:build, my_package.models:build     called without arguments; return
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,30 +87,57 @@ def _from_function(name: str) -> Target:
     build = getattr(_module(where), function, None)
     if build is None:
         raise SvgError(f"{where} has no {function!r}.")
-    made = build()
-    if not (isinstance(made, tuple) and len(made) == 3 and callable(made[0])):
-        raise SvgError(f"{name} must return (model, args, kwargs), got {type(made).__name__}.")
+    if not callable(build):
+        raise SvgError(f"{name} must be a function that returns (model, args, kwargs), got {type(build).__name__}.")
+    made = _run(name, build)
+    forms = (callable, lambda args: isinstance(args, (tuple, list)), lambda kwargs: isinstance(kwargs, Mapping))
+    if not (isinstance(made, tuple) and len(made) == 3 and all(form(part) for form, part in zip(forms, made))):
+        parts = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else ""
+        got = f"({parts})" if isinstance(made, tuple) else type(made).__name__
+        raise SvgError(
+            f"{name} must return (model, args, kwargs), got {got}: a model, a tuple and a dict are expected."
+        )
     return Target(made[0], tuple(made[1]), dict(made[2]))
+
+
+def _run(name: str, call: Callable[[], Any]) -> Any:
+    """The result of the user's own code; SvgError with its place where it raises, or ends the process."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SvgError):
+            raise
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        text = f"{name} failed: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        raise SvgError(text) from error
 
 
 def _module(where: str) -> Any:
     path = Path(where)
     if path.suffix == ".py":
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        # Dynamo and dataclasses look modules up by name; a file called json.py must not replace Python's.
+        name = path.stem
+        while name in sys.modules:
+            name += "_"
+        spec = importlib.util.spec_from_file_location(name, path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise SvgError(f"there is no file {where}.")
         module = importlib.util.module_from_spec(spec)
-        # Dynamo and dataclasses look modules up by name.
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        sys.modules[name] = module
+        _run(where, functools.partial(spec.loader.exec_module, module))
         return module
     sys.path.insert(0, "")
+    try:
+        return _run(where, functools.partial(_imported, where))
+    finally:
+        sys.path.remove("")
+
+
+def _imported(where: str) -> Any:
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         raise SvgError(f"cannot import {where}: {error}. A file is written with its ending: {where}.py:...") from error
-    finally:
-        sys.path.remove("")
 
 
 def _from_diffusers(name: str, request: Request) -> Target:
@@ -118,12 +147,12 @@ def _from_diffusers(name: str, request: Request) -> Target:
         raise SvgError(f"{name!r} is a diffusers class: pip install diffusers") from error
     cls = getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
-        near = [known for known in RECIPES if name.lower() in known.lower()]
+        near = [known for known in RECIPES if name and name.lower() in known.lower()]
         near = near or difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(RECIPES)}."
         raise SvgError(f"diffusers has no model class {name!r}.{hint}")
     recipe = RECIPES.get(name)
-    config = {**(recipe.config if recipe else {}), **{k: v for k, v in request.config.items() if k[0] != "_"}}
+    config = {**(recipe.config if recipe else {}), **{k: v for k, v in request.config.items() if not k.startswith("_")}}
     known = inspect.signature(cls.__init__).parameters
     for key in config:
         if key not in known:
@@ -136,7 +165,15 @@ def _from_diffusers(name: str, request: Request) -> Target:
     except Exception as error:
         raise SvgError(f"{name} cannot be built with these settings: {type(error).__name__}: {error}") from error
     _cast(model, dtype)
-    inputs = inputs_for(model, size_for(name, request.batch, request.latents, request.text), dtype)
+    size = size_for(name, request.batch, request.latents, request.text)
+    try:
+        inputs = inputs_for(model, size, dtype)
+    except SvgError:
+        raise
+    except Exception as error:
+        # PyTorch adds its own C++ stack to some errors.
+        text = str(error).partition("\n")[0]
+        raise SvgError(f"inputs of {size} cannot be made for {name}: {type(error).__name__}: {text}") from error
     moved = tree_map_only(torch.Tensor, lambda tensor: tensor.to(request.device), inputs)
     return Target(model, (), moved)
 
