@@ -24,6 +24,25 @@ def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
     return isinstance(placeholder.meta.get("example_value"), torch.nn.Parameter)
 
 
+def is_plain_state(placeholder: torch.fx.Node) -> bool:
+    """Whether a placeholder is a tensor that a module or a Python module holds as it is: an attribute or a global, or
+    an entry of a tuple, list or dict there. False outside of a compile, and where the source is not understood.
+    """
+    from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
+
+    traced, source = _traced_frame(), getattr(placeholder.meta.get("grapharg"), "source", None)
+    if traced is None or source is None:
+        return False
+    attribute = False
+    while getattr(source, "base", None) is not None:
+        attribute = attribute or isinstance(source, AttrSource)
+        source = source.base
+    if isinstance(source, GlobalSource):
+        return True
+    owner = traced.f_locals.get(source.local_name) if isinstance(source, LocalSource) else None
+    return attribute and isinstance(owner, torch.nn.Module)
+
+
 def made_between_graphs(placeholders: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
     """Those of a graph's tensor inputs that the compiled callable made itself, before a graph break.
 

@@ -241,6 +241,11 @@ def refused_under_way() -> bool:
     return any(regions.refused for regions in _UNDER_WAY)
 
 
+def attached_under_way() -> bool:
+    """Whether a model runs whose compiled blocks are served: the whole of it was looked at already."""
+    return bool(_UNDER_WAY)
+
+
 def marks_under_way() -> bool:
     """Whether a model runs of which at least one attention is marked."""
     return any(regions.marked for regions in _UNDER_WAY)
