@@ -213,11 +213,12 @@ def counted(concat: Concat) -> bool:
 
 
 def count_through(concat: Concat) -> None:
-    """Note that coordinates run through whole named axes that are concatenated."""
+    """Note that coordinates run through whole named axes, each of another input, that are concatenated."""
     segments = [expand(segment) for segment in flat_segments(concat)]
     atoms = [part for segment in segments for part in segment]
     named = all(isinstance(atom, Atom) and atom.kind is Kind.NAMED and not atom.inner for atom in atoms)
-    if named and all(len(segment) <= 1 for segment in segments):
+    sources = {place for atom in atoms if isinstance(atom, Atom) for place in atom.places or ()}
+    if named and len(sources) == len(atoms) and all(len(segment) <= 1 for segment in segments):
         next(atoms_of((concat,))).derived["counted", _key(concat)] = True
 
 
