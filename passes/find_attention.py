@@ -21,9 +21,9 @@ from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_call import Call, call_of, example, refused_call
-from svg_compile.passes.axes.axis import show_sequence
 from svg_compile.passes.axes.grid import Grid, Refusal, grid_of, same_grid
 from svg_compile.passes.axes.infer import AttentionAxes, TokenAxes
+from svg_compile.passes.axes.text import show_sequence
 from svg_compile.passes.grid_marker import marked
 from svg_compile.passes.node_origin import layer_of as layer_of
 from svg_compile.passes.node_origin import source_of as source_of

@@ -13,7 +13,7 @@ from svg_compile._compat.sizes import at_most, equal, holds, settled, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason
 from svg_compile.layout import VideoLayout
-from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, joined, length, same_axis, show
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, joined, length, same_axis
 from svg_compile.passes.axes.segments import (
     frame_of_one,
     is_text,
@@ -24,6 +24,7 @@ from svg_compile.passes.axes.segments import (
     video_of,
     why_unknown,
 )
+from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes
 
 
@@ -102,9 +103,9 @@ def _more_keys(query: Axis, key: Axis) -> str:
 def _other_tokens(query: tuple[Axis, ...], other: tuple[Axis, ...]) -> bool:
     """Whether queries and keys, or values, are proven to run over different tokens.
 
-    Those of other samples are. Else they are not where one of them lost its name or was made before a graph break; where one enters the graph as it is
-    attended, with heads of its own, for what it was projected from nobody saw; or where both are plain axes of inputs
-    that the model itself has run along one another, as tokens and their position ids.
+    Those of other samples are. Else they are not where one of them lost its name or was made before a graph break;
+    where one enters the graph as it is attended, with heads of its own, for what it was projected from nobody saw; or
+    where both are plain axes of inputs that the model itself has run along one another, as tokens and position ids.
     """
     if not all(holds(equal, length(one), length(two)) for one, two in zip(query[:-3], other[:-3])):
         return True

@@ -24,9 +24,9 @@ from svg_compile.passes.axes.axis import (
     Kind,
     Origin,
     axis_of,
-    show,
 )
 from svg_compile.passes.axes.rules.by_node import NODE_RULES
+from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
 from svg_compile.passes.axes.why import Why, analysing
 

@@ -18,8 +18,8 @@ def operators_named(*names: str) -> list[Any]:
 def qualified_name(operator: Any) -> str | None:
     """`namespace::operator` of an overload, a packet of overloads or a custom operator; None for anything else."""
     schema = getattr(operator, "_schema", None)
-    if schema is not None:
-        return str(schema.name)
+    if isinstance(schema, torch.FunctionSchema):
+        return schema.name
     for attribute in ("_qualified_op_name", "_qualname"):
         if isinstance(name := getattr(operator, attribute, None), str):
             return name
