@@ -28,8 +28,10 @@ def example(value: Any) -> Any:
     return value.meta["example_value"] if isinstance(value, fx.Node) else value
 
 
-def refused_call(call: Call, out: Tensor, config: SvgConfig) -> tuple[Reason, str] | None:
-    """What of the call itself, apart from the tokens, cannot be rewritten."""
+def refused_call(
+    call: Call, out: Tensor, config: SvgConfig, bias_hides: bool = False
+) -> tuple[Reason, str] | None:
+    """What of the call itself, apart from the tokens, cannot be rewritten. bias_hides: see `token_mask`."""
     query, key, value = (example(call[name]) for name in ("query", "key", "value"))
     if any(tensor.requires_grad for tensor in (query, key, value)):
         return Reason.GRADIENT, ""
@@ -37,10 +39,12 @@ def refused_call(call: Call, out: Tensor, config: SvgConfig) -> tuple[Reason, st
         return Reason.CAUSAL, ""
     if constant(example(call["dropout_p"]), 0) != 0:
         return Reason.DROPOUT, f"dropout_p={call['dropout_p']}"
+    if not query.dim() == key.dim() == value.dim() == 4:
+        return Reason.RANK, f"query {list(query.shape)}, key {list(key.shape)}"
     alike = all(holds(equal, query.shape[d], t.shape[d]) for t in (key, value) for d in range(query.dim() - 2))
-    if call["enable_gqa"] is not False or not query.dim() == key.dim() == value.dim() == 4 or not alike:
+    if call["enable_gqa"] is not False or not alike:
         return Reason.GROUPED_QUERY, f"query {list(query.shape)}, key {list(key.shape)}"
-    if call["attn_mask"] is not None and token_mask(call["attn_mask"], query) is None:
+    if call["attn_mask"] is not None and token_mask(call["attn_mask"], query, bias_hides) is None:
         mask = example(call["attn_mask"])
         return Reason.MASK, f"{mask.dtype} {list(mask.shape)}".replace("torch.", "")
     dtypes = [tensor.dtype for tensor in (query, key, value, out)]

@@ -1,6 +1,8 @@
 """Attention masks that hide tokens, from all heads alike.
 
 keys     bool [B or 1, 1, 1, N]          hidden tokens are no keys, whatever made the mask
+bias     float [B or 1, 1, 1, N]         the same, where each value is proven to be 0 or to hide a key
+         repeated over heads and rows, or as it is
 pairs    rows & rows.transpose(2, 3)     hidden tokens are no queries either: rows that see nothing, which give 0
          bool [B or 1, 1, N, N]          (rows: a mask of keys, as it is or repeated over all rows)
 """
@@ -22,18 +24,24 @@ _AND = (operator.and_, torch.logical_and, torch.bitwise_and, "logical_and", "bit
 @dataclass(frozen=True)
 class TokenMask:
     """Which tokens are hidden. rows: the node bool [B or 1, 1, 1 or N, N], all rows alike, True where a key may be
-    seen; pairs: the node that joined it with its transpose, None where keys alone are hidden.
+    seen, or floating point, 0 there; pairs: the node that joined it with its transpose, None where keys alone are
+    hidden.
     """
 
     rows: fx.Node
     pairs: fx.Node | None = None
 
 
-def token_mask(mask: fx.Node, query: Tensor) -> TokenMask | None:
-    """Read the mask of an attention of query [B, H, N, D]; None where it hides anything but tokens."""
-    if _hides_keys(_shown(mask), query):
-        return TokenMask(mask)
+def token_mask(mask: fx.Node, query: Tensor, bias_hides: bool = False) -> TokenMask | None:
+    """Read the mask of an attention of query [B, H, N, D]; None where it hides anything but tokens.
+
+    bias_hides: each value of a mask that is no boolean one is proven to be 0 or to hide a key.
+    """
     shown = _shown(mask)
+    source = _unrepeated(mask)
+    if source is not None and (shown.dtype is torch.bool or (bias_hides and shown.dtype.is_floating_point)):
+        if _one_value_a_key(_shown(source), query):
+            return TokenMask(source)
     if shown.dim() != 4 or not all(holds(equal, size, query.shape[2]) for size in shown.shape[2:]):
         return None
     joined = mask
@@ -56,8 +64,29 @@ def _shown(node: fx.Node) -> Tensor:
     return shown
 
 
+def _unrepeated(node: fx.Node) -> fx.Node | None:
+    """The mask that was repeated over heads and rows, [.., 1, 1, N] -> [.., H, R, N]; the node itself where none was.
+
+    None where it is written in between, which would make heads or rows differ.
+    """
+    source = node.args[0] if node.op == "call_method" and node.target in ("repeat", "expand") else None
+    if not isinstance(source, fx.Node) or _shown(source).dim() != 4 or _shown(node).dim() != 4:
+        return node
+    batch, heads, rows, columns = _shown(source).shape
+    wide = _shown(node).shape
+    if not (holds(equal, heads, 1) and holds(equal, rows, 1) and holds(equal, columns, wide[3])):
+        return node
+    if not (holds(equal, batch, wide[0]) or holds(equal, batch, 1)):
+        return node
+    return source if _feeds_attention_alone(node) and set(source.users) == {node} else None
+
+
 def _hides_keys(mask: Tensor, query: Tensor) -> bool:
-    if mask.dtype is not torch.bool or mask.dim() != 4:
+    return mask.dtype is torch.bool and _one_value_a_key(mask, query)
+
+
+def _one_value_a_key(mask: Tensor, query: Tensor) -> bool:
+    if mask.dim() != 4:
         return False
     batch, heads, rows, columns = mask.shape
     one_batch = holds(equal, batch, 1) or holds(equal, batch, query.shape[0])

@@ -10,8 +10,6 @@ queries or gradients. What is not proven is refused.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -23,15 +21,22 @@ from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_call import Call, call_of, example, refused_call
-from svg_compile.passes.axes.grid import Grid, grid_of, same_grid
-from svg_compile.passes.axes.infer import AttentionAxes, TokenAxes, show
+from svg_compile.passes.axes.grid import Grid, Refusal, grid_of, same_grid
+from svg_compile.passes.axes.infer import AttentionAxes, TokenAxes
+from svg_compile.passes.axes.text import show_sequence
 from svg_compile.passes.grid_marker import Marker, grids_of
+from svg_compile.passes.node_origin import layer_of as layer_of
+from svg_compile.passes.node_origin import source_of as source_of
+from svg_compile.passes.node_origin import stack_of as stack_of
 from svg_compile.passes.symbols import computable
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One SDPA node: how it was called, and the grid to rewrite it with or the reason not to."""
+    """One SDPA node: how it was called, and the grid to rewrite it with or the reason not to.
+
+    bias_hides: each value of a mask that is no boolean one is proven to be 0 or to hide a key.
+    """
 
     module: fx.GraphModule
     node: fx.Node
@@ -40,6 +45,7 @@ class Candidate:
     reason: Reason | None
     detail: str
     sequence: str
+    bias_hides: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -142,25 +148,35 @@ def _decide(
         sizes = "x".join(str(size_hint(size)) for size in marked.sizes[:3])
         return Candidate(module, node, call, None, Reason.LAYOUT_CONFLICT, f"the whole model has {sizes}", "")
     tokens = example(call["query"]).shape[-2], example(call["key"]).shape[-2]
-    sequence = f"[{show(visits[0].query[-2])}]".replace("[[", "[").replace("]]", "]") if visits else ""
-    grid, reason, detail = None, Reason.HIGHER_ORDER if not visits else None, ""
-    for visit in visits:
-        seen, reason, detail = grid_of(visit, tokens, config, marked)
-        if reason is None and grid is not None and not same_grid(seen, grid):
-            # A child graph shared by calls of different grids has one body, which cannot hold two.
-            reason, detail = Reason.SEVERAL_GRIDS, "a shared subgraph is called with different grids"
-        if reason is not None:
-            break
-        grid = grid or seen
+    sequence = show_sequence(visits[0].query[-2]) if visits else ""
+    bias_hides = bool(visits) and all(visit.bias_hides for visit in visits)
+    found = _common_grid([grid_of(visit, tokens, config, marked) for visit in visits])
+    grid, reason, detail = None, None, ""
+    if isinstance(found, Refusal):
+        reason, detail = found.reason, found.detail
+    else:
+        grid, detail = found, found.note
     if reason in (None, Reason.NOT_VIDEO, Reason.UNKNOWN_GRID):
-        refusal = refused_call(call, example(node), config)
+        refusal = refused_call(call, example(node), config, bias_hides)
         if refusal is not None and (reason is None or refusal[0] is Reason.GRADIENT):
             reason, detail = refusal
     if reason is None and grid is not None and not settled(at_most, config.min_tokens, grid.tokens):
         reason, detail = Reason.TOO_SHORT, f"{size_hint(grid.tokens)} < {config.min_tokens}"
     if reason is None and grid is not None and not computable(module.graph, grid.sizes):
         reason = Reason.SYMBOLIC
-    return Candidate(module, node, call, grid, reason, detail, sequence)
+    return Candidate(module, node, call, grid, reason, detail, sequence, bias_hides)
+
+
+def _common_grid(found: list[Grid | Refusal]) -> Grid | Refusal:
+    """The one grid of all visits of an attention."""
+    refusal = next((each for each in found if isinstance(each, Refusal)), None)
+    if not found or refusal is not None:
+        return refusal or Refusal(Reason.HIGHER_ORDER)
+    grids = [each for each in found if isinstance(each, Grid)]
+    if not all(same_grid(grid, grids[0]) for grid in grids[1:]):
+        # A child graph shared by calls of different grids has one body, which cannot hold two.
+        return Refusal(Reason.SEVERAL_GRIDS, "a shared subgraph is called with different grids")
+    return grids[0]
 
 
 def _agree(given: VideoLayout | None, marked: Grid) -> bool:
@@ -169,33 +185,3 @@ def _agree(given: VideoLayout | None, marked: Grid) -> bool:
         return True
     layout = Grid(given.frames, given.height, given.width, given.text_len, given.text_first)
     return same_grid(layout, marked if given.text_len else replace(marked, text_len=0, text_first=False))
-
-
-def layer_of(node: fx.Node) -> str:
-    """The module path of the layer that made the node, "" where the graph does not say."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [str(entry[0]) for entry in stack.values()]
-    if not paths:
-        return ""
-    path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", paths[-1])
-    parts = [part for part in path.split(".") if part not in ("L", "self", "_modules", "__dict__", "_orig_mod", "")]
-    return ".".join(parts)
-
-
-def stack_of(node: fx.Node) -> tuple[str, ...]:
-    """file:line of every source line on the way to the node, outermost first; empty where the graph does not say."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return tuple(f"{file}:{line}" for file, line in frames)
-
-
-def source_of(node: fx.Node) -> str:
-    """The innermost source line that made the node in the model's own file, which defines its outermost module.
-
-    Libraries' dispatchers call SDPA in one place for all models: that line would say nothing. "" where there is none.
-    """
-    stack = stack_of(node)
-    modules = (node.meta.get("nn_module_stack") or {}).values()
-    outermost = next((entry[1] for entry in modules if isinstance(entry[1], type)), None)
-    file = getattr(sys.modules.get(getattr(outermost, "__module__", "")), "__file__", None)
-    own = [frame for frame in stack if frame.rpartition(":")[0] == file]
-    return (own or list(stack) or [""])[-1]

@@ -49,7 +49,8 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         query, key, value = (_emit_cast(graph, call[name], shown.dtype) for name in ("query", "key", "value"))
         sizes = [emit_size(graph, size) for size in grid.sizes]
         layout = (*sizes, grid.text_first, config.block)
-        mask = None if call["attn_mask"] is None else token_mask(call["attn_mask"], example(query))
+        bias_hides = candidate.bias_hides
+        mask = None if call["attn_mask"] is None else token_mask(call["attn_mask"], example(query), bias_hides)
         key_mask = None if mask is None else _emit_key_mask(graph, mask, query)
         scale = None if call["scale"] is None else constant(example(call["scale"]))
         scale = None if scale is None else float(scale)
@@ -119,8 +120,9 @@ def _emit_key_mask(graph: fx.Graph, mask: TokenMask, query: fx.Node) -> fx.Node:
 
 
 def _emit_first_row(graph: fx.Graph, mask: fx.Node) -> fx.Node:
-    """bool [B or 1, 1, any, N] -> bool [B or 1, N]."""
-    return graph.call_method("select", (graph.call_method("select", (mask, 1, 0)), 1, 0))
+    """bool [B or 1, 1, any, N], or floating point of which 0 hides nothing -> bool [B or 1, N]."""
+    row = graph.call_method("select", (graph.call_method("select", (mask, 1, 0)), 1, 0))
+    return row if example(mask).dtype is torch.bool else graph.call_method("eq", (row, 0))
 
 
 def _emit_hidden_rows(graph: fx.Graph, out: fx.Node, key_mask: fx.Node) -> fx.Node:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from svg_compile.inspection.recording.recorded import Recording
     from svg_compile.inspection.report import Report
     from svg_compile.inspection.tracing import explain
+    from svg_compile.passes.axes.rules.rowwise import register_rowwise_op
     from svg_compile.runtime.sources import attach, denoising
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _LAZY = {
     "explain": "svg_compile.inspection.tracing",
     "profile_heads": "svg_compile.functional",
     "record": "svg_compile.inspection.recording",
+    "register_rowwise_op": "svg_compile.passes.axes.rules.rowwise",
     "sparse_attention": "svg_compile.functional",
     "Reason": "svg_compile.decisions",
     "Recording": "svg_compile.inspection.recording.recorded",
@@ -54,6 +56,7 @@ __all__ = [
     "explain",
     "profile_heads",
     "record",
+    "register_rowwise_op",
     "sparse_attention",
 ]
 

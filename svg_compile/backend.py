@@ -18,12 +18,12 @@ from svg_compile._compat.inductor import compile_graph
 from svg_compile._compat.options import keep_own_options
 from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
-from svg_compile.decisions import Decisions
+from svg_compile.decisions import BLOCK_REMEDY, Decisions
 from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.inspection.render.text import to_text
 from svg_compile.passes.grid_marker import Marker
-from svg_compile.regional.whole_model import marks_under_way, numbered, refused_under_way
+from svg_compile.regional.whole_model import attached_under_way, marks_under_way, numbered, refused_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
 from svg_compile.runtime.position_guard import PositionGuard
 from svg_compile.runtime.sparse_variant import SparseGraph
@@ -141,9 +141,11 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
         counts: dict[str, int] = {}
         for site in report.sites:
             if site.reason is not None:
-                line = f"{site.reason.text} -> {site.reason.remedy}"
+                line = f"{site.decision} -> {site.reason.remedy}"
                 counts[line] = counts.get(line, 0) + 1
         why = "; ".join(f"{count}x {line}" for line, count in counts.items())
+        if any(site.needs_whole_model for site in report.sites) and not attached_under_way():
+            why += f". {BLOCK_REMEDY.removesuffix('.')}"
     message = f"svg: no attention was rewritten, all of it stays dense: {why}."
     if config.strict:
         raise NothingRewritten(message + " This is an error because of options={'strict': True}.")

@@ -85,7 +85,8 @@ def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: s
     writable(*(file for file in (json_file, html_file, markdown_file) if file != "-"))
     target, options = _load(**asked)
     with torch.no_grad(), busy(f"tracing {asked['target']}"):
-        report = _tried(asked["target"], lambda: explained(target.model, *target.args, options=options, **target.kwargs))
+        given = {"options": options, **target.kwargs}
+        report = _tried(asked["target"], lambda: explained(target.model, *target.args, **given))
     asked_for = ((json_file, report.to_json), (html_file, report.to_html), (markdown_file, report.to_markdown))
     for file, make in asked_for:
         if file:

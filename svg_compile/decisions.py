@@ -17,17 +17,16 @@ class Reason(enum.Enum):
     )
     NOT_VIDEO = (
         "no video tokens: the sequence is one plain axis of an input (text, audio, or packed latents)",
-        "if it is packed video, pass options={'layout': (frames, height, width)}; if the model is compiled block by "
-        "block, call svg_compile.attach(pipe) before the first run",
+        "if it is packed video, pass options={'layout': (frames, height, width)}",
     )
     UNKNOWN_GRID = (
-        "the token grid could not be proven: tokens were cut, windowed, reordered, or passed an unknown operator",
-        "if the tokens are in raster order, pass options={'layout': (frames, height, width)}; if the model is compiled "
-        "block by block, call svg_compile.attach(pipe) before the first run",
+        "the token grid could not be proven",
+        "if the tokens are in raster order, pass options={'layout': (frames, height, width)}; if an operator of yours "
+        "is named and its result has the rows of its first operand, declare it: svg_compile.register_rowwise_op",
     )
     SEVERAL_GRIDS = (
         "several token grids in one sequence",
-        "nothing to do: one video segment with text on one side is supported",
+        "nothing to do: one video is supported, with text or little else on one side of it",
     )
     LAYOUT_CONFLICT = (
         "options['layout'] contradicts the grid found in the graph",
@@ -37,11 +36,16 @@ class Reason(enum.Enum):
     TOO_SHORT = ("fewer tokens than min_tokens", "lower options['min_tokens'] if dense attention is slow here")
     DENSE_LAYER = ("one of the first dense_layers layers", "lower options['dense_layers'] to make it sparse")
     MASK = (
-        "an attention mask that is not a boolean key-padding mask [B, 1, 1, N]",
-        "pass no mask, or a boolean one that hides keys alone",
+        "an attention mask that is not proven to hide keys, and nothing else",
+        "pass a mask that hides keys alike from all heads and queries: boolean [B, 1, 1, N], or a bias that the model "
+        "itself computes from booleans or an integer mask [B, N], 0 or at most -10000; none where no prompt is padded",
     )
     CAUSAL = ("causal attention", "nothing to do: causal attention is left as it is")
     DROPOUT = ("attention dropout", "call model.eval()")
+    RANK = (
+        "operands that are not [batch, heads, tokens, channels]",
+        "give query, key and value four dimensions: q.unsqueeze(0), or q.unflatten(0, (batch, heads))",
+    )
     GROUPED_QUERY = ("grouped-query attention, or operands that broadcast", "use equal batch and head counts")
     GRADIENT = ("an operand needs gradients", "run under torch.no_grad() or torch.inference_mode(): inference only")
     SCALE = ("a scale that is not a number", "pass scale as a float")
@@ -64,6 +68,13 @@ class Reason(enum.Enum):
     @property
     def remedy(self) -> str:
         return str(self.value[1])
+
+
+# Added to what a backend says of a graph that may be a block of a model: there the grid is not to be seen.
+BLOCK_REMEDY = (
+    "If this graph is one block of a model that is compiled block by block, call svg_compile.attach(pipe) before the "
+    "first run: the whole model shows what the block does not."
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +102,15 @@ class Site:
     calls: int = 1
 
     @property
+    def needs_whole_model(self) -> bool:
+        """Whether a graph of more of the model could show the grid that was not to be seen in this one."""
+        return self.reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID)
+
+    @property
     def decision(self) -> str:
         """One line: what was done, or why nothing was."""
         if self.reason is None:
-            return "sparse"
+            return f"sparse: {self.detail}" if self.detail else "sparse"
         return f"{self.reason.text}: {self.detail}" if self.detail else self.reason.text
 
 

@@ -86,6 +86,11 @@ def hunyuan15(batch: int, grid: Grid) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def cosmos(batch: int, grid: Grid) -> dict[str, Any]:
+    _, h, w = grid
+    return inputs_of(batch, grid, time=torch.float32, fps=24, padding_mask=torch.zeros(1, 1, 16 * h, 16 * w))
+
+
 def wan_animate(batch: int, grid: Grid) -> dict[str, Any]:
     f, h, w = grid  # the first latent frame is of the reference; the face video has four frames for each other one
     draw = Draw(2)

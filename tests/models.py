@@ -8,7 +8,7 @@ class' pipeline passes (`model_inputs`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,27 @@ def build(cls: str, **config: Any) -> torch.nn.Module:
                 if not p.any():
                     p.normal_(std=0.3)
     return model
+
+
+def _cosmos() -> torch.nn.Module:
+    """Cosmos, which resizes its padding mask by torchvision; where that is not installed, by what it calls for it."""
+    from diffusers.models.transformers import transformer_cosmos
+
+    if not hasattr(transformer_cosmos, "transforms"):
+        vars(transformer_cosmos)["transforms"] = _Transforms
+    return build("CosmosTransformer3DModel", **_TWO, text_embed_dim=12, adaln_lora_dim=8, max_size=(16, 32, 32))
+
+
+class _Transforms:
+    """`torchvision.transforms`, as far as Cosmos uses it."""
+
+    class InterpolationMode:
+        NEAREST = "nearest"
+
+    class functional:
+        @staticmethod
+        def resize(image: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
+            return torch.nn.functional.interpolate(image, size=size, mode=interpolation)
 
 
 WAN = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 12,
@@ -127,9 +148,11 @@ CASES: tuple[Case, ...] = (
     _case("mochi", "MochiTransformer3DModel",
           _TWO | {"pooled_projection_dim": 24, "text_embed_dim": 16, "time_embed_dim": 16, "max_sequence_length": TEXT},
           partial(_float_time, text_dim=16, mask=torch.bool), 2, {"text pool": 1}, text=TEXT - 3, per_sample=True),
-    _case("cosmos", "CosmosTransformer3DModel",  # the padding mask is an input channel, resized by torchvision
+    _case("cosmos", "CosmosTransformer3DModel",
           _TWO | {"text_embed_dim": 12, "adaln_lora_dim": 8, "max_size": (16, 32, 32), "concat_padding_mask": False},
           partial(_float_time, fps=24), 2, {"cross": 2}),
+    # As its pipelines call it: the padding mask [1, 1, height, width] of the pixels is resized to an input channel.
+    replace(_case("cosmos_padding_mask", "CosmosTransformer3DModel", {}, given.cosmos, 2, {"cross": 2}), build=_cosmos),
     _case("sana_video", "SanaVideoTransformer3DModel",  # self-attention is linear: nothing to rewrite
           _TWO | {"num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32,
                   "caption_channels": 12, "rope_max_seq_len": 32},

@@ -242,7 +242,7 @@ def test_files_hold_all_of_it(tmp_path: Path, traced: None) -> None:
 
 def test_files_that_are_no_recording_are_refused(tmp_path: Path, traced: None) -> None:
     recording = Recording([entry(0, [0, 1]), entry(1, None)])
-    arrays, _ = recording.save(tmp_path / "run")
+    arrays, facts = recording.save(tmp_path / "run")
     good = json.loads(facts.read_text())
     for bad, why in (
         ({"format": 1}, "not a recording of svg_compile"),

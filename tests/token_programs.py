@@ -6,9 +6,12 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 
 Step = tuple[Any, ...]
+# The number of what is no token: padding.
+NOBODY = -2
 
 BATCH, CHANNELS, TEXT = 2, 4, 5
 GRIDS = [(4, 4, 4), (4, 2, 6), (2, 4, 4), (6, 4, 2), (3, 5, 2)]
@@ -119,7 +122,64 @@ def apply(step: Step, x: torch.Tensor, video: torch.Tensor, mask: torch.Tensor) 
     if name == "patch":
         # Two neighbours along a dimension into the channels.
         return torch.cat([x[(slice(None),) * args[0] + (slice(i, None, 2),)] for i in range(2)], -1)
+    if name == "pieces":
+        return _pieces(x, *args)
+    if name == "pad":
+        dim, before, after = args
+        return F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (before, after), value=float(NOBODY))
+    if name == "crop":
+        # Of a longer one, as many as there were.
+        dim, at = args
+        return x.narrow(dim, at, x.shape[dim] - at)
     raise AssertionError(name)
+
+
+def _pieces(x: torch.Tensor, dim: int, at: int, how: str) -> torch.Tensor:
+    """Slices of a dimension, computed apart and put together again, in their places or not."""
+    size, before = x.shape[dim], (slice(None),) * dim
+    first, rest = x.narrow(dim, 0, at), x.narrow(dim, at, size - at)
+    if how == "in order":
+        return torch.cat([first * 1.0, rest + 0.0], dim)
+    if how == "swapped":
+        return torch.cat([rest * 1.0, first + 0.0], dim)
+    if how == "a piece of a piece":
+        return torch.cat(
+            [first, torch.cat([rest.narrow(dim, 0, 1) * 1.0, rest.narrow(dim, 1, size - at - 1)], dim)], dim
+        )
+    if how == "moved":
+        return torch.cat([x.narrow(dim, size - at, at), x.narrow(dim, 0, size - at)], dim)
+    if how == "overlapping":
+        return torch.cat([x.narrow(dim, 0, at), x.narrow(dim, at - 1, size - at)], dim)
+    if how == "nobody in front":
+        return torch.cat([torch.full_like(first, NOBODY), rest], dim)
+    if how == "nobody in front, moved":
+        return torch.cat([torch.full_like(first, NOBODY), x.narrow(dim, 0, size - at)], dim)
+    if how == "one over the others":
+        return torch.cat([first, rest * 0.0 + x.narrow(dim, at - 1, 1)], dim)
+    if how == "one in the place of another":
+        return torch.cat([x.narrow(dim, 0, 1) * 0.0 + x.narrow(dim, at, 1), x.narrow(dim, 1, size - 1)], dim)
+    if how == "one by a mean":
+        other = x.narrow(dim, at, 1).mean(dim, keepdim=True)
+        return torch.cat([x.narrow(dim, 0, 1) * 0.0 + other, x.narrow(dim, 1, size - 1)], dim)
+    out = x.clone()
+    if how == "written back":
+        out[(*before, slice(None, at))] *= 1.0
+        out[(*before, slice(at, None))] = out[(*before, slice(at, None))] * 1.0
+    elif how == "written elsewhere":
+        out[(*before, slice(None, at))] = x.narrow(dim, size - at, at) * 1.0
+    elif how == "one written over the others":
+        out[(*before, slice(at, None))] *= 0.0
+        out[(*before, slice(at, None))] += x.narrow(dim, 0, 1)
+    else:
+        raise AssertionError(how)
+    return out
+
+
+WAYS = (
+    *("in order", "swapped", "a piece of a piece", "moved", "overlapping", "nobody in front", "nobody in front, moved"),
+    *("one over the others", "one in the place of another", "one by a mean", "written back", "written elsewhere"),
+    "one written over the others",
+)
 
 
 @st.composite
@@ -158,6 +218,14 @@ def programs(draw: st.DrawFn) -> tuple[tuple[int, int, int], list[Step], list[in
                 options.append(st.tuples(st.just("place"), st.sampled_from(few), st.booleans(), st.booleans()))
             options.append(st.tuples(st.just("patch"), st.sampled_from(even)))
             options.append(st.tuples(st.just("spread"), st.sampled_from(even), st.integers(0, 1)))
+        long = [dim for dim in dims if x.shape[dim] > 2]
+        if long and x.numel() < 5000:
+            dim = draw(st.sampled_from(long))
+            at, way = st.integers(1, x.shape[dim] - 2), st.sampled_from(WAYS)
+            # Said twice: pieces are what most models make, and what is most easily taken for another.
+            options += [st.tuples(st.just("pieces"), st.just(dim), at, way)] * 2
+            options.append(st.tuples(st.just("pad"), st.just(dim), st.integers(0, 1), st.integers(0, 2)))
+            options.append(st.tuples(st.just("crop"), st.just(dim), st.integers(0, 1)))
         short = [dim for dim in dims if 1 < x.shape[dim] <= 6]
         if short:
             options.append(st.tuples(st.just("singles"), st.sampled_from(short), st.booleans(), st.booleans()))

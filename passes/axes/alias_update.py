@@ -24,7 +24,7 @@ from svg_compile.passes.axes.axis import (
 )
 from svg_compile.passes.axes.merge import Meaning, aligned_with
 from svg_compile.passes.axes.rules.registry import State, aligned, same_size, shown_axes
-from svg_compile.passes.axes.selections import is_batch
+from svg_compile.passes.axes.selections import of_samples, whole_of
 
 
 def written_axes(
@@ -52,7 +52,7 @@ def written_axes(
         untouched = False
         for atom in atoms_of(old):
             if is_opaque(new) or dims[atom] > 1 or (atom not in meaning and atom not in set(atoms_of(new))):
-                changed[atom] = opaque_axis(atom.size)
+                changed[atom] = opaque_axis(atom.size, (atom,), new)
             elif atom in meaning:
                 changed[atom] = meaning[atom]
     if untouched and (tables or all(_covers(before, state.of(alias)) for alias in aliases)):
@@ -66,14 +66,13 @@ def written_axes(
 def _replaced(state: State, before: list[Axis], after: list[Axis], source: Tensor, target: Tensor) -> list[Axis]:
     """The axes of a copy into named tokens: only the same tokens, or the same axes of another input, keep the name."""
     theirs = shown_axes(state, source, tuple(target.shape))
-    return [
-        new if is_plain(old) or _is_batch(old) or (own is not None and _alike(old, own)) else opaque_axis(size)
-        for old, new, own, size in zip(before, after, theirs, target.shape)
-    ]
+    triples = zip(before, after, theirs)
+    return [new if _keeps(old, own) else opaque_axis(length(old), old, new) for old, new, own in triples]
 
 
-def _is_batch(axis: Axis) -> bool:
-    return all(is_batch(atom.origin) for atom in atoms_of(axis))
+def _keeps(old: Axis, own: Axis | None) -> bool:
+    """Whether a copy from an axis, None where it is broadcast, leaves the name of the axis that it is copied to."""
+    return is_plain(old) or all(map(of_samples, atoms_of(old))) or (own is not None and _alike(old, own))
 
 
 def _alike(left: Axis, right: Axis) -> bool:
@@ -126,7 +125,8 @@ def _rewritten(axes: list[Axis], before: list[Axis], after: list[Axis], meaning:
         elif table:
             out.append(free_axis(length(axis)))
         else:
-            out.append(axis_of(length(axis), Kind.MIXED if plain and is_plain(axis) else Kind.OPAQUE))
+            mixed = plain and is_plain(axis)
+            out.append(axis_of(length(axis), Kind.MIXED) if mixed else opaque_axis(length(axis), axis, *after))
     return out
 
 
@@ -136,10 +136,10 @@ def _covers(view: list[Axis], axes: list[Axis]) -> bool:
     Else it stands at one position of an axis that it does not show, and what is written there may come from another.
     """
     seen = {atom for axis in view for atom in atoms_of(axis)}
-    seen |= {atom for piece in seen if piece.whole is not None for atom in atoms_of((piece.whole,))}
+    seen |= {atom for piece in seen for atom in atoms_of(whole_of(piece))}
     named = (atom for axis in axes for atom in atoms_of(axis) if atom.kind is Kind.NAMED)
     # Samples of a batch may change places: nothing is claimed of their order.
-    return all(atom in seen for atom in named if not is_batch(atom.origin))
+    return all(atom in seen for atom in named if not of_samples(atom))
 
 
 def _whole_segments(axis: Axis, written: list[Axis]) -> bool:

@@ -9,20 +9,22 @@ An axis is a tuple of parts, its ordered (row-major) product; () has size 1. A p
     MIXED    made by the model out of data (channels, heads): of no order that matters, never tokens
     OPAQUE   known to be something else than it looks like (rolled, shuffled, cut); absorbs whatever meets it
 
-so that an axis ends up NAMED only where every operation that made it keeps the order of the tokens. Aligning axes
-changes neither of them: a table shared by a video and a text of equal length must not carry names from one to the
-other. Two things alone are written into an atom: how it is split by a view, which is only its structure, and the grid
-that coordinates prove of an input's packed axis.
+so that an axis ends up NAMED only where every operation that made it keeps the order of the tokens. An opaque atom
+remembers the operator that made it so (`why`). Aligning axes changes neither of them: a table shared by a video and a
+text of equal length must not carry names from one to the other. Three things alone are written into an atom: how it is
+split by a view, which is only its structure; the grid that coordinates prove of an input's packed axis; and which other
+inputs' axes it was aligned with.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
-from svg_compile._compat.sizes import divides, equal, holds, product_is, product_of, within
+from svg_compile._compat.sizes import product_of
+from svg_compile.passes.axes.why import Why, under_analysis
 
 Part = Union["Atom", "Concat"]
 Axis = tuple[Part, ...]
@@ -43,19 +45,45 @@ class Origin:
     """The input axis a named atom comes from: its dimension, then which coordinate of it; the input's rank.
 
     given: the model was called with the input. Else it is what the model made of its inputs before a graph break, and
-    nobody saw how.
+    nobody saw how. exact: each position is one of the input's, or a patch of them; False for an axis that was resized.
     """
 
     source: str
     path: tuple[int, ...]
     rank: int
     given: bool = True
+    exact: bool = True
+
+    @property
+    def first(self) -> bool:
+        """Whether it is an input's first axis, along which samples usually stand."""
+        return self.path == (0,)
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether no order along it matters: an input's first axis, but frames may stand there where the rank is 4."""
+        return self.first and self.rank != 4
+
+
+# An input, and one of its dimensions.
+Place = tuple[str, int]
+
+
+class Piece(NamedTuple):
+    """Of an opaque atom: it is positions [start, stop) of `whole`, in order."""
+
+    whole: Axis
+    start: Any
+    stop: Any
 
 
 class Atom:
     """One coordinate of `size` values; `parts` is what a view has split it into, or what coordinates have proven."""
 
-    __slots__ = ("derived", "inner", "kind", "origin", "parent", "parts", "root", "size", "whole")
+    __slots__ = (
+        *("aligned", "derived", "inner", "kind", "made_of", "origin", "parent", "parts", "piece", "root", "size"),
+        "why",
+    )
 
     def __init__(self, size: Any, kind: Kind = Kind.TABLE, origin: Origin | None = None) -> None:
         self.size = size
@@ -68,13 +96,25 @@ class Atom:
         self.inner = False
         # What convolutions made of it, by their geometry, what it is once data flowed along it, and the pieces cut out
         # of it: the same each time.
-        self.derived: dict[Any, Atom] = {}
-        # Of a piece, the atom that it was cut out of.
-        self.whole: Atom | None = None
+        self.derived: dict[Any, Any] = {}
+        # The other inputs along whose axes it ran.
+        self.aligned: set[str] = set()
+        # Of an opaque atom: the operator that took its name, what it is a piece of, and which input dimensions'
+        # positions it may run over (None: any).
+        self.why: Why | None = None
+        self.piece: Piece | None = None
+        self.made_of: frozenset[Place] | None = None
 
     @property
     def opaque(self) -> bool:
         return self.kind is Kind.OPAQUE
+
+    @property
+    def places(self) -> frozenset[Place] | None:
+        """The input dimensions whose positions it may run over; None where that is not known."""
+        if self.opaque:
+            return self.made_of
+        return frozenset() if self.origin is None else frozenset({(self.origin.source, self.origin.path[0])})
 
 
 class Concat:
@@ -99,8 +139,25 @@ def free_axis(size: Any) -> Axis:
     return axis_of(size, Kind.TABLE)
 
 
-def opaque_axis(size: Any) -> Axis:
-    return axis_of(size, Kind.OPAQUE)
+def opaque_atom(size: Any, like: Iterable[Axis] = (), why: Why | None = None) -> Atom:
+    """An atom whose order is lost; every opaque atom is made here.
+
+    like: the axes whose positions it may run over, none where any could be. If one of them is opaque already, the
+    operator that made that one so is to blame, else `why`, by default the operator that is being analysed.
+    """
+    atom = Atom(size, Kind.OPAQUE)
+    atoms = [part for axis in like for part in atoms_of(axis)]
+    earlier = next((part.why for part in atoms if part.why is not None), None)
+    atom.why = why or earlier or under_analysis()
+    places = [part.places for part in atoms]
+    known = [place for place in places if place is not None]
+    atom.made_of = frozenset().union(*known) if places and len(known) == len(places) else None
+    return atom
+
+
+def opaque_axis(size: Any, *like: Axis, why: Why | None = None) -> Axis:
+    """An axis of one opaque atom; see `opaque_atom`."""
+    return () if is_one(size) else (opaque_atom(size, like, why),)
 
 
 def is_one(size: Any) -> bool:
@@ -147,6 +204,26 @@ def flat_segments(concat: Concat) -> list[Axis]:
 def expand_segment(segment: Axis) -> Axis:
     """`expand`; a segment of one position keeps its atom, so that it stays a segment."""
     return segment if len(segment) == 1 and is_one(segment[0].size) else expand(segment)
+
+
+def counted(concat: Concat) -> bool:
+    """Whether coordinates that count through all segments, frames of several videos, were aligned with them."""
+    first = next(iter(atoms_of((concat,))), None)
+    return first is not None and ("counted", _key(concat)) in first.derived
+
+
+def count_through(concat: Concat) -> None:
+    """Note that coordinates run through whole named axes, each of another input, that are concatenated."""
+    segments = [expand(segment) for segment in flat_segments(concat)]
+    atoms = [part for segment in segments for part in segment]
+    named = all(isinstance(atom, Atom) and atom.kind is Kind.NAMED and not atom.inner for atom in atoms)
+    sources = {place for atom in atoms if isinstance(atom, Atom) for place in atom.places or ()}
+    if named and len(sources) == len(atoms) and all(len(segment) <= 1 for segment in segments):
+        next(atoms_of((concat,))).derived["counted", _key(concat)] = True
+
+
+def _key(concat: Concat) -> tuple[Any, ...]:
+    return tuple(expand(segment) for segment in flat_segments(concat))
 
 
 def joined(axis: Axis) -> Axis:
@@ -218,7 +295,7 @@ def other_positions(size: Any, like: Axis) -> Axis:
         return free_axis(size)
     if kinds == {Kind.COORD} and len(parts) == 1 and isinstance(parts[0], Atom) and not parts[0].inner:
         return axis_of(size, Kind.COORD)
-    return axis_of(size, Kind.MIXED if is_plain(like) else Kind.OPAQUE)
+    return axis_of(size, Kind.MIXED) if is_plain(like) else opaque_axis(size, like)
 
 
 def mixed_in(axis: Axis) -> Axis:
@@ -231,39 +308,3 @@ def mixed_in(axis: Axis) -> Axis:
             part = Concat(tuple(mixed_in(segment) for segment in flat_segments(part)), part.size)
         out.append(part)
     return tuple(out)
-
-
-def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:
-    """The axes of a view of shape `shape`: the atoms in row-major order, handed out again, split where they must be."""
-    if any(isinstance(size, int) and size == 0 for size in shape):
-        return [opaque_axis(size) for size in shape]
-    flat = [part for axis in axes for part in expand(axis)]
-    out: list[Axis] = []
-    for position, size in enumerate(shape):
-        axis: list[Part] = []
-        sizes: list[Any] = []
-        while not is_one(size) and not (sizes and product_is(sizes, size)):
-            part = flat.pop(0) if flat else None
-            if part is None:
-                return out + [opaque_axis(n) for n in shape[position:]]
-            if not holds(equal, part.size, size) and not within([*sizes, part.size], size):
-                rest = size // product_of(sizes)
-                if isinstance(part, Concat) or not holds(divides, rest, part.size):
-                    return out + [opaque_axis(n) for n in shape[position:]]
-                part, inner = _split(part, rest)
-                flat.insert(0, inner)
-            axis.append(part)
-            sizes.append(part.size)
-        out.append(tuple(axis))
-    return out
-
-
-def _split(atom: Atom, outer: Any) -> tuple[Atom, Atom]:
-    """Split an atom into `outer` times the rest; the atom itself becomes that product."""
-    leading = Atom(outer, atom.kind, atom.origin)
-    inner = Atom(atom.size // outer, atom.kind, atom.origin)
-    leading.root = inner.root = atom.root
-    leading.parent = inner.parent = atom
-    leading.inner, inner.inner = atom.inner, True
-    atom.parts = (leading, inner)
-    return leading, inner

@@ -6,38 +6,42 @@ query [5*3*7], of an input 5, 7, 3  ->  UNKNOWN_GRID: its axes were swapped
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from svg_compile._compat.sizes import equal, holds
+from svg_compile._compat.sizes import at_most, equal, holds, settled, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason
-from svg_compile.passes.axes.axis import (
-    Atom,
-    Axis,
-    Concat,
-    Kind,
-    atoms_of,
-    is_opaque,
-    is_plain,
-    joined,
-    length,
-    resolve,
-    same_axis,
+from svg_compile.layout import VideoLayout
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, joined, length, same_axis
+from svg_compile.passes.axes.segments import (
+    frame_of_one,
+    is_text,
+    lost_to,
+    made_before_a_break,
+    may_be_open,
+    segments_of,
+    video_of,
+    why_unknown,
 )
-from svg_compile.passes.axes.infer import AttentionAxes, show
-from svg_compile.passes.axes.selections import is_batch
+from svg_compile.passes.axes.text import show
+from svg_compile.passes.axes.tracker import AttentionAxes
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The token grid of one sequence; sizes may be symbolic."""
+    """The token grid of one sequence; sizes may be symbolic.
+
+    text_len: tokens beside the video, which are seen by all and see all. note: what the report says of them, where they
+    are not text.
+    """
 
     frames: Any
     height: Any
     width: Any
     text_len: Any = 0
     text_first: bool = False
+    note: str = ""
 
     @property
     def sizes(self) -> tuple[Any, Any, Any, Any]:
@@ -48,33 +52,90 @@ class Grid:
         return self.frames * self.height * self.width + self.text_len
 
 
-Verdict = tuple["Grid | None", "Reason | None", str]
+@dataclass(frozen=True)
+class Refusal:
+    """Why an attention has no grid."""
+
+    reason: Reason
+    detail: str = ""
 
 
 def grid_of(
     visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig, marked: Grid | None = None
-) -> Verdict:
+) -> Grid | Refusal:
     """The grid of one visit, or why there is none. marked: the grid that the whole model has, of a block's graph."""
     query, key, value = (axes[-2] for axes in (visit.query, visit.key, visit.value))
     if not holds(equal, *tokens):
-        return None, Reason.CROSS_ATTENTION, ""
+        return Refusal(Reason.CROSS_ATTENTION, _more_keys(query, key))
     given = _given_grid(config, tokens[0], query) if marked is None else _marked_grid(marked, tokens[0])
+    too_short = _too_short(config, tokens[0], given)
     if not (same_axis(query, key) and same_axis(key, value)):
-        if not any(_has_opaque(axis) for axis in (query, key, value)):
-            return None, Reason.CROSS_ATTENTION, ""
-        return (given, None, "") if given else (None, Reason.UNKNOWN_GRID, "")
-    grid, reason, detail = _segments(query)
-    if reason in (None, Reason.SINGLE_FRAME) and not _whole_sequence(visit, query):
-        grid, reason, detail = None, Reason.UNKNOWN_GRID, "part of the grid stands in the batch or head axis"
-    if reason in (None, Reason.SINGLE_FRAME, Reason.NOT_VIDEO) and not _same_samples(visit):
-        return None, Reason.CROSS_ATTENTION, "keys or values of other samples of the batch"
-    if reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID) and given:
-        return given, None, ""
-    if reason is None and (config.layout or marked) is not None and not (given and same_grid(grid, given)):
-        return None, Reason.LAYOUT_CONFLICT, f"found {show(query)}"
-    if reason is None and grid is not None and not holds(equal, grid.tokens, tokens[0]):
-        return None, Reason.UNKNOWN_GRID, "the segments do not add up to the sequence"
-    return grid, reason, detail
+        if _other_tokens(visit.query, visit.key) or _other_tokens(visit.query, visit.value):
+            return Refusal(Reason.CROSS_ATTENTION)
+        return given or Refusal(Reason.UNKNOWN_GRID, too_short or why_unknown(query, key, value) or _APART)
+    found = _read(query, _unbatched(visit))
+    if isinstance(found, Grid) or found.reason is Reason.SINGLE_FRAME:
+        part = _part_elsewhere(visit, query)
+        found = found if part is None else Refusal(Reason.UNKNOWN_GRID, part)
+    readable = isinstance(found, Grid) or found.reason in (Reason.SINGLE_FRAME, Reason.NOT_VIDEO)
+    if readable and not _same_samples(visit):
+        return Refusal(Reason.CROSS_ATTENTION, "keys or values of other samples of the batch")
+    if isinstance(found, Refusal):
+        if found.reason not in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID):
+            return found
+        return given or Refusal(found.reason, too_short or found.detail)
+    agrees = config.layout is None or _agrees(found, config.layout)
+    if not (agrees if marked is None else same_grid(found, given)):
+        return Refusal(Reason.LAYOUT_CONFLICT, f"found {show(query)}")
+    if not holds(equal, found.tokens, tokens[0]):
+        return Refusal(Reason.UNKNOWN_GRID, "the segments do not add up to the sequence")
+    return found
+
+
+_APART = "query, key and value come from different inputs, which may hold the same tokens"
+
+
+def _more_keys(query: Axis, key: Axis) -> str:
+    """What the keys have beside the queries' own tokens; "" where these are not among them."""
+    keys = segments_of(key)
+    if not all(any(same_axis(one, other) for other in keys) for one in segments_of(query)):
+        return ""
+    return "the keys are the queries' tokens and others beside them"
+
+
+def _other_tokens(query: tuple[Axis, ...], other: tuple[Axis, ...]) -> bool:
+    """Whether queries and keys, or values, are proven to run over different tokens.
+
+    Those of other samples are. Else they are not where one of them lost its name or was made before a graph break;
+    where one enters the graph as it is attended, with heads of its own, for what it was projected from nobody saw; or
+    where both are plain axes of inputs that the model itself has run along one another, as tokens and position ids.
+    """
+    if not all(holds(equal, length(one), length(two)) for one, two in zip(query[:-3], other[:-3])):
+        return True
+    for axes in (query, other):
+        ready_made = any(atom.kind is Kind.NAMED for axis in (axes[-3:-2] + axes[-1:]) for atom in atoms_of(axis))
+        if ready_made or any(atom.opaque for atom in atoms_of(axes[-2])) or made_before_a_break(axes[-2]):
+            return False
+    left, right = segments_of(query[-2]), segments_of(other[-2])
+    if len(left) != len(right):
+        return True
+    return not all(same_axis(one, two) or _aligned(one, two) for one, two in zip(left, right))
+
+
+def _aligned(left: Axis, right: Axis) -> bool:
+    """Whether two plain axes of two inputs run along one another somewhere in the graph."""
+    left, right = joined(left), joined(right)
+    if len(left) != 1 or len(right) != 1 or not holds(equal, left[0].size, right[0].size):
+        return False
+    one, other = left[0], right[0]
+    if not (isinstance(one, Atom) and isinstance(other, Atom)) or one.origin is None or other.origin is None:
+        return False
+    return other.origin.source in one.aligned and one.origin.source in other.aligned
+
+
+def _unbatched(visit: AttentionAxes) -> bool:
+    """Whether there is one sample, and its axis none of an input's."""
+    return not any(expand(axis) for axes in (visit.query, visit.key, visit.value) for axis in axes[:-3])
 
 
 def _marked_grid(marked: Grid, tokens: Any) -> Grid | None:
@@ -93,134 +154,112 @@ def _given_grid(config: SvgConfig, tokens: Any, query: Axis) -> Grid | None:
         return Grid(*video, layout.text_len, layout.text_first)
     if layout.text_len:
         return None
-    segments = _parts(query)
+    segments = segments_of(query)
     at = [place for place, segment in enumerate(segments) if holds(equal, length(segment), layout.tokens)]
     if len(at) != 1 or at[0] not in (0, len(segments) - 1):
         return None
     text = segments[1:] if at[0] == 0 else segments[:-1]
-    if any(video_grid(segment) is not None for segment in text):
+    if any(video_of(segment) is not None for segment in text):
         return None
     return Grid(*video, sum(length(segment) for segment in text), at[0] != 0)
 
 
-def _parts(axis: Axis) -> tuple[Axis, ...]:
-    """What a sequence is concatenated of; itself where it is not."""
-    parts = resolve(axis)
-    return parts[0].segments if len(parts) == 1 and isinstance(parts[0], Concat) else (parts,)
+def _agrees(found: Grid, layout: VideoLayout) -> bool:
+    """Whether a grid is that of options["layout"], which may leave out the text."""
+    given = Grid(layout.frames, layout.height, layout.width, layout.text_len, layout.text_first)
+    return same_grid(found if layout.text_len else replace(found, text_len=0, text_first=False), given)
+
+
+def _too_short(config: SvgConfig, tokens: Any, given: Grid | None) -> str:
+    """What to write where options["layout"] is shorter than the sequence; "" where that is not so."""
+    layout = config.layout
+    if layout is None or given is not None or layout.frames == 1 or layout.text_len:
+        return ""
+    text = size_hint(tokens) - layout.tokens
+    if text <= 0:
+        return ""
+    video = f"{layout.frames}, {layout.height}, {layout.width}"
+    return (
+        f"options['layout'] has {layout.tokens} of its {size_hint(tokens)} tokens, and which they are is not proven: "
+        f"if all others are text, say on which side, ({video}, {text}, 'first') or ({video}, {text}, 'last')"
+    )
 
 
 def same_grid(left: Grid | None, right: Grid | None) -> bool:
-    if left is None or right is None or left.text_first is not right.text_first:
-        # Where there is no text its side does not matter.
-        if left is None or right is None or not (left.text_len is right.text_len == 0):
-            return False
+    """Whether two grids are one; where there is no text its side does not matter."""
+    if left is None or right is None:
+        return False
+    if left.text_first is not right.text_first and not (left.text_len is right.text_len == 0):
+        return False
     return all(holds(equal, a, b) for a, b in zip(left.sizes, right.sizes))
 
 
-def _has_opaque(axis: Axis) -> bool:
-    return any(atom.opaque for atom in atoms_of(axis))
+# Of a sequence, what may be attended in full beside the video: one part in so many.
+_OPEN_SHARE = 4
 
 
-def _segments(axis: Axis) -> Verdict:
-    """Read a sequence axis: one video segment, plain (text) segments on one side of it."""
-    segments = _parts(axis)
-    videos = [position for position, segment in enumerate(segments) if video_grid(segment) is not None]
-    if len(videos) > 1:
-        return None, Reason.SEVERAL_GRIDS, ""
-    plain = [len(joined(segment)) <= 1 and not is_opaque(segment) for segment in segments]
+def _read(axis: Axis, unbatched: bool) -> Grid | Refusal:
+    """Read a sequence axis: the largest video, and on one side of it text, or little else."""
+    segments = segments_of(axis)
+    videos = [(video, at) for at, segment in enumerate(segments) if (video := video_of(segment, unbatched)) is not None]
     if not videos:
-        if any(_frame_of_one(segment) for segment in segments):
-            return None, Reason.SINGLE_FRAME, ""
-        made_before = "its axes are of a tensor made before a graph break, in an order that is not seen"
-        unseen = any(len(joined(segment)) > 1 and _made_before(segment) for segment in segments)
-        return None, Reason.NOT_VIDEO if all(plain) else Reason.UNKNOWN_GRID, made_before if unseen else ""
-    at = videos[0]
+        rest = [segment for segment in segments if not frame_of_one(segment)]
+        plain = all(is_text(segment, None) for segment in rest)
+        if plain and len(segments) - len(rest) == 1:
+            return Refusal(Reason.SINGLE_FRAME)
+        if plain and len(rest) < len(segments):
+            return Refusal(Reason.UNKNOWN_GRID, "it was put together of single frames")
+        return Refusal(Reason.NOT_VIDEO) if plain else Refusal(Reason.UNKNOWN_GRID, why_unknown(axis))
+    video, at = max(videos, key=lambda found: size_hint(found[0].tokens))
     before, after = segments[:at], segments[at + 1 :]
-    if not all(plain[:at] + plain[at + 1 :]):
-        grids = any(len(segment) > 1 for segment in (*before, *after))
-        return None, Reason.SEVERAL_GRIDS if grids else Reason.UNKNOWN_GRID, ""
+    others = [segment for segment in (*before, *after) if not is_text(segment, video)]
+    unknown = [segment for segment in others if not may_be_open(segment)]
+    if unknown:
+        return Refusal(Reason.UNKNOWN_GRID, why_unknown(*unknown))
     if before and after:
-        return None, Reason.SEVERAL_GRIDS, "text on both sides of the video"
-    grid = video_grid(segments[at])
-    assert grid is not None
-    frames, height, width = (atom.size for atom in grid)
-    if holds(equal, frames, 1):
-        return None, Reason.SINGLE_FRAME, ""
-    text_len = sum(length(segment) for segment in (*before, *after))
-    return Grid(frames, height, width, text_len, bool(before)), None, ""
-
-
-def video_grid(segment: Axis) -> tuple[Atom, ...] | None:
-    """The three atoms of (frames, height, width), or None where the segment is not proven to be a raster of them.
-
-    Each must count whole tokens (no inner part of a split, as a window would have) and come from an axis of an input
-    or what coordinates have proven of one, and no two from one input in another order than there. Height and width,
-    where they are dimensions of one input, stand side by side: with something between them one of the two is channels.
-    """
-    parts = joined(segment)
-    atoms = tuple(part for part in parts if isinstance(part, Atom) and part.kind is Kind.NAMED and not part.inner)
-    if _made_before(segment):
-        return None
-    if len(parts) != 3 or len(atoms) != 3 or len({id(atom.root) for atom in atoms}) != 3:
-        return None
-    last: dict[str, tuple[int, ...]] = {}
-    for atom in atoms:
-        assert atom.origin is not None
-        source, path = atom.origin.source, atom.origin.path
-        # Dimension 0 is the batch.
-        if path <= last.get(source, (0,)):
-            return None
-        last[source] = path
-    height, width = (atom.origin for atom in atoms[1:])
-    assert height is not None
-    assert width is not None
-    if height.source == width.source and width.path[0] > height.path[0] + 1:
-        return None
-    return atoms
-
-
-def _made_before(segment: Axis) -> bool:
-    """Whether it is made of axes of a tensor that the model made before a graph break, in an order that nobody saw."""
-    return any(atom.origin is not None and not atom.origin.given for atom in atoms_of(segment))
-
-
-def _frame_of_one(segment: Axis) -> bool:
-    """Two neighbouring axes of a 5-D input: height and width of a video of one frame, whose axis of 1 is dropped."""
-    parts = joined(segment)
-    atoms = [part for part in parts if isinstance(part, Atom)]
-    if len(parts) != 2 or len(atoms) != 2 or any(atom.origin is None or atom.inner for atom in atoms):
-        return False
-    first, second = (atom.origin for atom in atoms)
-    assert first is not None
-    assert second is not None
-    return first.source == second.source and first.rank == 5 and second.path[0] == first.path[0] + 1
+        return Refusal(Reason.SEVERAL_GRIDS, f"text or other tokens on both sides of the video, {show(axis)}")
+    if holds(equal, video.frames, 1):
+        return Refusal(Reason.SINGLE_FRAME)
+    beside = sum(length(segment) for segment in (*before, *after))
+    if others and not settled(at_most, _OPEN_SHARE * beside, beside + video.tokens):
+        return Refusal(Reason.SEVERAL_GRIDS, f"{size_hint(beside)} of {size_hint(length(axis))} tokens are beside it")
+    note = f"{size_hint(beside)} tokens beside the video are attended in full" if others else ""
+    return Grid(video.frames, video.height, video.width, beside, bool(before), note)
 
 
 def _same_samples(visit: AttentionAxes) -> bool:
     """Whether query, key and value of a sample are of one sample, as far as they say where samples come from."""
     for one in (visit.key, visit.value):
         for left, right in zip(visit.query[:-3], one[:-3]):
-            named = [all(is_batch(atom.origin) for atom in atoms_of(axis)) for axis in (left, right)]
+            named = [_of_samples(axis) for axis in (left, right)]
             if not (same_axis(left, right) or all(named) or (is_plain(left) and is_plain(right))):
                 return False
     return True
 
 
-def _whole_sequence(visit: AttentionAxes, query: Axis) -> bool:
-    """Whether the sequence holds all of the grid: none of it stands in the batch or head axis, as windows would."""
+def _of_samples(axis: Axis) -> bool:
+    """Whether an axis is the first one of an input, along which samples stand."""
+    return all(atom.origin is not None and atom.origin.first for atom in atoms_of(axis))
+
+
+def _part_elsewhere(visit: AttentionAxes, query: Axis) -> str | None:
+    """Where part of the grid stands, or may, if not in the sequence, as windows would; None where all is there."""
+    elsewhere = "part of the grid stands in the batch or head axis"
     tokens = list(atoms_of(query))
     roots = {id(atom.root) for atom in tokens}
     places = {(atom.origin.source, atom.origin.path[0]) for atom in tokens if atom.origin is not None}
     sources = {source for source, _ in places}
     batch = [axis for axes in (visit.query, visit.key, visit.value) for axis in axes[:-3]]
-    if any(atom.opaque for axis in (*batch, visit.value[-3]) for atom in atoms_of(axis)):
-        return False
+    for axis in (*batch, *visit.value[-3:-2]):
+        if (why := lost_to(axis)) is not None:
+            return f"the batch or head axis passed {why}"
     heads = [axis for axes in (visit.query, visit.key, visit.value) for axis in axes[-3:-2]]
     for atom in (atom for axis in (*batch, *heads) for atom in atoms_of(axis)):
         if id(atom.root) in roots:
-            return False
+            return elsewhere
         if atom.origin is not None and (atom.origin.source, atom.origin.path[0]) in places:
-            return False
+            return elsewhere
     # Beside the batch, no axis of the video: not frames in the batch, attention within each of them.
     origins = [atom.origin for axis in batch for atom in atoms_of(axis) if atom.origin is not None]
-    return not any(origin.source in sources and origin.path[0] != 0 for origin in origins)
+    beside = any(origin.source in sources and not origin.first for origin in origins)
+    return elsewhere if beside else None

@@ -19,20 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.dynamo import is_parameter_or_buffer, made_between_graphs
+from svg_compile._compat.dynamo import is_parameter_or_buffer, is_plain_state, made_between_graphs
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
 from svg_compile._compat.sizes import equal, holds
 from svg_compile.passes.axes.axis import (
-    Atom,
-    Axis,
-    Concat,
     Kind,
     Origin,
     axis_of,
-    expand,
     free_axis,
 )
+from svg_compile.passes.axes.rules.by_node import NODE_RULES
+from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
+from svg_compile.passes.axes.why import Why, analysing
 from svg_compile.passes.coordinates import Raster
 
 log = logging.getLogger(__name__)
@@ -85,9 +84,13 @@ def _graphs(graph_module: fx.GraphModule) -> list[fx.GraphModule]:
 
 
 def _name_input(node: fx.Node, value: Tensor, tracker: AxisTracker, given: bool) -> None:
-    if is_parameter_or_buffer(node):
+    # State of the model is a table wherever it is kept; of rank 5 it may be latents that a caller put there.
+    if is_parameter_or_buffer(node) or (given and value.dim() < 5 and is_plain_state(node)):
         return tracker.weight(value)
     rank = value.dim()
+    if given and rank == 2 and not (value.dtype.is_floating_point or value.dtype.is_complex):
+        # [B, N] of whole numbers is taken for a mask where a bias is computed from it.
+        tracker.values.set(value, frozenset({0.0, 1.0}))
     tracker.name(
         value,
         [axis_of(size, Kind.NAMED, Origin(node.name, (dim,), rank, given)) for dim, size in enumerate(value.shape)],
@@ -118,7 +121,7 @@ class _Run(fx.Interpreter):
         self.node: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
-        self.node = n
+        self.node = self.tracker.node = n
         return super().run_node(n)
 
     def fetch_attr(self, target: str) -> Any:
@@ -133,13 +136,18 @@ class _Run(fx.Interpreter):
         if target in SDPA_TARGETS:
             operands = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value"))]
             assert self.node is not None
-            self.tracker.record(self.node, *operands)
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            self.tracker.record(self.node, *operands, mask=mask)
             return self._attention(operands, super().call_function(target, args, kwargs))
         if target is torch.ops.svg.attention.default:
             return self._attention(list(args[:3]), super().call_function(target, args, kwargs))
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._higher_order(target, args, kwargs)
-        return super().call_function(target, args, kwargs)
+        out = super().call_function(target, args, kwargs)
+        if target in NODE_RULES and isinstance(out, Tensor):
+            with analysing(Why(f"F.{target.__name__}", self.node)):
+                self.tracker.rename(NODE_RULES[target], args, kwargs, out)
+        return out
 
     def _attention(self, operands: list[Tensor], out: Tensor) -> Tensor:
         # Whatever the operator was broken into, a row of the result is a row of the query.
@@ -155,6 +163,10 @@ class _Run(fx.Interpreter):
 
     def _higher_order(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A child graph that is called once, with the operands that follow it, is run; of others nothing is known."""
+        with analysing(Why(f"the operator {target}", self.node)):
+            return self._body(target, args, kwargs)
+
+    def _body(self, target: Any, args: Any, kwargs: Any) -> Any:
         if str(target) in ("invoke_subgraph", "wrap") and isinstance(args[0], fx.GraphModule):
             given = args[2:] if str(target) == "invoke_subgraph" else args[1:]
             return _Run(args[0], self.tracker, self.fake_mode, self.unseen).run(*given)
@@ -174,7 +186,7 @@ class _Run(fx.Interpreter):
 
     def _unknown(self, example: Tensor, operands: list[Tensor]) -> Tensor:
         value = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
-        self.tracker.give_up([value])
+        self.tracker.give_up([value], operands)
         self.tracker.behind(value, operands)
         return value
 
@@ -191,17 +203,6 @@ def writes(module: fx.GraphModule) -> bool:
         if node.op in ("call_function", "call_method") and (in_place or "out" in node.kwargs or name in _WRITERS):
             return True
     return any(writes(child) for child in _graphs(module) if child is not module)
-
-
-def show(axis: Axis) -> str:
-    """An axis in print: `5*6*4`, `[11 | 5*6*4]`, `?120` where nothing is proven of it."""
-    out = []
-    for part in expand(axis):
-        if isinstance(part, Concat):
-            out.append("[" + " | ".join(show(segment) for segment in part.segments) + "]")
-        else:
-            out.append(f"?{part.size}" if isinstance(part, Atom) and part.opaque else str(part.size))
-    return "*".join(out) or "1"
 
 
 def table(axes: TokenAxes) -> str:

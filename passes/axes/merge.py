@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from svg_compile._compat.sizes import equal, holds, product_is
@@ -19,6 +20,7 @@ from svg_compile.passes.axes.axis import (
     Origin,
     Part,
     axis_of,
+    count_through,
     expand,
     expand_segment,
     flat_segments,
@@ -30,6 +32,7 @@ from svg_compile.passes.axes.axis import (
     length,
     opaque_axis,
 )
+from svg_compile.passes.axes.pieces import piece_of
 
 # What an atom means in the result, where that is another thing: needed where the result is written into its operand.
 Meaning = dict[Atom, Axis]
@@ -54,7 +57,7 @@ def unify_each(
             out.append(unify(one, other, size, meaning, pairs[-1]))
     for dim, mine in enumerate(pairs):
         if any(_crossed(a, b) for a in mine for theirs in pairs if theirs is not mine for b in theirs):
-            out[dim] = opaque_axis(shape[dim])
+            out[dim] = opaque_axis(shape[dim], *(axis for axis in (left[dim], right[dim]) if axis is not None))
     return out
 
 
@@ -73,25 +76,51 @@ def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None, pa
     """
     a, b = expand(left), expand(right)
     if a == b:
-        return a
+        return a or _one_position(left, right)
     if is_opaque(a) or is_opaque(b):
         opaque, other = (a, b) if is_opaque(a) else (b, a)
-        return opaque if is_table(other) or _of_other_inputs(opaque, other) else opaque_axis(size)
+        kept = is_table(other) or _of_another_input(opaque, other)
+        return opaque if kept else _same_piece(a, b, meaning, pairs) or opaque_axis(size, opaque, other)
     common = _matched(a, b, {} if meaning is None else meaning, [] if pairs is None else pairs)
     if common is not None:
         return common
     # Tables and channels that are built up differently: no order of theirs is of interest.
     if is_table(a) and is_table(b):
         return free_axis(size)
-    return axis_of(size, Kind.MIXED if is_plain(a) and is_plain(b) else Kind.OPAQUE)
+    return axis_of(size, Kind.MIXED) if is_plain(a) and is_plain(b) else opaque_axis(size, a, b)
 
 
-def _of_other_inputs(piece: Axis, other: Axis) -> bool:
+def _one_position(left: Axis, right: Axis) -> Axis:
+    """Two axes of size 1: a piece of one position stays that piece, where the other is none of another position."""
+    pieces = {part for part in (*left, *right) if isinstance(part, Atom) and part.piece is not None}
+    return (pieces.pop(),) if len(pieces) == 1 else ()
+
+
+def _of_another_input(opaque: Axis, other: Axis) -> bool:
     """Whether a piece of one input's axis meets a named axis of another input: it stays what it is."""
-    x, y = (axis[0] if len(axis) == 1 else None for axis in (piece, other))
+    x, y = (axis[0] if len(axis) == 1 else None for axis in (opaque, other))
     if not (isinstance(x, Atom) and isinstance(y, Atom)) or y.kind is not Kind.NAMED or y.inner:
         return False
-    return x.origin is not None and y.origin is not None and x.origin.source != y.origin.source
+    if x.piece is None or len(x.piece.whole) != 1 or x.made_of is None or y.places is None:
+        return False
+    return not {source for source, _ in x.made_of} & {source for source, _ in y.places}
+
+
+def _same_piece(a: Axis, b: Axis, meaning: Meaning | None, pairs: list[Pair] | None) -> Axis | None:
+    """Two axes that are the same positions of two longer ones are those positions of what the longer ones unify to."""
+    x, y = (axis[0].piece if len(axis) == 1 and isinstance(axis[0], Atom) else None for axis in (a, b))
+    if x is None or y is None or not holds(equal, x.start, y.start) or not holds(equal, x.stop, y.stop):
+        return None
+    size = length(x.whole)
+    if not holds(equal, size, length(y.whole)):
+        return None
+    whole = unify(x.whole, y.whole, size, None, pairs)
+    if is_opaque(whole):
+        return None
+    common = piece_of(whole, x.start, x.stop, a[0].size)
+    if meaning is not None:
+        meaning.update({part: common for part in (a[0], b[0]) if isinstance(part, Atom) and (part,) != common})
+    return common
 
 
 def _matched(a: Axis, b: Axis, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
@@ -137,6 +166,8 @@ def _pair(x: Part, y: Part, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
         return None
     if x.origin and y.origin and x.origin.source != y.origin.source:
         pairs.append((x.origin, y.origin))
+        x.aligned.add(y.origin.source)
+        y.aligned.add(x.origin.source)
     loser = y if winner is x else x
     meaning[loser] = (winner,)
     return (winner,)
@@ -158,6 +189,8 @@ def _stronger(x: Atom, y: Atom) -> Atom | None:
     if x.origin.given is not y.origin.given:
         # What is not known of one is not known of the result.
         return y if x.origin.given else x
+    if x.origin.exact is not y.origin.exact:
+        return x if x.origin.exact else y
     # Of two equals, the first operand: mostly the data, the second a table.
     return y if _standing(y.origin) > _standing(x.origin) else x
 
@@ -187,13 +220,15 @@ def _group(atom: Part, group: Axis, meaning: Meaning) -> Axis | None:
         return None
     if atom.kind is Kind.TABLE or (atom.kind is Kind.COORD and not is_table(group)):
         meaning[atom] = group
+        if atom.kind is Kind.COORD and "arange" in atom.derived and len(group) == 1 and isinstance(group[0], Concat):
+            count_through(group[0])
         return group
     if is_table(group):
         grid = _prove(atom, group)
         for part in group:
             # A concatenation or several parts have no names of their own in an atom that is one whole.
             if isinstance(part, Atom):
-                meaning[part] = opaque_axis(part.size) if grid is None else (grid[group.index(part)],)
+                meaning[part] = opaque_axis(part.size, (atom,)) if grid is None else (grid[group.index(part)],)
         return (atom,) if grid is None else grid
     if atom.kind is Kind.MIXED:
         return group if is_plain(group) else None
@@ -208,11 +243,11 @@ def _prove(atom: Atom, group: Axis) -> Axis | None:
     if len(coordinates) != len(group) or len({id(part.root) for part in coordinates}) != len(group):
         return None
     origin = atom.origin
-    if origin.path == (0,):
+    if origin.first:
         # Along the first dimension stand samples, of whose order nothing was asked so far.
         return None
     atom.parts = tuple(
-        Atom(part.size, Kind.NAMED, Origin(origin.source, (*origin.path, at), origin.rank))
+        Atom(part.size, Kind.NAMED, replace(origin, path=(*origin.path, at)))
         for at, part in enumerate(coordinates)
     )
     return atom.parts

@@ -8,26 +8,26 @@ no table any more, nor named after what else stands there, where it could be one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.axis import Atom, Axis, Kind, Origin, atoms_of, is_opaque, length, mixed_in, opaque_axis
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, is_opaque, length, mixed_in, opaque_axis
 
 Pins = frozenset[Atom]
-
-
-def is_batch(origin: Origin | None) -> bool:
-    """Whether an axis is an input's first one, along which samples stand: nothing is claimed of their order."""
-    return origin is not None and origin.path == (0,)
 
 
 def pins_of(axis: Axis) -> Pins:
     """What a tensor must remember that stands at one position of the axis."""
     kinds = (Kind.NAMED, Kind.OPAQUE)
-    return frozenset(atom for atom in atoms_of(axis) if atom.kind in kinds and not is_batch(atom.origin))
+    return frozenset(atom for atom in atoms_of(axis) if atom.kind in kinds and not of_samples(atom))
+
+
+def of_samples(atom: Atom) -> bool:
+    """Whether an atom counts samples of a batch: nothing is claimed of their order."""
+    return atom.origin is not None and atom.origin.of_samples
 
 
 def beside(axis: Axis, pins: Pins) -> Axis:
@@ -38,12 +38,21 @@ def beside(axis: Axis, pins: Pins) -> Axis:
     sources = {pin.origin.source for pin in pins if pin.origin is not None}
     others = (atom for atom in atoms_of(axis) if atom.origin is not None and atom.origin.source not in sources)
     if any(comes_back(atom, pins, set()) for atom in others):
-        return opaque_axis(length(axis))
+        return opaque_axis(length(axis), axis)
     return mixed_in(axis)
 
 
+def own_atoms(tensor: Tensor, own: Sequence[Axis], shape: Sequence[Any]) -> set[Atom]:
+    """The atoms along which a tensor is not broadcast to `shape`; of pieces, also those that they are pieces of."""
+    sizes = tuple(shape)[len(shape) - tensor.dim() :]
+    # A coincidence of sizes costs a refusal, and is none of the facts that a graph is guarded by.
+    pairs = zip(own, tensor.shape, sizes)
+    found = {atom for axis, mine, size in pairs if size_hint(mine) == size_hint(size) for atom in atoms_of(axis)}
+    return found | {atom for piece in found if piece.piece is not None for atom in atoms_of(piece.piece.whole)}
+
+
 def spread(
-    axes: Sequence[Axis], shape: Sequence[Any], tensor: Tensor, own: Iterable[Axis], pins: Pins, joined: int | None
+    axes: Sequence[Axis], shape: Sequence[Any], tensor: Tensor, own: Sequence[Axis], pins: Pins, joined: int | None
 ) -> list[Axis]:
     """The axes of a result into which `tensor`, which has pins and the axes `own`, was broadcast.
 
@@ -54,18 +63,33 @@ def spread(
     for dim, axis in enumerate(axes):
         place = dim - len(axes) + tensor.dim()
         there = place >= 0 and size_hint(tensor.shape[place]) == size_hint(shape[dim])
-        # A coincidence of sizes costs a refusal, and is none of the facts that a graph is guarded by.
+        # Pieces of one position: the tensor may stand beside one that it is not.
+        pieces = [atom for atom in atoms_of(axis) if atom.piece is not None and atom not in shown]
+        named = [atom for atom in atoms_of(axis) if atom.piece is None and not there]
         if dim == joined:
             out.append(axis)
-        elif not there and any(comes_back(atom, pins, shown) for atom in atoms_of(axis)):
-            out.append(axis if is_opaque(axis) else opaque_axis(shape[dim]))
+        elif any(comes_back(atom, pins, shown) for atom in named):
+            out.append(axis if is_opaque(axis) else opaque_axis(shape[dim], axis))
+        elif any(comes_back(atom, pins, shown) for piece in pieces for atom in atoms_of(whole_of(piece))):
+            out.append(opaque_axis(shape[dim], axis))
         else:
             out.append(mixed_in(axis))
     return out
 
 
+def whole_of(piece: Atom) -> Axis:
+    """What a piece was cut out of; an atom that is none, is its own whole."""
+    return (piece,) if piece.piece is None else piece.piece.whole
+
+
 def comes_back(atom: Atom, pins: Pins, shown: set[Atom]) -> bool:
     """Whether a named axis that a tensor does not show could be the one that it was taken at a position of."""
-    if atom.kind is not Kind.NAMED or atom in shown or is_batch(atom.origin):
+    if atom.kind is not Kind.NAMED or atom in shown or of_samples(atom):
         return False
-    return any(atom.root is pin.root or size_hint(atom.size) == size_hint(pin.size) for pin in pins)
+    return any(_may_be(atom, pin) for pin in pins)
+
+
+def _may_be(atom: Atom, pin: Atom) -> bool:
+    if pin.places is None or atom.places is None or pin.places & atom.places:
+        return True
+    return size_hint(atom.size) == size_hint(pin.size)

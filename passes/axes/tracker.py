@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.sizes import size_hint
 from svg_compile.passes.axes.alias_update import same_place, storage_of, written_axes
-from svg_compile.passes.axes.axis import Axis, atoms_of, free_axis, mixed_in, opaque_axis
+from svg_compile.passes.axes.axis import Axis, atoms_of, free_axis, is_opaque, length, mixed_in, opaque_axis
 from svg_compile.passes.axes.rules import compute, moves, views  # noqa: F401  (they fill RULES)
-from svg_compile.passes.axes.rules.compute import attended, in_place, pointwise
+from svg_compile.passes.axes.rules.by_node import NodeRule
+from svg_compile.passes.axes.rules.compute import FACTORIES, attended, in_place, pointwise
 from svg_compile.passes.axes.rules.registry import RULES, shown_axes
-from svg_compile.passes.axes.selections import Pins, beside, comes_back, pins_of, spread
+from svg_compile.passes.axes.rules.rowwise import is_registered, rowwise
+from svg_compile.passes.axes.selections import Pins, beside, comes_back, own_atoms, pins_of, spread
+from svg_compile.passes.axes.values import KnownValues, hide_keys_alone
+from svg_compile.passes.axes.why import Why, analysing, under_analysis
 
 # Pointwise operators that torch does not tag as such in their in-place form.
 _IN_PLACE = ("add_", "sub_", "mul_", "div_", "clamp_", "masked_fill_", "addcmul_", "pow_", "exp_", "neg_", "sigmoid_")
@@ -26,11 +30,13 @@ _IN_PLACE = ("add_", "sub_", "mul_", "div_", "clamp_", "masked_fill_", "addcmul_
 
 @dataclass(frozen=True)
 class AttentionAxes:
-    """The axes of one visit to one attention, each a list over dimensions [B, H, N, D]; None where not a tensor."""
+    """The axes of one visit to one attention, each over dimensions [B, H, N, D]."""
 
     query: tuple[Axis, ...]
     key: tuple[Axis, ...]
     value: tuple[Axis, ...]
+    # Whether the mask, if it is no boolean one, is proven to hide keys and to do nothing else.
+    bias_hides: bool = False
 
 
 class AxisTracker(TorchDispatchMode):
@@ -39,19 +45,24 @@ class AxisTracker(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.visits: dict[fx.Node, list[AttentionAxes]] = {}
+        # The node of the graph that is being run.
+        self.node: fx.Node | None = None
         self.without_rule: Counter[str] = Counter()
+        self.values = KnownValues()
         self._axes: Any = WeakIdKeyDictionary()
         self._pins: Any = WeakIdKeyDictionary()
         # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
         self._weights: dict[int, list[Tensor]] = {}
-        # Storages whose content no longer follows any tensor's axes; kept alive, for their identity is the key.
-        self._spoiled: dict[int, Any] = {}
+        # Storages whose content no longer follows any tensor's axes, and since when; kept alive, for their identity is
+        # the key.
+        self._spoiled: dict[int, tuple[Any, Why | None]] = {}
         # By storage of a result of a graph that was not run, kept alive likewise: what it may be a view of.
         self._behind: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def of(self, tensor: Tensor) -> list[Axis]:
         if self._spoiled and storage_of(tensor) in self._spoiled:
-            return [opaque_axis(size) for size in tensor.shape]
+            why = self._spoiled[storage_of(tensor)][1]
+            return [opaque_axis(size, why=why) for size in tensor.shape]
         if tensor not in self._axes:
             # A weight or a constant: a table, anew at each use.
             return [free_axis(size) for size in tensor.shape]
@@ -105,7 +116,7 @@ class AxisTracker(TorchDispatchMode):
         """Nothing is known any more of a tensor, of what shares its storage, and of what it may be a view of."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._spoiled:
-            self._spoiled[storage._cdata] = storage
+            self._spoiled[storage._cdata] = storage, under_analysis()
             self._spoil_behind(storage._cdata)
 
     def behind(self, tensor: Tensor, others: list[Tensor]) -> None:
@@ -115,7 +126,8 @@ class AxisTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self._carry(func, args, kwargs, out)
+        with analysing(Why(func, self.node)):
+            self._carry(func, args, kwargs, out)
         return out
 
     def _carry(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -125,12 +137,16 @@ class AxisTracker(TorchDispatchMode):
         rule = RULES.get(func.overloadpacket)
         if rule is None and not schema.is_mutable and torch.Tag.pointwise in func.tags:
             rule = pointwise
+        if rule is None and not schema.is_mutable and is_registered(schema.name):
+            rule = rowwise
         operands = leaves_of(list(bound.values()))
         if schema.is_mutable:
+            self._write_values(func, bound)
             return self._write(func, bound, rule, out, operands)
         leaves = leaves_of(out)
         if not leaves:
             return
+        self.values.carry(func.overloadpacket, bound, leaves)
         if rule is not None:
             rule(self, bound, out)
         elif "scaled_dot_product" in schema.name:
@@ -138,15 +154,29 @@ class AxisTracker(TorchDispatchMode):
             operands = []
         else:
             self.without_rule[str(func)] += 1
+        if func.overloadpacket in FACTORIES:
+            # What is made in the shape of a tensor holds none of its data.
+            operands = []
         # What a rule says nothing of is no table: it was made of data.
         unnamed = [leaf for leaf in leaves if leaf not in self._axes]
-        self.give_up(unnamed)
+        self.give_up(unnamed, operands)
         for leaf in unnamed:
             # Of which positions it was made is not known: of one, perhaps.
             for axis in (axis for operand in operands for axis in self.of(operand)):
                 self.pin(leaf, axis)
         joined = bound.get("dim", 0) % leaves[0].dim() if func.overloadpacket is torch.ops.aten.cat else None
         self.spread(operands, leaves, joined)
+
+    def rename(self, rule: NodeRule, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> None:
+        """Name the result of a node by the node's rule, if it is in a storage of its own."""
+        operands = leaves_of([*args, *kwargs.values()])
+        storage = storage_of(out)
+        if storage in self._weights or any(storage_of(operand) == storage for operand in operands):
+            return
+        self._spoiled.pop(storage, None)
+        self._pins.pop(out, None)
+        rule(self, args, kwargs, out)
+        self.spread(operands, [out])
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         """`out` is attention; values of many positions are mixed in it, one that is the only one is spread."""
@@ -175,7 +205,14 @@ class AxisTracker(TorchDispatchMode):
         self.without_rule[str(func)] += 1
         for leaf in [leaf for name in written for leaf in leaves_of(bound.get(name))]:
             self.spoil(leaf)
-        self.give_up(leaves_of(out))
+        self.give_up(leaves_of(out), operands)
+
+    def _write_values(self, func: Any, bound: Mapping[str, Any]) -> None:
+        """The values of what an operator writes, and of all that share a storage with it."""
+        written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        for leaf in (leaf for name in written for leaf in leaves_of(bound.get(name))):
+            packet = func.overloadpacket if written == ["self"] else None
+            self.values.write(packet, bound, [leaf, *(alias for alias in self._sharing(leaf) if alias is not leaf)])
 
     def _write_pins(self, target: Tensor, operands: list[Tensor]) -> None:
         """What was taken at one position was written into a tensor, and so into all that share its storage."""
@@ -184,8 +221,9 @@ class AxisTracker(TorchDispatchMode):
             # Written to its own place it stands where it stood.
             if not pins or same_place(operand, target):
                 continue
-            shown = zip(self.of(target), shown_axes(self, operand, tuple(target.shape)))
-            known = {atom for axis in self.of(operand) for atom in atoms_of(axis)}
+            shape = tuple(target.shape)
+            shown = zip(self.of(target), shown_axes(self, operand, shape))
+            known = own_atoms(operand, self.of(operand), shape)
             known |= {atom for axis, there in shown if there is not None for atom in atoms_of(axis)}
             for alias in self._sharing(target):
                 self._pins[alias] = self.pins_of(alias) | pins
@@ -193,17 +231,25 @@ class AxisTracker(TorchDispatchMode):
                 if any(comes_back(atom, pins, known) for axis in self.of(alias) for atom in atoms_of(axis)):
                     return self.spoil(target)
 
-    def give_up(self, tensors: Iterable[Tensor]) -> None:
+    def give_up(self, tensors: Iterable[Tensor], operands: Iterable[Tensor] = ()) -> None:
+        """Nothing is known of tensors that were made of the operands, by the operator that is being analysed."""
+        axes = [axis for operand in operands for axis in self.of(operand)]
         for tensor in tensors:
-            self.name(tensor, [opaque_axis(size) for size in tensor.shape])
+            self.name(tensor, [_lost(size, axes) for size in tensor.shape])
 
-    def record(self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor) -> None:
-        axes = AttentionAxes(tuple(self.of(query)), tuple(self.of(key)), tuple(self.of(value)))
+    def record(self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> None:
+        """Note the axes of an attention's operands, and whether its mask only hides keys."""
+        hides = hide_keys_alone(self.values.of(mask))
+        axes = AttentionAxes(tuple(self.of(query)), tuple(self.of(key)), tuple(self.of(value)), hides)
         self.visits.setdefault(node, []).append(axes)
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _lost(size: Any, operands: Sequence[Axis]) -> Axis:
+    """An axis of a result whose positions may come from any axis of the operands."""
+    alike = [axis for axis in operands if size_hint(length(axis)) == size_hint(size) and is_opaque(axis)]
+    atoms = (atom for axis in alike for atom in atoms_of(axis))
+    earlier = next((atom.why for atom in atoms if atom.why is not None), under_analysis())
+    return opaque_axis(size, *operands, why=earlier)
 
 
 def leaves_of(value: Any) -> list[Tensor]:

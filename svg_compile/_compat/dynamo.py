@@ -32,6 +32,25 @@ def example_of(placeholder: torch.fx.Node) -> torch.Tensor | None:
     return example if isinstance(example, torch.Tensor) else None
 
 
+def is_plain_state(placeholder: torch.fx.Node) -> bool:
+    """Whether a placeholder is a tensor that a module or a Python module holds as it is: an attribute or a global, or
+    an entry of a tuple, list or dict there. False outside of a compile, and where the source is not understood.
+    """
+    from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
+
+    traced, source = _traced_frame(), getattr(placeholder.meta.get("grapharg"), "source", None)
+    if traced is None or source is None:
+        return False
+    attribute = False
+    while getattr(source, "base", None) is not None:
+        attribute = attribute or isinstance(source, AttrSource)
+        source = source.base
+    if isinstance(source, GlobalSource):
+        return True
+    owner = traced.f_locals.get(source.local_name) if isinstance(source, LocalSource) else None
+    return attribute and isinstance(owner, torch.nn.Module)
+
+
 def made_between_graphs(placeholders: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
     """A graph's tensor inputs that the compiled callable computed before, on the other side of a graph break.
 
@@ -194,7 +213,8 @@ def leaving_no_trace(backend: Any) -> Iterator[Callable[[], list[tuple[str, list
     known = convert_frame.input_codes
     before, reasons = {id(seen()) for seen in known.seen}, len(graph_break_reasons)
     counted = {name: dict(counter) for name, counter in counters.items()}
-    stance = contextlib.nullcontext() if eval_frame._stance.stance == "default" else torch.compiler.set_stance("default")
+    as_it_is = eval_frame._stance.stance == "default"
+    stance = contextlib.nullcontext() if as_it_is else torch.compiler.set_stance("default")
     switch = config.patch(disable=False) if config.disable else contextlib.nullcontext()
     try:
         with stance, switch, random_numbers_go_on():

@@ -282,6 +282,11 @@ def refused_under_way() -> bool:
     return forward is not None and forward.markers is None
 
 
+def attached_under_way() -> bool:
+    """Whether a model runs whose compiled blocks are served: the whole of it was looked at already."""
+    return under_way() is not None
+
+
 def marks_under_way() -> bool:
     """Whether a model runs in this thread of which at least one attention is marked."""
     forward = under_way()

@@ -44,16 +44,6 @@ def _text_on_both_sides(x: Tensor, text: Tensor) -> Tensor:
     return attend(torch.cat([text, tokens(x), text], 1))
 
 
-@model("SEVERAL_GRIDS", video(), video(1))
-def _an_image_before_the_video(x: Tensor, y: Tensor) -> Tensor:
-    return attend(torch.cat([tokens(y), tokens(x)], 1))
-
-
-@model("UNKNOWN_GRID", video(), video(1))
-def _a_frame_before_the_frames(x: Tensor, y: Tensor) -> Tensor:
-    return attend(tokens(torch.cat([y, x], 2)))
-
-
 @model("CROSS_ATTENTION", video(), video())
 def _another_video_of_equal_length(x: Tensor, y: Tensor) -> Tensor:
     return attend(tokens(x), tokens(y), tokens(y))

@@ -62,7 +62,7 @@ def _concatenated_row_by_row_and_written(x: Tensor, mask: Tensor) -> Tensor:
     return attend(tokens(out * mask))
 
 
-@model("CROSS_ATTENTION")
+@model("UNKNOWN_GRID")
 def _keys_concatenated_frame_by_frame(x: Tensor) -> Tensor:
     y = tokens(x + torch.cat(x.split(1, 2)[::-1], 2))
     return attend(tokens(x), y, y)

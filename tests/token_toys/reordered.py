@@ -149,7 +149,7 @@ def _halves_swapped_by_cat_residual(x: Tensor) -> Tensor:
 
 
 @model("UNKNOWN_GRID")
-def _padded(x: Tensor) -> Tensor:
+def _padded_on_both_sides(x: Tensor) -> Tensor:
     return attend(tokens(F.pad(x, (1, 1))))
 
 

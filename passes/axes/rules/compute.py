@@ -13,6 +13,7 @@ from svg_compile.passes.axes.axis import (
     Atom,
     Axis,
     Kind,
+    atoms_of,
     axis_of,
     expand,
     free_axis,
@@ -22,7 +23,7 @@ from svg_compile.passes.axes.axis import (
     opaque_axis,
 )
 from svg_compile.passes.axes.merge import unify_each
-from svg_compile.passes.axes.rules.registry import Bound, State, aligned, rule, shown_axes, tensors_in
+from svg_compile.passes.axes.rules.registry import Bound, State, aligned, rule, same_size, shown_axes, tensors_in
 
 aten = torch.ops.aten
 
@@ -73,7 +74,7 @@ def _reduce(state: State, a: Bound, out: Any) -> None:
         state.name(result, left)
 
 
-@rule(aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.linear, aten.matmul)
+@rule(aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.linear, aten.matmul, aten._int_mm, aten._scaled_mm)
 def _matmul(state: State, a: Bound, out: Tensor) -> None:
     """Rows of the left operand, columns of the right one; the data of each flows into what was a table of the other."""
     left = a.get("mat1", a.get("batch1", a.get("input", a.get("self"))))
@@ -82,7 +83,7 @@ def _matmul(state: State, a: Bound, out: Tensor) -> None:
     if "weight" in a:
         y = y[::-1]
     if len(x) < 2 or len(y) < 2 or len(y) > out.dim() or len(x) > out.dim():
-        return state.name(out, [opaque_axis(size) for size in out.shape])
+        return state.name(out, [opaque_axis(size, *x, *y) for size in out.shape])
     batch = leading(state, [left, right], out)
     if not (is_table(x[-1]) and is_table(y[-2])):
         batch = [mixed_in(axis) for axis in batch]
@@ -90,9 +91,19 @@ def _matmul(state: State, a: Bound, out: Tensor) -> None:
     columns = y[-1] if is_table(x[-1]) else mixed_in(y[-1])
     product: list[Axis | None] = [*batch, rows, columns]
     added = a["self"] if "mat1" in a or "batch1" in a else a.get("bias")
-    if isinstance(added, Tensor):
-        product = unify_each(product, shown_axes(state, added, tuple(out.shape)), out.shape)
+    for beside in tensors_in([added, a.get("scale_a"), a.get("scale_b")]):
+        if all(map(is_table, state.of(beside))):
+            continue
+        if beside.dim() > out.dim() or not _broadcasts(beside, out):
+            # Scales a block of both operands.
+            return state.name(out, [opaque_axis(size, *x, *y) for size in out.shape])
+        product = unify_each(product, shown_axes(state, beside, tuple(out.shape)), out.shape)
     state.name(out, [() if axis is None else axis for axis in product])
+
+
+def _broadcasts(tensor: Tensor, out: Tensor) -> bool:
+    sizes = zip(tensor.shape, tuple(out.shape)[out.dim() - tensor.dim() :])
+    return all(same_size(size, 1) or same_size(size, whole) for size, whole in sizes)
 
 
 def leading(state: State, operands: list[Tensor], out: Tensor) -> list[Axis]:
@@ -121,7 +132,7 @@ def attended(state: State, query: Tensor, key: Tensor, value: Tensor, out: Tenso
 def _convolution(state: State, a: Bound, out: Tensor) -> None:
     """Each output position is one place of the input's axis, in order: a patch or a window around a token."""
     axes = state.of(a["input"])
-    spatial = [opaque_axis(size) for size in out.shape[2:]]
+    spatial = [opaque_axis(size, axis) for axis, size in zip(axes[2:], out.shape[2:])]
     if not a.get("transposed", False):
         geometry = [_geometry(a, dim, len(spatial)) for dim in range(len(spatial))]
         spatial = [_derived(axis, size, how) for axis, size, how in zip(axes[2:], out.shape[2:], geometry)]
@@ -151,9 +162,12 @@ def _derived(axis: Axis, size: Any, geometry: tuple[Any, ...] | None) -> Axis:
     source = expand(axis)
     if not source:
         return free_axis(size)
+    if geometry is not None and geometry[:3] == (1, 1, 0):
+        # Position for position.
+        return axis
     atom = source[0]
     if geometry is None or len(source) > 1 or not isinstance(atom, Atom) or atom.opaque or atom.inner:
-        return opaque_axis(size)
+        return opaque_axis(size, axis)
     made = atom.derived.get(geometry)
     if made is None:
         made = atom.derived[geometry] = Atom(size, atom.kind, atom.origin)
@@ -165,15 +179,22 @@ def _derived(axis: Axis, size: Any, geometry: tuple[Any, ...] | None) -> Axis:
 
 @rule(aten.arange)
 def _arange(state: State, a: Bound, out: Tensor) -> None:
-    state.name(out, [axis_of(out.shape[0], Kind.COORD)])
+    axis = axis_of(out.shape[0], Kind.COORD)
+    for atom in atoms_of(axis):
+        # It counts from one position to the next, which a part of it, or some of its positions, need not do.
+        atom.derived["arange"] = True
+    state.name(out, [axis])
 
 
-@rule(
+FACTORIES = (
     *(aten.empty, aten.zeros, aten.ones, aten.full, aten.rand, aten.randn, aten.scalar_tensor, aten.linspace),
     *(aten.empty_like, aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like),
     *(aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full, aten.empty_strided, aten.new_empty_strided),
     *(aten.empty_permuted, aten.eye, aten.tril_indices, aten.logspace),
 )
+
+
+@rule(*FACTORIES)
 def _fresh(state: State, a: Bound, out: Tensor) -> None:
     state.name(out, [free_axis(size) for size in out.shape])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from svg_compile._compat.sizes import at_most, holds, product_of
+from svg_compile._compat.sizes import at_most, equal, holds, product_of, size_hint
 from svg_compile.passes.axes.axis import (
     Atom,
     Axis,
@@ -23,6 +24,7 @@ from svg_compile.passes.axes.axis import (
     other_positions,
 )
 from svg_compile.passes.axes.merge import unify_each
+from svg_compile.passes.axes.pieces import padded, put_together
 from svg_compile.passes.axes.rules.registry import Bound, State, aligned, of_pieces, rule, same_size, thinned
 
 aten = torch.ops.aten
@@ -40,8 +42,7 @@ def _cat(state: State, a: Bound, out: Tensor) -> None:
     for axes in others:
         first = unify_each(first, axes, out.shape)
     pieces = [piece for piece in pieces if not same_size(piece.shape[dim], 0)] or pieces[:1]
-    segments = tuple(_segment(state, piece, dim) for piece in pieces)
-    joint = segments[0] if len(segments) == 1 else (Concat(segments, out.shape[dim]),)
+    joint = put_together([_segment(state, piece, dim) for piece in pieces], out.shape[dim])
     state.name(out, [joint if axis is None else axis for axis in first])
 
 
@@ -81,31 +82,49 @@ def _repeat(state: State, a: Bound, out: Tensor) -> None:
 @rule(aten.repeat_interleave)
 def _repeat_interleave(state: State, a: Bound, out: Tensor) -> None:
     if not isinstance(a.get("self"), Tensor) or a.get("dim") is None:
-        return state.name(out, [opaque_axis(size) for size in out.shape])
+        return state.name(out, [opaque_axis(size, *state.of(a["repeats"])) for size in out.shape])
     axes, dim = list(state.of(a["self"])), a["dim"] % out.dim()
     axes[dim] = other_positions(out.shape[dim], axes[dim])
     state.name(out, axes)
 
 
-@rule(aten.roll, aten.flip, aten.constant_pad_nd, aten.index_select, aten.cumsum, aten.cumprod)
+@rule(aten.roll, aten.flip, aten.index_select, aten.cumsum, aten.cumprod)
 def _moved(state: State, a: Bound, out: Tensor) -> None:
     """Positions along some dimensions move or change their meaning; those become unknown, the others stay."""
     source = a["self"]
     dims = a.get("dims", a.get("dim"))
-    if "pad" in a:
-        pairs = [a["pad"][i : i + 2] for i in range(0, len(a["pad"]), 2)]
-        none = [all(isinstance(size, int) and size == 0 for size in pair) for pair in pairs]
-        dims = [source.dim() - 1 - i for i, nothing in enumerate(none) if not nothing]
     if dims is None or dims == []:
-        dims = range(source.dim()) if "pad" not in a else []
-    moved = {dim % max(source.dim(), 1) for dim in (dims if isinstance(dims, Iterable) else [dims])}
+        dims = range(source.dim())
+    replaced = {dim % max(source.dim(), 1) for dim in (dims if isinstance(dims, Iterable) else [dims])}
+    axes = state.of(source)
+    _along(state, source, out, {dim: other_positions(out.shape[dim], axes[dim]) for dim in replaced if axes})
+
+
+@rule(aten.constant_pad_nd)
+def _constant_pad(state: State, a: Bound, out: Tensor) -> None:
+    name_padded(state, a["self"], a["pad"], out)
+
+
+def name_padded(state: State, source: Tensor, pad: Sequence[Any], out: Tensor) -> None:
+    """Name what `torch.nn.functional.pad` made of a tensor, whatever stands in the new positions."""
+    axes = state.of(source)
+    made = {}
+    for at in range(0, len(pad), 2):
+        dim, before, after = source.dim() - 1 - at // 2, pad[at], pad[at + 1]
+        if not (holds(equal, before, 0) and holds(equal, after, 0)):
+            made[dim] = padded(axes[dim], before, after, out.shape[dim])
+    _along(state, source, out, made)
+
+
+def _along(state: State, source: Tensor, out: Tensor, made: Mapping[int, Axis]) -> None:
+    """Name a result that has new axes along some dimensions of its operand, and the operand's along the others."""
     axes = list(state.of(source))
-    for dim in moved if axes else ():
+    for dim, axis in made.items():
         axes = thinned(axes, dim)
-        axes[dim] = other_positions(out.shape[dim], state.of(source)[dim])
+        axes[dim] = axis
     state.name(out, axes)
-    for dim in moved if axes else ():
-        if is_one(out.shape[dim]):
+    for dim in made:
+        if size_hint(out.shape[dim]) == 1:
             state.pin(out, state.of(source)[dim])
 
 
@@ -116,7 +135,7 @@ def _index(state: State, a: Bound, out: Tensor) -> None:
     used = [dim for dim, index in enumerate(indices) if index is not None]
     contiguous = used == list(range(used[0], used[-1] + 1))
     if not contiguous or any(indices[dim].dtype in (torch.bool, torch.uint8) for dim in used):
-        state.name(out, [opaque_axis(size) for size in out.shape])
+        state.name(out, [opaque_axis(size, *state.of(source)) for size in out.shape])
         for axis in state.of(source):
             state.pin(out, axis)
         return
@@ -128,11 +147,11 @@ def _index(state: State, a: Bound, out: Tensor) -> None:
     elif len(used) == len(shape) == 1:
         picked = [other_positions(shape[0], axes[used[0]])]
     else:
-        picked = [opaque_axis(size) for size in shape]
+        picked = [opaque_axis(size, *(axes[dim] for dim in used)) for size in shape]
     for dim in used:
         axes = thinned(axes, dim)
     state.name(out, [*axes[: used[0]], *picked, *axes[used[-1] + 1 :]])
-    if all(map(is_one, shape)):
+    if all(size_hint(size) == 1 for size in shape):
         for dim in used:
             state.pin(out, state.of(source)[dim])
 
@@ -145,9 +164,9 @@ def _embedding(state: State, a: Bound, out: Tensor) -> None:
         # What is looked up is data, also where it is looked up by a table.
         found = [mixed_in(axis) for axis in found]
         if not _is_lookup(rows, found):
-            found = [opaque_axis(size) for size in out.shape[:-1]]
+            found = [opaque_axis(size, rows) for size in out.shape[:-1]]
     state.name(out, [*found, columns])
-    if all(map(is_one, out.shape[:-1])):
+    if all(size_hint(size) == 1 for size in out.shape[:-1]):
         state.pin(out, rows)
 
 

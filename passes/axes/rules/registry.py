@@ -13,22 +13,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from svg_compile._compat.sizes import at_most, equal, holds, negative
+from svg_compile._compat.sizes import equal, holds
 from svg_compile.passes.axes.axis import (
-    Atom,
     Axis,
-    Concat,
     Kind,
     atoms_of,
     axis_of,
     expand,
-    flat_segments,
     free_axis,
-    is_one,
     is_table,
-    length,
-    opaque_axis,
-    other_positions,
+    opaque_atom,
 )
 from svg_compile.passes.axes.merge import Meaning, unify_each
 
@@ -86,39 +80,6 @@ def shown_axes(state: State, tensor: Tensor, shape: tuple[Any, ...]) -> list[Axi
     return [None] * pad + [axis if same_size(mine, size) else None for axis, mine, size in own]
 
 
-def cut(axis: Axis, start: Any, stop: Any, size: Any) -> Axis:
-    """The axis of positions [start, stop) of a longer one: whole segments of a concatenation, else unknown.
-
-    Unknown, but the same each time that the same piece of one named axis is taken: what is computed of a piece and
-    written back to it stays in its place.
-    """
-    axis = expand(axis)
-    if len(axis) == 1 and isinstance(axis[0], Concat):
-        at: Any = 0
-        taken: list[Axis] = []
-        for segment in flat_segments(axis[0]):
-            inside = holds(at_most, start, at)
-            at = at + length(segment)
-            if inside and holds(at_most, at, stop):
-                taken.append(segment)
-        if taken and same_size(sum(length(segment) for segment in taken), size):
-            return taken[0] if len(taken) == 1 else (Concat(tuple(taken), size),)
-        return opaque_axis(size)
-    whole = axis[0] if len(axis) == 1 else None
-    if isinstance(whole, Atom) and whole.kind is Kind.NAMED and isinstance(start, int) and not is_one(size):
-        piece = whole.derived.setdefault(("piece", start, str(size)), Atom(size, Kind.OPAQUE, whole.origin))
-        piece.whole = whole
-        return (piece,)
-    return other_positions(size, axis)
-
-
-def begins_at(position: Any, size: Any) -> Any:
-    """A slice's start counted from the front; None where its sign depends on sizes in a way that is not decided."""
-    if holds(negative, position):
-        return size + position
-    return position if holds(at_most, 0, position) else None
-
-
 def thinned(axes: list[Axis], dim: int) -> list[Axis]:
     """The axes of which only some positions along `dim` are kept.
 
@@ -128,10 +89,8 @@ def thinned(axes: list[Axis], dim: int) -> list[Axis]:
     out = list(axes)
     for other, axis in enumerate(axes):
         if other != dim and roots and any(id(atom.root) in roots for atom in atoms_of(axis)):
-            out[other] = tuple(
-                Atom(part.size, Kind.OPAQUE) if any(id(atom.root) in roots for atom in atoms_of((part,))) else part
-                for part in expand(axis)
-            )
+            parts = [(part, any(id(atom.root) in roots for atom in atoms_of((part,)))) for part in expand(axis)]
+            out[other] = tuple(opaque_atom(part.size, ((part,),)) if hit else part for part, hit in parts)
     return out
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg_compile.passes.axes.axis import Axis, is_one, opaque_axis, other_positions, regroup
+from svg_compile._compat.sizes import size_hint
+from svg_compile.passes.axes.axis import Axis, is_one, opaque_axis, other_positions
+from svg_compile.passes.axes.pieces import begins_at, cut
+from svg_compile.passes.axes.regroup import regroup
 from svg_compile.passes.axes.rules.registry import (
     Bound,
     State,
     aligned,
-    begins_at,
-    cut,
     of_pieces,
     rule,
     same_size,
@@ -28,7 +29,7 @@ def _view(state: State, a: Bound, out: Tensor) -> None:
     if "dtype" in a:
         axes = list(state.of(a["self"]))
         if out.shape[-1:] != a["self"].shape[-1:]:
-            axes[-1] = opaque_axis(out.shape[-1])
+            axes[-1] = opaque_axis(out.shape[-1], axes[-1])
         return state.name(out, axes)
     state.name(out, regroup(state.of(a["self"]), tuple(out.shape)))
 
@@ -111,7 +112,7 @@ def _name_piece(state: State, out: Tensor, axes: list[Axis], dim: int, part: Axi
     kept = thinned(axes, dim)
     kept[dim] = part
     state.name(out, kept)
-    if is_one(out.shape[dim]):
+    if size_hint(out.shape[dim]) == 1:
         state.pin(out, axes[dim])
 
 

@@ -1,0 +1,323 @@
+"""Tables that a model keeps as it likes, operators of other libraries, and inputs that may hold the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import svg_compile
+from svg_compile.config import SvgConfig
+from svg_compile.decisions import Reason
+from svg_compile.layout import VideoLayout
+from svg_compile.passes.axes.rules import rowwise
+from token_toys import FRAMES, GRID, HEIGHT, WIDTH, B, C, N, attend, tokens, video
+from traced import sites_of, verdict
+
+LAYOUT = SvgConfig(min_tokens=1, dense_layers=0, layout=VideoLayout(FRAMES, HEIGHT, WIDTH))
+
+
+# ---- state that is a table -------------------------------------------------------------------------------------------
+
+
+def table(length: int) -> Tensor:
+    return torch.linspace(0, 1, 3 * length).view(length, 3)
+
+
+GLOBAL = table(12)
+
+
+class Kept(nn.Module):
+    """Rotary tables longer than any axis, kept in one way or another and cut to the grid in forward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.plain = table(12)
+        self.triple = (table(12), table(10), table(10))
+        self.entries = {"frames": table(12)}
+        self.holder = type("Holder", (), {})()
+        self.holder.table = table(12)
+        self.register_buffer("buffer", table(12))
+
+    def of_frames(self) -> Tensor:
+        places = {"plain": self.plain, "triple": self.triple[0], "dict": self.entries["frames"], "global": GLOBAL}
+        return {**places, "object": self.holder.table, "buffer": self.buffer}[self.how]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = tokens(x)
+        f, h, w = x.shape[2:]
+        at = self.of_frames()[:f].view(f, 1, 1, 3).expand(f, h, w, 3).reshape(f * h * w, 3)
+        return attend(y * at.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("how", ["plain", "triple", "dict", "global", "object", "buffer"])
+def test_state_is_a_table_wherever_it_is_kept(how: str, dynamic: bool) -> None:
+    x = video()
+    torch._dynamo.mark_static(x, 1)
+    assert [verdict(site) for site in sites_of(Kept(how), x, dynamic=dynamic)] == [GRID]
+
+
+class Turned(Kept):
+    def forward(self, x: Tensor) -> Tensor:
+        y = tokens(x)
+        at = self.of_frames()[:FRAMES].view(FRAMES, 1, 1, 3).expand(FRAMES, HEIGHT, WIDTH, 3)
+        return attend(y.flip(1) * at.reshape(N, 3).sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("how", ["plain", "triple", "dict", "global"])
+def test_a_table_does_not_name_what_was_turned_around(how: str) -> None:
+    (site,) = sites_of(Turned(how), video())
+    assert verdict(site) == "UNKNOWN_GRID"
+    assert site.detail.startswith("aten.flip at test_token_axes_state.py:")
+
+
+class Holding(nn.Module):
+    """Tokens that a module holds are no input's: nothing is claimed of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = torch.randn(B, N, C)
+
+    def forward(self, scale: Tensor) -> Tensor:
+        return attend(self.tokens * scale)
+
+
+def test_tokens_that_a_module_holds_have_no_grid() -> None:
+    assert [verdict(site) for site in sites_of(Holding(), torch.ones(()))] == ["NOT_VIDEO"]
+
+
+# ---- products of other libraries -------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("svg_tests::product", mutates_args=())
+def product(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    return F.linear(x, weight) * scale
+
+
+@product.register_fake
+def _(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("svg_tests::shuffle", mutates_args=())
+def shuffle(x: Tensor) -> Tensor:
+    return x.flip(1)
+
+
+@shuffle.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.fixture
+def none_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rowwise, "_REGISTERED", set())
+
+
+def projected(x: Tensor) -> Tensor:
+    return attend(torch.ops.svg_tests.product(tokens(x), torch.ones(C, C), 1.0))
+
+
+@pytest.mark.usefixtures("none_registered")
+@pytest.mark.parametrize(
+    "operator", ["svg_tests::product", product, torch.ops.svg_tests.product, torch.ops.svg_tests.product.default]
+)
+def test_a_declared_operator_keeps_the_rows(operator: Any) -> None:
+    (site,) = sites_of(projected, video())
+    assert verdict(site) == "UNKNOWN_GRID"
+    assert site.detail.startswith("svg_tests.product at test_token_axes_state.py:")
+    svg_compile.register_rowwise_op(operator)
+    assert [verdict(site) for site in sites_of(projected, video())] == [GRID]
+    # What it says is of that operator alone.
+    assert [verdict(site) for site in sites_of(lambda x: attend(shuffle(tokens(x))), video())] == ["UNKNOWN_GRID"]
+
+
+@pytest.mark.usefixtures("none_registered")
+def test_rows_of_data_times_rows_of_data() -> None:
+    svg_compile.register_rowwise_op(product)
+
+    def turned(x: Tensor) -> Tensor:
+        y = tokens(x).flip(1)
+        return attend(torch.ops.svg_tests.product(y, torch.ones(C, C), 1.0) + tokens(x))
+
+    def as_weight(x: Tensor) -> Tensor:
+        y = torch.ops.svg_tests.product(torch.eye(N), tokens(x)[0].flip(0).t(), 1.0)
+        return attend(y[None] * torch.ones(B, 1, 1))
+
+    assert [verdict(site) for site in sites_of(turned, video())] == ["UNKNOWN_GRID"]
+    assert [verdict(site) for site in sites_of(as_weight, video())] == ["NOT_VIDEO"]
+
+
+@torch.library.custom_op("svg_tests::write", mutates_args=("x",))
+def write(x: Tensor) -> None:
+    x.zero_()
+
+
+@pytest.mark.parametrize(
+    ("operator", "error"),
+    [(3, TypeError), ("product", TypeError), (torch.ops.aten.roll, ValueError), (write, ValueError)],
+)
+def test_what_cannot_be_declared(operator: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        svg_compile.register_rowwise_op(operator)
+
+
+def int8(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, C)
+    scale = rows.abs().amax(1, keepdim=True) / 127
+    out = torch._int_mm((rows / scale).round().to(torch.int8), torch.ones(C, C, dtype=torch.int8).t())
+    return (out * scale).reshape(x.shape)
+
+
+def float8(x: Tensor) -> Tensor:
+    rows, ones = x.reshape(-1, C).to(torch.float8_e4m3fn), torch.ones(1)
+    weight = torch.ones(C, C).to(torch.float8_e4m3fn)
+    out = torch._scaled_mm(rows, weight.t(), scale_a=ones, scale_b=ones, out_dtype=torch.bfloat16)
+    return out.to(x.dtype).reshape(x.shape)
+
+
+def of_turned_rows(x: Tensor) -> Tensor:
+    return int8(x.flip(1)) + x
+
+
+def with_scales_of_turned_rows(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, C)
+    scale = rows.abs().amax(1, keepdim=True).flip(0)
+    out = torch._int_mm(rows.to(torch.int8), torch.ones(C, C, dtype=torch.int8))
+    return (out * scale).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    ("linear", "expected"),
+    [(int8, GRID), (float8, GRID), (of_turned_rows, "UNKNOWN_GRID"), (with_scales_of_turned_rows, "UNKNOWN_GRID")],
+)
+def test_quantised_products_keep_rows(linear: Callable[[Tensor], Tensor], expected: str) -> None:
+    assert [verdict(site) for site in sites_of(lambda x: attend(linear(tokens(x))), video())] == [expected]
+
+
+# ---- inputs that may hold the same tokens ----------------------------------------------------------------------------
+
+
+@torch._dynamo.disable
+def rotated(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def outside(x: Tensor, text: Tensor) -> Tensor:
+    q, k, v = (tokens(x).unflatten(2, (2, -1)) * n for n in (1, 2, 3))
+    q, k = rotated(q), rotated(k)
+    y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+    words = text.unflatten(2, (2, -1)).transpose(1, 2)
+    return F.scaled_dot_product_attention(y, words, words)
+
+
+def test_query_and_key_that_enter_apart_are_not_called_different() -> None:
+    found = sites_of(outside, video(), torch.randn(B, 5, C))
+    assert [verdict(site) for site in found] == ["UNKNOWN_GRID", "CROSS_ATTENTION"]
+    assert "before a graph break" in found[0].detail
+    found = sites_of(outside, video(), torch.randn(B, 5, C), config=LAYOUT)
+    assert [verdict(site) for site in found] == [GRID, "CROSS_ATTENTION"]
+
+
+def ready_made(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+
+
+def test_operands_that_are_inputs_may_hold_the_same_tokens() -> None:
+    operands = [torch.randn(B, N, 2, 4) for _ in range(3)]
+    assert [verdict(site) for site in sites_of(ready_made, *operands)] == ["UNKNOWN_GRID"]
+    assert [verdict(site) for site in sites_of(ready_made, *operands, config=LAYOUT)] == [GRID]
+
+
+def by_ids(packed: Tensor, ids: Tensor, other: Tensor) -> Tensor:
+    y, at = F.linear(packed, torch.ones(C, C)), ids.sum(-1, keepdim=True).cos()
+    z = F.linear(other, torch.ones(C, C))
+    return attend(at * y, at * y, y) + attend(y, z, z)
+
+
+def test_ids_that_name_the_queries_are_not_other_tokens_but_other_tokens_are() -> None:
+    operands = torch.randn(B, N, C), torch.randn(B, N, 3), torch.randn(B, N, C)
+    assert [verdict(site) for site in sites_of(by_ids, *operands)] == ["UNKNOWN_GRID", "CROSS_ATTENTION"]
+    found = sites_of(by_ids, *operands, config=LAYOUT)
+    assert [verdict(site) for site in found] == [GRID, "CROSS_ATTENTION"]
+
+
+def test_videos_whose_axes_are_proven_are_different_also_where_they_were_added() -> None:
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        z = tokens(x + y)
+        return attend(z) + attend(tokens(x), tokens(y), tokens(y))
+
+    found = sites_of(forward, video(), video(), config=LAYOUT)
+    assert [verdict(site) for site in found] == [GRID, "CROSS_ATTENTION"]
+
+
+def test_keys_of_text_and_video_beside_a_query_of_the_video_alone() -> None:
+    def forward(x: Tensor, text: Tensor) -> Tensor:
+        keys = torch.cat([text, tokens(x)], 1)
+        return attend(tokens(x), keys, keys)
+
+    (site,) = sites_of(forward, video(), torch.randn(B, 5, C))
+    assert site.reason is Reason.CROSS_ATTENTION
+    assert site.detail == "the keys are the queries' tokens and others beside them"
+
+
+# ---- why it is opaque ------------------------------------------------------------------------------------------------
+
+
+def rolled(x: Tensor) -> Tensor:
+    return x.roll(1, 1) + 1
+
+
+def sorted_(x: Tensor) -> Tensor:
+    return x.sort(1)[0] * 2
+
+
+def cumulated_and_projected(x: Tensor) -> Tensor:
+    return F.linear(F.layer_norm(x.cumsum(1), (C,)), torch.ones(C, C)) + x
+
+
+def written_backwards(x: Tensor) -> Tensor:
+    out = torch.empty(x.shape)
+    torch.add(x.flip(1), 0, out=out)
+    return out + x
+
+
+@pytest.mark.parametrize(
+    ("move", "operator"),
+    [
+        (rolled, "aten.roll"),
+        (sorted_, "aten.sort"),
+        (cumulated_and_projected, "aten.cumsum"),
+        (written_backwards, "aten."),
+    ],
+)
+def test_the_first_operator_that_took_the_name_is_told_with_its_line(
+    move: Callable[[Tensor], Tensor], operator: str
+) -> None:
+    (site,) = sites_of(lambda x: attend(move(tokens(x))), video())
+    line = move.__code__.co_firstlineno + (2 if move is written_backwards else 1)
+    assert site.reason is Reason.UNKNOWN_GRID
+    assert site.detail.startswith(operator)
+    assert site.detail.endswith(f"test_token_axes_state.py:{line}")
+    assert "attach" not in site.reason.remedy
+
+
+def test_a_layout_shorter_than_the_sequence_is_told_what_is_missing() -> None:
+    def forward(x: Tensor, text: Tensor) -> Tensor:
+        return attend(torch.cat([tokens(x), text], 1).roll(1, 1))
+
+    (site,) = sites_of(forward, video(), torch.randn(B, 5, C), config=LAYOUT)
+    assert verdict(site) == "UNKNOWN_GRID"
+    assert "(4, 2, 6, 5, 'first') or (4, 2, 6, 5, 'last')" in site.detail
+
+
+def test_three_dimensions_are_told_so() -> None:
+    y = torch.randn(B, N, C)
+    sites = sites_of(lambda x: F.scaled_dot_product_attention(x, x, x), y, config=LAYOUT)
+    assert [site.reason for site in sites] == [Reason.RANK]

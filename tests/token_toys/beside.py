@@ -1,0 +1,160 @@
+"""What stands beside the video in a sequence, or in the place of its batch: text in parts, frames of another video."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from token_toys import FRAMES, GRID, HEIGHT, WIDTH, B, C, N, attend, model, tokens, video
+
+TEXT = torch.randn(B, 11, C)
+LATENTS = torch.randn(FRAMES, HEIGHT, WIDTH, C)
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+
+@model(f"{GRID}+8", video(), TEXT)
+def _cropped_text(x: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x), text[:, :8]], 1))
+
+
+@model(f"6+{GRID}", video(), TEXT)
+def _every_other_word(x: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([text[:, :3], text[:, 8:], tokens(x)], 1))
+
+
+@model("UNKNOWN_GRID")
+def _own_tokens_cropped(x: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x), tokens(x)[:, :8]], 1))
+
+
+@model("UNKNOWN_GRID", video(), torch.randn(B, N, C))
+def _cropped_tokens_that_run_along_the_video(x: Tensor, other: Tensor) -> Tensor:
+    other = other + tokens(x)
+    return attend(torch.cat([tokens(x), other[:, :8]], 1))
+
+
+@model("UNKNOWN_GRID", video(), TEXT)
+def _text_in_another_order(x: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x), text.flip(1)], 1))
+
+
+# ---- other videos ---------------------------------------------------------------------------------------------------
+
+
+@model(f"12+{GRID}", video(), video(1))
+def _a_frame_in_front(x: Tensor, y: Tensor) -> Tensor:
+    return attend(tokens(torch.cat([y, x], 2)))
+
+
+@model(f"{GRID}+12", video(), video(1))
+def _a_frame_behind(x: Tensor, y: Tensor) -> Tensor:
+    return attend(tokens(torch.cat([x, y], 2)))
+
+
+@model(f"{GRID}+15", video(), video(1, 3, 5))
+def _an_image_of_another_size_behind(x: Tensor, y: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x), tokens(y)], 1))
+
+
+@model("8*2*6+24", video(8), video(1), video(1))
+def _two_reference_frames_behind(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x), tokens(y), tokens(z)], 1))
+
+
+@model("SEVERAL_GRIDS", video(), video(1), video(1))
+def _a_frame_on_both_sides(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(y), tokens(x), tokens(z)], 1))
+
+
+@model("SEVERAL_GRIDS", video(), video(2))
+def _videos_joined_in_time(x: Tensor, y: Tensor) -> Tensor:
+    return attend(tokens(torch.cat([x, y], 2)))
+
+
+def _counted(x: Tensor, at: Tensor) -> Tensor:
+    return attend(tokens(x * at.float().cos()[:, None, None]))
+
+
+@model("6*2*6", video(), video(2))
+def _videos_joined_in_time_and_counted_through(x: Tensor, y: Tensor) -> Tensor:
+    both = torch.cat([x, y], 2)
+    return _counted(both, torch.arange(both.shape[2]))
+
+
+@model("5*2*6", video(), video(1))
+def _a_frame_joined_and_counted_through(x: Tensor, y: Tensor) -> Tensor:
+    both = torch.cat([x, y], 2)
+    return _counted(both, torch.arange(both.shape[2]))
+
+
+@model("SEVERAL_GRIDS", video(), video(2))
+def _videos_counted_apart(x: Tensor, y: Tensor) -> Tensor:
+    return _counted(torch.cat([x, y], 2), torch.cat([torch.arange(FRAMES), torch.arange(2)]))
+
+
+@model("SEVERAL_GRIDS", video(), video(2))
+def _videos_counted_by_positions_that_were_picked(x: Tensor, y: Tensor) -> Tensor:
+    return _counted(torch.cat([x, y], 2), torch.arange(9)[torch.tensor([0, 1, 2, 3, 0, 1])])
+
+
+@model("UNKNOWN_GRID", video(), video(2))
+def _videos_joined_and_rolled(x: Tensor, y: Tensor) -> Tensor:
+    both = torch.cat([x, y], 2)
+    return _counted(both.roll(1, 2), torch.arange(both.shape[2]))
+
+
+@model(f"{GRID}+12", video(), video(2, 2, 3))
+def _videos_of_different_width_in_one_sequence(x: Tensor, y: Tensor) -> Tensor:
+    both = torch.cat([tokens(x), tokens(y)], 1)
+    return attend(both * torch.arange(both.shape[1]).float().cos()[:, None])
+
+
+@model("UNKNOWN_GRID", video(FRAMES, 4, 4), video(2, 4, 4))
+def _videos_of_which_one_is_turned(x: Tensor, y: Tensor) -> Tensor:
+    both = torch.cat([x, y.transpose(3, 4)], 2)
+    return _counted(both, torch.arange(both.shape[2]))
+
+
+# ---- no batch -------------------------------------------------------------------------------------------------------
+
+
+@model(GRID, LATENTS)
+def _latents_without_a_batch(x: Tensor) -> Tensor:
+    return attend(x.flatten(0, 2)[None])
+
+
+@model("UNKNOWN_GRID", LATENTS)
+def _images_in_the_batch(x: Tensor) -> Tensor:
+    return attend(x.flatten(1, 2))
+
+
+@model("UNKNOWN_GRID", torch.randn(FRAMES, C, HEIGHT, WIDTH))
+def _channels_between_frames_and_rows(x: Tensor) -> Tensor:
+    return attend(x.transpose(1, 3).transpose(1, 2).flatten(0, 2)[None])
+
+
+@model("UNKNOWN_GRID", LATENTS)
+def _frames_without_a_batch_backwards(x: Tensor) -> Tensor:
+    return attend(x.flip(0).flatten(0, 2)[None])
+
+
+@model("UNKNOWN_GRID", LATENTS)
+def _frames_without_a_batch_written_backwards(x: Tensor) -> Tensor:
+    y = x * 1
+    for i in range(FRAMES):
+        y[i] = x[FRAMES - 1 - i]
+    return attend(y.flatten(0, 2)[None])
+
+
+@model("UNKNOWN_GRID", LATENTS)
+def _rows_before_frames(x: Tensor) -> Tensor:
+    return attend(x.transpose(0, 1).flatten(0, 2)[None])
+
+
+@model("UNKNOWN_GRID", LATENTS, LATENTS)
+def _one_of_two_beside_the_other(x: Tensor, y: Tensor) -> Tensor:
+    q, k = x.flatten(0, 2)[None], y.flatten(0, 2)[None]
+    both = torch.cat([q, k], 0)
+    return attend(both.roll(1, 1))
