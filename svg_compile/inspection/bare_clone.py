@@ -80,7 +80,9 @@ class _Cloner:
         return twin
 
     def _container(self, value: Any, path: str, dtype: torch.dtype | None) -> Any:
-        twin = self._note(value, defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)())
+        twin = self._note(
+            value, defaultdict(value.default_factory) if isinstance(value, defaultdict) else type(value)()
+        )
         if isinstance(value, Mapping):
             twin.update({key: self.clone(entry, path, dtype) for key, entry in value.items()})
         elif isinstance(value, list):
