@@ -1,8 +1,8 @@
 """Answer a traced graph without running it: what follows from known values is computed, the rest has a shape only.
 
-    mask = ones(2, 5); n = mask.sum()        computed: a constant, and what follows from it
-    y = x.new_zeros(3)                       computed: only the shape of x matters, which is known
-    y = linear(x, weight)                    a tensor of y's shape whose values nobody knows
+mask = ones(2, 5); n = mask.sum()        computed: a constant, and what follows from it
+y = x.new_zeros(3)                       computed: only the shape of x matters, which is known
+y = linear(x, weight)                    a tensor of y's shape whose values nobody knows
 """
 
 from __future__ import annotations
@@ -89,21 +89,41 @@ def _values(
     interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
     interpreter.extra_traceback = False
     interpreter.env = {node: value for node, value in values.items() if node in flags}
-    broken: set[fx.Node] = set()
+    # Random, or computed of what is.
+    random: set[fx.Node] = set()
     for node in nodes:
-        if node not in flags or node in given or any(needed in broken for needed in node.all_input_nodes):
-            broken.update({node} - given.keys())
+        if node not in flags or node in given:
             continue
-        stand_ins = {each: _empty(each) for each in node.all_input_nodes if each not in interpreter.env}
-        interpreter.env.update(stand_ins)
-        try:
-            with torch.no_grad(), _NothingRandom():
-                interpreter.env[node] = interpreter.run_node(node)
-        except _Random:
-            broken.add(node)
-        for each in stand_ins:
-            del interpreter.env[each]
-    return {node: value for node, value in interpreter.env.items() if node not in broken and node not in given}
+        if not any(needed in random for needed in node.all_input_nodes):
+            stand_ins = {each: _empty(each) for each in node.all_input_nodes if each not in interpreter.env}
+            interpreter.env.update(stand_ins)
+            try:
+                with torch.no_grad(), _NothingRandom():
+                    interpreter.env[node] = interpreter.run_node(node)
+            except _Random:
+                random.add(node)
+            for each in stand_ins:
+                del interpreter.env[each]
+        else:
+            random.add(node)
+        if node in random and _writes(node):
+            _forget_storage(interpreter.env.get(node.all_input_nodes[0]), interpreter.env, random, given, mode)
+    return {node: value for node, value in interpreter.env.items() if node not in given}
+
+
+def _forget_storage(
+    written: Any, values: dict[fx.Node, Any], random: set[fx.Node], given: dict[fx.Node, Any], mode: ValueMode
+) -> None:
+    """Random numbers were to be written into a value: nothing that shares its storage is known any more."""
+    if not isinstance(written, Tensor):
+        return
+    storage = written.untyped_storage()._cdata
+    for node, value in list(values.items()):
+        if isinstance(value, Tensor) and value.untyped_storage()._cdata == storage:
+            random.add(node)
+            del values[node]
+            if node in given:
+                mode.forget(given[node])
 
 
 def _value(value: Any, mode: ValueMode) -> Any:

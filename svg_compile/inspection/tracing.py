@@ -89,6 +89,8 @@ def trace(
         raise SvgError(
             "explain needs Dynamo to trace: unset TORCHDYNAMO_DISABLE, and call it outside of torch.compile."
         )
+    if not callable(model):
+        raise SvgError(f"explain expects a module or a function to trace, got {type(model).__name__}.")
     config, _ = split_options(options)
     graphs: list[_Graph] = []
     notes: list[str] = [_NO_GRADIENTS] if torch.is_grad_enabled() else []

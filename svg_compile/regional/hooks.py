@@ -71,9 +71,7 @@ class ModelHook(_LeftOutOfPickles):
     hooks break its graph anyway (`in_pieces(number)`), it breaks it once more, and `whole` is True.
     """
 
-    def __init__(
-        self, number: int, outside: Callable[..., None], in_pieces: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, number: int, outside: Callable[..., None], in_pieces: Callable[[int], bool]) -> None:
         self.number = number
         self.outside = outside
         self.in_pieces = in_pieces

@@ -29,10 +29,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from svg_compile._compat.dynamo import at_recompile_limit, forget_compiled, guard_absent_hooks
 from svg_compile._compat.modules import uncompiled
+from svg_compile.errors import WrappedForward
 from svg_compile.passes.grid_marker import Marker, marker_of
 from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of, readable
 from svg_compile.regional.forward import Forward, enter, leave, under_way
 from svg_compile.regional.hooks import Mark, ModelHook
+from svg_compile.regional.wrappers import hides_grid, why_not_in_parallel
 
 log = logging.getLogger(__name__)
 # Grids and dense layers are decided by the block's own options; here everything provable counts.
@@ -78,9 +80,9 @@ class Regions:
         return None if forward is None else forward.read_timestep()
 
     def in_pieces(self) -> bool:
-        """Whether hooks on the model's modules break its graph, so that its blocks are graphs of their own."""
+        """Whether the model's graph does not show its grid because of hooks on its modules; then its blocks are marked."""
         model = self._model()
-        return model is not None and bool(self.holders) and any(_breaks_graph(module) for module in model.modules())
+        return model is not None and bool(self.holders) and hides_grid(model)
 
     def before(self, whole: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins. whole: all of the model is compiled, in pieces."""
@@ -98,13 +100,13 @@ class Regions:
                 if path not in self._marks:
                     self._mark(model, path, blocks)
         device = next((leaf.device for leaf in arguments.values() if isinstance(leaf, Tensor)), torch.device("cpu"))
-        for path, mark in self._marks.items():
+        for path, mark in list(self._marks.items()):
             mark.tell(markers.get(path), device)
         enter(Forward(self, None if kind is None else markers, sparse, arguments.get("timestep")))
 
     def end_forward(self) -> None:
         """This thread's forward is over: tell the blocks nothing more."""
-        for mark in self._marks.values():
+        for mark in list(self._marks.values()):
             mark.tell(None, torch.device("cpu"))
         leave(self)
 
@@ -172,6 +174,8 @@ class Regions:
             traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
             if traced.stopped is not None:
                 raise traced.stopped
+            if (why := why_not_in_parallel(model, traced.report.sites)) is not None:
+                raise WrappedForward(why)
         except Exception as error:
             log.debug("tracing the whole model failed", exc_info=True)
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -322,17 +326,6 @@ def _repeated_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         else:
             for path, block in _repeated_blocks(child):
                 yield f"{name}.{path}", block
-
-
-def _breaks_graph(module: nn.Module) -> bool:
-    """Whether Dynamo ends a graph at a module: a hook of offloading or of a step cache stands around its forward."""
-    forward = vars(module).get("forward")
-    if forward is None:
-        return False
-    registry = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
-    # Splitting over processes is traced into the graph.
-    names = {type(hook).__module__ for hook in registry.values()}
-    return not names or bool(names - {"diffusers.hooks.context_parallel"})
 
 
 def _is_in(layer: str, block: str) -> bool:

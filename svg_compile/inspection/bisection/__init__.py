@@ -52,7 +52,7 @@ def bisect(
 ) -> Bisection:
     """Measure what each layer's sparsity costs in one forward: `print(svg_compile.bisect(model, inputs))`.
 
-    inputs: the arguments of one forward, a tuple, or a dict of keywords. Take them from a step that runs sparse: late
+    inputs: the arguments of one forward: a tensor, a tuple or list, or a dict of keywords. Take them from a step that runs sparse: late
     timesteps are easier than early ones.
     metric: "relative_l2", "psnr", or a function of (dense output, sparse output) that returns a number; a larger one is
     a larger error unless `higher_is_better`.
@@ -66,7 +66,7 @@ def bisect(
     if not callable(measure):
         raise SvgError(f"bisect: metric must be one of {', '.join(_METRICS)} or a function, got {metric!r}.")
     better = better if higher_is_better is None else higher_is_better
-    given = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    given = _arguments(inputs)
     switched = SwitchedModel(model, given, options)
     with torch.no_grad(), leaving_no_trace(switched.backend):
         dense = tree_map(lambda each: each.clone() if isinstance(each, Tensor) else each, switched.run(()))
@@ -87,6 +87,19 @@ def bisect(
         for at, (layer, alone, without) in enumerate(zip(layers, rest[: len(layers)], rest[len(layers) :]))
     ]
     return Bisection(ranked(costs, better), name, together, floor, better)
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the keyword arguments that `inputs` stand for."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if not isinstance(inputs, (tuple, list)):
+        raise SvgError(
+            f"bisect: inputs must be a tensor, a tuple of arguments or a dict of keywords, got {type(inputs).__name__}."
+        )
+    return tuple(inputs), {}
 
 
 def _reached(plan: Tensor, layout: VideoLayout) -> tuple[float, Shares]:

@@ -1,0 +1,226 @@
+"""The bare clone that is traced in a model's place: what it takes over, what it leaves off, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import svg_compile
+from svg_compile.errors import WrappedForward
+from svg_compile.inspection.bare_clone import bare_clone
+from toy import ToyVideoDiT, latents
+
+OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_error": "raise"}
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def same(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor
+
+
+class Processor:
+    """As diffusers' attention processors are: an ordinary object with a parallel configuration."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner = owner
+        self.seen: list[int] = []
+        self._parallel_config = "two processes"
+
+
+SINGLETON = Processor(nn.Identity())
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.again = self.first
+        self.empty = nn.ModuleList()
+        self.register_buffer("table", torch.arange(3))
+        self.processor = Processor(self)
+        self.shared = SINGLETON
+        self.cache: dict[str, Any] = {"layers": [self.first], "pair": (self.second, 3)}
+        self.bound = self.first.forward
+        self.partial = functools.partial(self.second.forward)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_structure_ties_and_references_are_those_of_the_model() -> None:
+    model = Model()
+    twin = bare_clone(model, same)
+    assert type(twin) is Model
+    assert twin is not model
+    assert twin.first is twin.again is twin.cache["layers"][0]
+    assert twin.first is not model.first
+    assert twin.second.weight is twin.first.weight is model.first.weight
+    assert isinstance(twin.empty, nn.ModuleList)
+    assert twin.empty is not model.empty
+    assert twin.cache["pair"] == (twin.second, 3)
+    assert twin.processor.owner is twin
+    assert twin.bound.__self__ is twin.first
+    assert twin.partial.func.__self__ is twin.second
+    # What a file holds one of is compared by identity.
+    assert twin.shared is SINGLETON
+
+
+def test_what_is_written_to_the_clone_is_not_written_to_the_model() -> None:
+    model = Model()
+    twin = bare_clone(model, lambda tensor, dtype: tensor.detach().clone())
+    twin.cache["new"] = 1
+    twin.cache["layers"].append(2)
+    twin.processor.seen.append(3)
+    twin.table.add_(1)
+    twin.extra = 4
+    assert list(model.cache) == ["layers", "pair"]
+    assert model.cache["layers"] == [model.first]
+    assert model.processor.seen == []
+    assert model.table.tolist() == [0, 1, 2]
+    assert not hasattr(model, "extra")
+
+
+def test_parallel_configurations_and_compiled_calls_are_left_off() -> None:
+    model = Model()
+    model.first.compile(backend="eager")
+    model.second = torch.compile(model.second, backend="eager")
+    model.forward = torch.compile(model.forward, backend="eager")
+    twin = bare_clone(model, same)
+    assert twin.processor._parallel_config is None
+    assert model.processor._parallel_config == "two processes"
+    assert twin.first._compiled_call_impl is None
+    assert type(twin.second) is nn.Linear
+    assert "forward" not in vars(twin)
+
+
+def test_hooks_of_a_users_own_stay_and_are_copied() -> None:
+    class Doubles:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, module: nn.Module, args: Any) -> Any:
+            self.calls += 1
+            return (2 * args[0],)
+
+    model, hook, x = Model(), Doubles(), torch.ones(1, 4)
+    model.register_forward_pre_hook(hook)
+    twin = bare_clone(model, same)
+    assert torch.equal(twin(x), model(x))
+    assert hook.calls == 1
+
+
+def unknown(forward: Any, *args: Any) -> Any:
+    return forward(*args)
+
+
+@pytest.mark.parametrize("where", ["the model", "first"])
+def test_a_replaced_forward_is_refused_by_name(where: str) -> None:
+    model = Model()
+    module = model if where == "the model" else model.first
+    module.forward = functools.partial(unknown, module.forward)
+    with pytest.raises(WrappedForward, match=rf"forward of {where} \(\w+\) was replaced by .*test_bare_clone\.unknown"):
+        bare_clone(model, same)
+    # Its own forward, put back by whoever took it away, is none.
+    module.forward = MethodType(type(module).forward, module)
+    assert "forward" not in vars(bare_clone(model, same))
+
+
+def test_a_hook_of_diffusers_is_left_off_and_one_that_only_looks_like_it_is_refused() -> None:
+    hooks = pytest.importorskip("diffusers.hooks")
+
+    class Shuffles(hooks.ModelHook):
+        pass
+
+    model = Model()
+    registry = hooks.HookRegistry.check_if_exists_or_initialize(model.first)
+    registry.register_hook(hooks.ModelHook(), "harmless")
+    twin = bare_clone(model, same)
+    assert "forward" not in vars(twin.first)
+    assert not hasattr(twin.first, "_diffusers_hook")
+    registry.register_hook(Shuffles(), "shuffles")
+    with pytest.raises(WrappedForward, match=r"the hook .*test_bare_clone\..*Shuffles around first"):
+        bare_clone(model, same)
+
+
+def test_weights_that_a_hook_casts_have_the_dtype_that_they_are_cast_to() -> None:
+    casting = pytest.importorskip("diffusers.hooks").apply_layerwise_casting
+    model = Model()
+    casting(model, storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    asked: dict[tuple[int, ...], Any] = {}
+
+    def note(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        asked[tuple(tensor.shape)] = dtype
+        return tensor
+
+    bare_clone(model, note)
+    assert model.first.weight.dtype is torch.float8_e4m3fn
+    assert asked == {(4, 4): torch.bfloat16, (4,): torch.bfloat16, (3,): None}
+
+
+def test_other_threads_draw_their_random_numbers_once() -> None:
+    stop = threading.Event()
+    drawn: list[tuple[float, float]] = []
+
+    def draw() -> None:
+        while not stop.is_set():
+            drawn.append((torch.rand(1, dtype=torch.float64).item(), random.random()))
+            stop.wait(0.002)
+
+    # Before: it rewinds random numbers itself.
+    model, given = ToyVideoDiT(4), latents()
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for _ in range(3):
+            svg_compile.explain(model, given, options=OPTIONS)
+    finally:
+        stop.set()
+        thread.join()
+    for numbers in zip(*drawn):
+        assert len(set(numbers)) == len(numbers)
+    # And a compile that is no trace still leaves random numbers as Dynamo does.
+    torch.manual_seed(0)
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_weights_need_not_be_where_the_inputs_are() -> None:
+    model = ToyVideoDiT()
+    expected = str(svg_compile.explain(model, latents(), options=OPTIONS))
+    for module in model.modules():
+        # As sequential offloading leaves a model between its forwards.
+        for name, parameter in list(module._parameters.items()):
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+    assert str(svg_compile.explain(model, latents(), options=OPTIONS)) == expected
+
+
+def test_inputs_in_objects_and_dictionaries_are_not_written() -> None:
+    class Caching(ToyVideoDiT):
+        @torch.compiler.disable
+        def note(self, extra: dict[str, Any]) -> None:
+            extra["state"].calls += 1
+            extra["count"].add_(1)
+            extra["new"] = True
+
+        def forward(self, latents: Tensor, extra: dict[str, Any]) -> Tensor:
+            self.note(extra)
+            return super().forward(latents)
+
+    class State(SimpleNamespace):
+        pass
+
+    state = Processor(nn.Identity())
+    state.calls = 0
+    extra = {"state": state, "count": torch.zeros(1, dtype=torch.int64)}
+    assert svg_compile.explain(Caching(), latents(), extra, options=OPTIONS).rewritten == 2
+    assert (state.calls, extra["count"].item(), "new" in extra) == (0, 0, False)
