@@ -9,11 +9,13 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
 
+from svg_compile._compat.backends import registered_meanwhile
+from svg_compile._compat.dynamo import traced_module
 from svg_compile._compat.graphs import copy_graph_module, trace_artifact
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import Report
@@ -21,14 +23,26 @@ from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.regional.whole_model import marks_under_way, numbered, refused_under_way
-from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
+from svg_compile.runtime.dispatcher import Dispatcher, parameter_places
+from svg_compile.runtime.model_context import REGISTRY
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
 
 log = logging.getLogger(__name__)
 
 
-def svg(
+if TYPE_CHECKING:
+    svg: Callable[..., Any]
+
+
+def __getattr__(name: str) -> Any:
+    """`svg`, the backend: what the entry point loads. None where another thread's look-up has just registered it."""
+    if name == "svg":
+        return None if registered_meanwhile(name) else compile_graph
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def compile_graph(
     graph_module: fx.GraphModule,
     example_inputs: Sequence[Any],
     *,
@@ -58,7 +72,9 @@ def svg(
                 return lower(graph_module, example_inputs, patches)
             trace_artifact("svg_rewritten_graph", lambda: sparse_module.print_readable(print_output=False))
             # Both now: guards on shapes reach Dynamo only from inside this call.
-            timestep, parameter = find_timestep(graph_module, report), key_parameter(graph_module)
+            timestep, parameters = find_timestep(graph_module, report), parameter_places(graph_module)
+            if (module := traced_module()) is not None:
+                REGISTRY.know(module)
             log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
             ports = ports_of(sparse_module)
             # Which layers of a model are its first is known of a block only when it runs.
@@ -66,7 +82,7 @@ def svg(
             some_dense = not config.always_sparse or (by_layer and config.dense_layers)
             dense = None if not some_dense else lower(graph_module, example_inputs, patches)
             sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
-            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameter, by_layer)
+            return Dispatcher(dense, SparseGraph(sparse, ports, config), config, timestep, parameters, by_layer)
     finally:
         if process is not None:
             process.write_index()

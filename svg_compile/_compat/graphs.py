@@ -12,7 +12,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
 SDPA_TARGETS = (
-    torch.nn.functional.scaled_dot_product_attention,
+    # The operator itself: what stands in torch.nn.functional may have been replaced before this module was imported.
+    torch._C._nn.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention.default,
 )

@@ -72,11 +72,6 @@ class Regions:
             handle.remove()
         return not self._marks
 
-    def timestep(self) -> float | None:
-        """The timestep that the model's forward under way in this thread was given; None where it has none."""
-        forward = under_way(self)
-        return None if forward is None else forward.read_timestep()
-
     def in_pieces(self) -> bool:
         """Whether hooks on the model's modules break its graph, so that its blocks are graphs of their own."""
         model = self._model()
