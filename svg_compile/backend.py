@@ -29,6 +29,10 @@ from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
 
 log = logging.getLogger(__name__)
+_NUMBER = (
+    "svg: {} is a Python number, of which torch.compile makes a constant: it compiles anew for each step, and after "
+    "torch._dynamo.config.recompile_limit of them runs the model uncompiled and dense. Pass a tensor."
+)
 
 
 if TYPE_CHECKING:
@@ -76,6 +80,8 @@ def compile_graph(
             if (module := traced_module()) is not None:
                 REGISTRY.know(module)
             log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
+            if timestep is not None and isinstance(timestep.constant, float) and not config.always_sparse:
+                warnings.warn(_NUMBER.format(timestep.name), stacklevel=2)
             ports = ports_of(sparse_module)
             # Which layers of a model are its first is known of a block only when it runs.
             by_layer = any(marker.number is None for marker in markers.values())
@@ -143,6 +149,10 @@ def _tell(graph_module: fx.GraphModule, report: Report, config: SvgConfig) -> No
             "sage, xformers, flex), select the native one (diffusers: model.set_attention_backend('native')); if its "
             "attention runs between graph breaks, look for them with TORCH_LOGS=graph_breaks"
         )
+        own, now = torch._C._nn.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention
+        if own is not now:
+            by = f"{getattr(now, '__module__', '?')}.{getattr(now, '__qualname__', type(now).__name__)}"
+            why += f"; torch.nn.functional.scaled_dot_product_attention has been replaced by {by}: take that back"
     else:
         counts: dict[str, int] = {}
         for site in report.sites:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Forward:
 
 
 _observers: tuple[Callable[[Forward], object], ...] = ()
+_changing = threading.Lock()
 
 
 def watched() -> bool:
@@ -45,11 +47,13 @@ def watch(observer: Callable[[Forward], object]) -> Iterator[None]:
     global _observers
     # One object to find again: a bound method is a new one at each access.
     mine: Callable[[Forward], object] = partial(observer)
-    _observers = (*_observers, mine)
+    with _changing:
+        _observers = (*_observers, mine)
     try:
         yield
     finally:
-        _observers = tuple(other for other in _observers if other is not mine)
+        with _changing:
+            _observers = tuple(other for other in _observers if other is not mine)
 
 
 @contextmanager
