@@ -9,12 +9,15 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
-from svg_compile._compat.graphs import PRODUCTS, copy_graph_module, trace_artifact
-from svg_compile._compat.inductor import compile_graph
+from svg_compile._compat import inductor
+from svg_compile._compat.backends import registered_meanwhile
+from svg_compile._compat.dynamo import traced_module
+from svg_compile._compat.graphs import PRODUCTS, SDPA, copy_graph_module, trace_artifact
 from svg_compile._compat.options import keep_own_options
 from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
@@ -24,15 +27,31 @@ from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.inspection.render.text import to_text
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.regional.whole_model import attached_under_way, marks_under_way, numbered, refused_under_way
-from svg_compile.runtime.dispatcher import Dispatcher, key_parameter
+from svg_compile.runtime.dispatcher import Dispatcher, parameter_places
+from svg_compile.runtime.model_context import REGISTRY
 from svg_compile.runtime.position_guard import PositionGuard
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
 
 log = logging.getLogger(__name__)
+_NUMBER = (
+    "svg: {} is a Python number, of which torch.compile makes a constant: it compiles anew for each step, and after "
+    "torch._dynamo.config.recompile_limit of them runs the model uncompiled and dense. Pass a tensor."
+)
 
 
-def svg(
+if TYPE_CHECKING:
+    svg: Callable[..., Any]
+
+
+def __getattr__(name: str) -> Any:
+    """`svg`, the backend: what the entry point loads. None where another thread's look-up has just registered it."""
+    if name == "svg":
+        return None if registered_meanwhile(name) else compile_graph
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def compile_graph(
     graph_module: fx.GraphModule,
     example_inputs: Sequence[Any],
     *,
@@ -65,8 +84,12 @@ def svg(
                 return lower(graph_module, example_inputs, patches)
             trace_artifact("svg_rewritten_graph", lambda: sparse_module.print_readable(print_output=False))
             # Both now: guards on shapes reach Dynamo only from inside this call.
-            timestep, parameter = find_timestep(graph_module, report), key_parameter(graph_module)
+            timestep, parameters = find_timestep(graph_module, report), parameter_places(graph_module)
+            if (module := traced_module()) is not None:
+                REGISTRY.know(module)
             log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
+            if timestep is not None and isinstance(timestep.constant, float) and not config.always_sparse:
+                warnings.warn(_NUMBER.format(timestep.name), stacklevel=2)
             ports = ports_of(sparse_module)
             # Which layers of a model are its first is known of a block only when it runs.
             by_layer = any(marker.number is None for marker in markers.values())
@@ -75,7 +98,7 @@ def svg(
             dense = lower(graph_module, example_inputs, patches) if some_dense or positions else None
             sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
             stepped = dense if some_dense else None
-            chosen = Dispatcher(stepped, SparseGraph(sparse, ports, config), config, timestep, parameter, by_layer)
+            chosen = Dispatcher(stepped, SparseGraph(sparse, ports, config), config, timestep, parameters, by_layer)
             return PositionGuard(chosen, dense, positions) if positions and dense is not None else chosen
     finally:
         if process is not None:
@@ -87,7 +110,7 @@ def lower(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """Compile a graph by Inductor, all of it; Inductor may change the graph module."""
-    return compile_graph(graph_module, example_inputs, patches)
+    return inductor.compile_graph(graph_module, example_inputs, patches)
 
 
 def rewrite(
@@ -137,6 +160,9 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
             "sage, xformers, flex), select the native one (diffusers: model.set_attention_backend('native')); if its "
             "attention runs between graph breaks, look for them with TORCH_LOGS=graph_breaks"
         )
+        if (now := torch.nn.functional.scaled_dot_product_attention) is not SDPA:
+            by = f"{getattr(now, '__module__', '?')}.{getattr(now, '__qualname__', type(now).__name__)}"
+            why += f"; torch.nn.functional.scaled_dot_product_attention has been replaced by {by}: take that back"
     else:
         counts: dict[str, int] = {}
         for site in report.sites:

@@ -25,8 +25,9 @@ from lowering import itself, watch
 from pipelines import Spec, TimedDiT
 from svg_compile import ScheduleError
 from svg_compile.runtime import dispatcher as schedule
+from svg_compile.runtime import timestep
 from svg_compile.runtime.dispatcher import Decision
-from svg_compile.runtime.timestep import Timestep
+from svg_compile.runtime.model_context import REGISTRY
 from toy import latents
 from traced import answer_with_zeros
 
@@ -54,13 +55,13 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The timesteps that were read on the host."""
     values: list[float] = []
-    real = Timestep.read
+    real = timestep._read
 
-    def read(self: Timestep, inputs: Any) -> float:
-        values.append(real(self, inputs))
+    def read(tensor: Tensor) -> float:
+        values.append(real(tensor))
         return values[-1]
 
-    monkeypatch.setattr(Timestep, "read", read)
+    monkeypatch.setattr(timestep, "_read", read)
     return values
 
 
@@ -122,9 +123,8 @@ def test_pipelines_log_the_steps_exactly_as_asked(
                 assert steps(seen) == expected(spec, pipe, count, dense, attached, 2 if stops else None)
                 assert {d.source for d in seen} == {"attached" if attached else "timestep"}
                 assert {d.position.total for d in seen if d.position} == {count if attached else 10}
-                # Schedulers that keep a step index are asked for it; no forward waits for the device then.
-                keeps_index = hasattr(pipe.scheduler, "step_index")
-                assert len(reads) == (0 if attached and keeps_index else len(seen))
+                # Their timesteps are views of the schedule's, which name their place: no forward waits for the device.
+                assert len(reads) == (0 if attached else len(seen))
                 assert len(built) == compiled or (count, attached) == (4, False)
         if handle is not None:
             handle.remove()
@@ -199,14 +199,14 @@ def test_attach_is_undone_and_frees_the_pipeline(built: list[fx.GraphModule]) ->
     assert schedule.registered() == before
     svg_compile.attach(pipe)
     gone = weakref.ref(pipe), weakref.ref(pipe.transformer._orig_mod)
-    states = len(schedule._REGISTRY.states)
+    known = len(REGISTRY.bindings)
     del pipe, handle
     built.clear()
     torch._dynamo.reset()
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
     assert schedule.registered() == before
-    assert len(schedule._REGISTRY.states) == states - 1
+    assert len(REGISTRY.bindings) == known - 1
 
 
 class Scheduler:

@@ -185,7 +185,7 @@ def test_another_resolution_in_the_middle_has_its_own_plans(built: list[fx.Graph
 def test_what_is_kept_is_bounded() -> None:
     kept = KeptPlans()
     for _ in range(50):
-        call = kept.enter("run", 0)
+        call = kept.enter(0)
         if kept.due(call, 5):
             kept.keep(call, ())
     assert len(kept.profiled) == 8

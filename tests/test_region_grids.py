@@ -16,7 +16,7 @@ import svg_compile
 from lowering import kind, watch
 from svg_compile.runtime import dispatcher as schedule
 from test_region_calls import SPARSE
-from test_regions import Block, Blocks, OPTIONS
+from test_regions import OPTIONS, Block, Blocks
 from toy import ToyVideoDiT, latents
 
 GRIDS = ((5, 7, 3), (7, 5, 3), (3, 7, 5), (4, 4, 4), (2, 8, 4), (2, 4, 8), (9, 2, 2), (5, 5, 5), (2, 2, 9), (6, 3, 3))

@@ -24,6 +24,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.passes.expose_plans import PlanPorts
 from svg_compile.runtime import dispatcher as schedule
 from svg_compile.runtime.dispatcher import Decision, Dispatcher, StepCounter
+from svg_compile.runtime.model_context import REGISTRY
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import Timestep
 from toy import ToyVideoDiT, latents
@@ -214,12 +215,12 @@ def bare(latents: Tensor, timestep: Tensor) -> Tensor:
 
 def test_a_graph_without_parameters_counts_for_itself(built: list[str]) -> None:
     run = torch.compile(bare, backend="svg", options=OPTIONS)
-    states = len(schedule._REGISTRY.states)
+    known = len(REGISTRY.bindings)
     with schedule.observe() as seen:
         for time in TIMES:
             run(latents(), torch.tensor([time]))
     assert steps(seen) == DENSE_THEN_SPARSE
-    assert len(schedule._REGISTRY.states) == states
+    assert len(REGISTRY.bindings) == known
 
 
 @pytest.mark.parametrize("form", ["scalar", "sample", "token, first frame clean"])
@@ -236,7 +237,7 @@ def test_a_forward_reads_its_timestep_once_and_nothing_else(form: str, monkeypat
     key = torch.nn.Parameter(torch.zeros(1))
     config = SvgConfig(dense_steps=2)
     sparse = SparseGraph(lambda *a: ("sparse",), PlanPorts(outputs=1), config)
-    dispatch = Dispatcher(lambda *a: ("dense",), sparse, config, Timestep("t", 1), 0)
+    dispatch = Dispatcher(lambda *a: ("dense",), sparse, config, Timestep("t", 1), (0,))
     ran = [dispatch(key, FORMS[form](time))[0] for time in TIMES]
     assert ran == ["dense", "dense", "sparse", "sparse"]
     assert reads == ["item"] * 4
@@ -260,22 +261,22 @@ def objects_after(run: Callable[..., Any], runs: int) -> int:
 
 
 def test_twenty_runs_and_a_deleted_model_leave_nothing_behind(built: list[str]) -> None:
-    states = schedule._REGISTRY.states
+    states = REGISTRY.bindings
     gc.collect()
-    before = len(states)
+    before = len(states), len(REGISTRY.models)
     model = TimedDiT()
     run = compiled(model)
     objects_after(run, runs=2)
     once = objects_after(run, runs=1)
     assert objects_after(run, runs=20) - once < 20
-    assert len(states) == before + 1
+    assert len(states) == before[0] + 1
     model.to(torch.float32)
     gone = weakref.ref(model)
     del model, run
     torch._dynamo.reset()
     gc.collect()
     assert gone() is None
-    assert len(states) == before
+    assert (len(states), len(REGISTRY.models)) == before
 
 
 def test_dense_steps_equal_inductor_bit_for_bit_and_sparse_ones_the_sparse_model(counted: list[str]) -> None:

@@ -140,13 +140,27 @@ def constant_arguments() -> dict[str, float]:
     """The numbers among the arguments of the call being traced that Dynamo made constants of the graph, by name."""
     frame = _traced_frame()
     found: dict[str, float] = {}
-    for guard in () if frame is None else frame.output.guards:
-        if guard.create_fn_name() in ("CONSTANT_MATCH", "EQUALS_MATCH"):
-            source = guard.originating_source
-            name, value = _name_of(source), _value_of(source, frame.f_locals)
-            if name is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
-                found[name] = value
+    if frame is None:
+        return found
+    matches = ("CONSTANT_MATCH", "EQUALS_MATCH")
+    sources = [guard.originating_source for guard in frame.output.guards if guard.create_fn_name() in matches]
+    # A float that was an input at first, and that Inductor could not make a tensor of, is fixed by a shape guard.
+    environment = frame.output.shape_env
+    for symbol, origins in getattr(environment, "var_to_sources", {}).items():
+        if getattr(environment.replacements.get(symbol), "is_number", False):
+            sources += [origin.base if type(origin).__name__ == "FloatTensorSource" else origin for origin in origins]
+    for source in sources:
+        name, value = _name_of(source), _value_of(source, frame.f_locals)
+        if name is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[name] = value
     return found
+
+
+def traced_module() -> torch.nn.Module | None:
+    """The module whose call is being traced, None outside a compile and for plain functions."""
+    frame = _traced_frame()
+    values = () if frame is None else frame.f_locals.values()
+    return next((value for value in values if isinstance(value, torch.nn.Module)), None)
 
 
 def _traced_frame() -> Any:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from svg_compile.passes.grid_marker import Marker
 
 
@@ -19,6 +17,7 @@ class Forward:
     markers: by the path of the module of each attention, None where a warning said why the blocks stay dense.
     sparse: the paths of the model's attentions that have a grid, in the order in which they run.
     ran: whether a graph that was compiled of a marked block ran in it.
+    moment: what the runtime has read of the timestep so far.
     """
 
     model: Any
@@ -26,12 +25,7 @@ class Forward:
     sparse: tuple[str, ...]
     timestep: Any
     ran: bool = False
-
-    def read_timestep(self) -> float | None:
-        """The timestep that the forward was given, read once; None where it has none."""
-        if isinstance(self.timestep, Tensor):
-            self.timestep = float(self.timestep.amax().item())
-        return float(self.timestep) if isinstance(self.timestep, (int, float)) else None
+    moment: Any = None
 
 
 @dataclass

@@ -74,11 +74,6 @@ class Regions:
             handle.remove()
         return not self._marks
 
-    def timestep(self) -> float | None:
-        """The timestep that the model's forward under way in this thread was given; None where it has none."""
-        forward = under_way(self)
-        return None if forward is None else forward.read_timestep()
-
     def in_pieces(self) -> bool:
         """Whether the model's graph does not show its grid because of hooks on its modules; then its blocks are marked."""
         model = self._model()

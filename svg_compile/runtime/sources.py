@@ -1,6 +1,6 @@
-"""Steps told from outside a model: by its pipeline's scheduler, or by the loop that calls it.
+"""Steps from outside of a model: of its pipeline's scheduler, or of the loop that calls it.
 
-No graph changes: the dispatcher of a compiled model finds its schedule by one of its parameters. The hooks that
+No graph changes: the dispatcher of a compiled model finds its schedules by its parameters. The hooks that
 `watch_regions` sets do nothing unless the model is compiled block by block.
 diffusers is not imported; a pipeline is whatever has a `scheduler` and components.
 """
@@ -8,21 +8,23 @@ diffusers is not imported; a pipeline is whatever has a `scheduler` and componen
 from __future__ import annotations
 
 import inspect
-import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from svg_compile.errors import ScheduleError
 from svg_compile.regional.whole_model import leave_regions, watch_regions
-from svg_compile.runtime.dispatcher import Position, register, registered, unregister
+from svg_compile.runtime.model_context import register, registered, unregister
+from svg_compile.runtime.scheduler_steps import Claim, SchedulerSteps
+from svg_compile.runtime.steps import Position, new_run
+from svg_compile.runtime.timestep import Moment
 
-# A pipeline may hand the model a timestep rounded to a narrower dtype: bfloat16 keeps 8 bits.
-_ROUNDING = 2.0**-8
-_runs = itertools.count()
+# What a `denoising` block says is surer than any scheduler.
+_SAID = 5
 
 
 class Attached:
@@ -36,41 +38,21 @@ class Attached:
     def __init__(self, pipe: Any) -> None:
         self._pipe = weakref.ref(pipe, lambda _: self.remove())
         self._watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        # The host's copy of scheduler.timesteps, for schedulers that keep no step index: one transfer a run.
-        self._timesteps: tuple[weakref.ref[Tensor], list[float]] | None = None
-        self._run = 0
-        self._last: tuple[Callable[[], Any], int] = (lambda: None, 0)
+        self._steps = SchedulerSteps()
 
-    def parameters(self) -> Iterator[Tensor]:
-        """The parameters of the pipeline's denoisers, as they are now."""
+    def models(self) -> Iterator[nn.Module]:
+        """The pipeline's denoisers, as they are now."""
         pipe = self._pipe()
-        for model in () if pipe is None else denoisers(pipe):
-            yield from model.parameters()
+        yield from () if pipe is None else denoisers(pipe)
 
-    def position(self, timestep: Callable[[], float | None]) -> Position | None:
-        """The scheduler's own step; None before its first and after its last one."""
+    def claim(self, moment: Moment) -> Claim | None:
+        """Whether a forward with this timestep is of the scheduler's run; None before its first and after its last."""
         scheduler = getattr(self._pipe(), "scheduler", None)
-        timesteps = getattr(scheduler, "timesteps", None)
-        if scheduler is None or timesteps is None or getattr(scheduler, "num_inference_steps", 0) is None:
-            return None
-        if hasattr(scheduler, "step_index"):
-            step = scheduler.step_index
-            if step is None:
-                step = getattr(scheduler, "begin_index", None) or 0
-        else:
-            value = timestep()
-            step = None if value is None else _nearest(self._on_host(timesteps), value)
-        if step is None or step >= len(timesteps):
-            return None
-        return Position(step, len(timesteps), self._run_of(timesteps, step))
+        return None if scheduler is None else self._steps.claim(scheduler, moment)
 
-    def _run_of(self, timesteps: Any, step: int) -> int:
-        """The number of the run: a new one begins with the timesteps set anew, or with a step that was passed."""
-        set_by, last = self._last
-        if set_by() is not timesteps or step < last:
-            self._run += 1
-        self._last = (weakref.ref(timesteps) if isinstance(timesteps, Tensor) else lambda: timesteps), step
-        return self._run
+    def accept(self, claim: Claim) -> Position:
+        """The step of a forward that was found to be of this pipeline."""
+        return self._steps.accept(getattr(self._pipe(), "scheduler", None), claim)
 
     def watch(self) -> None:
         """Serve the denoisers that are compiled block by block, too."""
@@ -95,20 +77,14 @@ class Attached:
         """Whether this is the tie of that pipeline."""
         return self._pipe() is pipe
 
-    def _on_host(self, timesteps: Any) -> list[float]:
-        if not isinstance(timesteps, Tensor):
-            return list(timesteps)
-        if self._timesteps is None or self._timesteps[0]() is not timesteps:
-            self._timesteps = (weakref.ref(timesteps), timesteps.tolist())
-        return self._timesteps[1]
-
 
 def attach(pipe: Any) -> Attached:
-    """Let a pipeline's own scheduler tell the steps of its compiled transformers, exactly and under any scheduler.
+    """Let a pipeline's own scheduler give the steps of its compiled transformers, exactly and under any scheduler.
 
     Call it once, before or after compiling; it holds for every later run, for any number of steps, and for all
-    denoisers of the pipeline (Wan 2.2's two share one schedule). Attaching a pipeline again returns the same handle;
-    do so after giving it another transformer that has run already.
+    denoisers of the pipeline (Wan 2.2's two share one schedule). Several pipelines may hold one transformer: a forward
+    is of the one whose timestep it is given, and is counted where it is of none. Attaching a pipeline again returns
+    the same handle; do so after giving it another transformer that has run already.
     """
     for schedule in registered():
         if isinstance(schedule, Attached) and schedule.is_of(pipe):
@@ -142,14 +118,12 @@ def denoisers(pipe: Any) -> Iterator[nn.Module]:
             yield model
 
 
-def _nearest(timesteps: list[float], value: float) -> int | None:
-    """The place of a timestep in a schedule, None where it is none of the schedule's."""
-    place = min(range(len(timesteps)), key=lambda at: abs(timesteps[at] - value), default=None)
-    return place if place is not None and abs(timesteps[place] - value) <= _ROUNDING * abs(value) else None
+# The runs whose blocks this thread, or task, is in; tasks and copied contexts inherit them.
+_ACTIVE: ContextVar[tuple[Denoising, ...]] = ContextVar("svg_compile.denoising", default=())
 
 
 class Denoising:
-    """A run of `steps` steps over some models; made by `denoising`, told of each finished step by `advance()`."""
+    """A run of `steps` steps over some models; made by `denoising`; `advance()` ends each step."""
 
     name = "denoising"
 
@@ -157,17 +131,20 @@ class Denoising:
         self.steps = steps
         self.step = start
         self._start = start
-        self._run = next(_runs)
+        self._run = new_run()
         self._models = models
         self._state = "new"
         self._asked = False
 
-    def parameters(self) -> Iterator[Tensor]:
-        """The parameters of the run's models, as they are now."""
-        for model in self._models:
-            yield from model.parameters()
+    def models(self) -> Iterator[nn.Module]:
+        """The run's models."""
+        yield from self._models
 
-    def position(self, timestep: Callable[[], float | None]) -> Position | None:
+    def claim(self, moment: Moment) -> Claim | None:
+        """Every forward of the run's own thread or task is of it; nothing is read."""
+        return Claim(self.step, self.step, _SAID) if self in _ACTIVE.get() and self._state == "running" else None
+
+    def accept(self, claim: Claim) -> Position:
         """The run's own step."""
         if self.step >= self.steps:
             raise ScheduleError(
@@ -193,11 +170,12 @@ class Denoising:
     def __enter__(self) -> Denoising:
         if self._state != "new":
             raise ScheduleError("denoising: a run is used once. Call svg_compile.denoising(...) for each.")
-        mine = {id(parameter) for parameter in self.parameters()}
-        for schedule in registered():
-            if isinstance(schedule, Denoising) and any(id(parameter) in mine for parameter in schedule.parameters()):
-                raise ScheduleError("denoising: one of these models is in a run already; leave that block first.")
+        mine = set(_parameter_ids(self))
+        # Another thread may have a run of its own over the same models.
+        if any(mine.intersection(_parameter_ids(other)) for other in _ACTIVE.get()):
+            raise ScheduleError("denoising: one of these models is in a run already; leave that block first.")
         self._state = "running"
+        _ACTIVE.set((*_ACTIVE.get(), self))
         register(self)
         for model in self._models:
             watch_regions(model, self)
@@ -205,6 +183,8 @@ class Denoising:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         unregister(self)
+        # A generator may be closed in another thread than it was begun in: elsewhere the run is known to be over.
+        _ACTIVE.set(tuple(run for run in _ACTIVE.get() if run is not self))
         for model in self._models:
             leave_regions(model, self)
         if error is None and self._asked and self.step == self._start and self.steps - self._start > 1:
@@ -216,6 +196,10 @@ class Denoising:
         self._state, self._models = "over", ()
 
 
+def _parameter_ids(run: Denoising) -> Iterator[int]:
+    return (id(parameter) for model in run.models() for parameter in model.parameters())
+
+
 def denoising(*models: nn.Module, steps: int, start: int = 0) -> Denoising:
     """Tell compiled models their steps from a loop of your own.
 
@@ -225,7 +209,8 @@ def denoising(*models: nn.Module, steps: int, start: int = 0) -> Denoising:
                 run.advance()
 
     Call `run.advance()` after each step, however many forwards it made. Several models may share a run. `start` is the
-    first step where a run is resumed, or begins in the middle of its schedule.
+    first step where a run is resumed, or begins in the middle of its schedule. It holds for the thread or asyncio task
+    that enters the block, and for tasks that are made in it: other threads may run the same models at the same time.
     """
     for name, value, least in (("steps", steps, 1), ("start", start, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

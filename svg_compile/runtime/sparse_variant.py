@@ -18,7 +18,7 @@ from svg_compile.config import SvgConfig
 
 if TYPE_CHECKING:
     from svg_compile.passes.expose_plans import PlanPorts
-    from svg_compile.runtime.dispatcher import Decision
+    from svg_compile.runtime.steps import Decision
 
 _Tensors = tuple[Tensor, ...]
 # Forwards of one step whose plans are kept: guidance makes two or three. Calls beyond profile anew.
@@ -27,21 +27,20 @@ _MOST_CALLS = 8
 
 @dataclass
 class KeptPlans:
-    """The plans that one model keeps of one graph: per forward of a step, the step of the profile and its plans."""
+    """The plans that one run keeps of one graph: per forward of a step, the step of the profile and its plans."""
 
-    run: object = None
     step: int = -1
     call: int = 0
     profiled: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
 
-    def enter(self, run: object, step: int, *, told: bool = True) -> int:
-        """Note a forward of a step; returns how many came before it in that step. told: by a schedule, not counted."""
-        # Counted, a warm-up at a run's first timestep is taken for one of its calls: nothing is kept from there.
-        counted_first = not told and self.step == 0 and step > 0
-        if run != self.run or step < self.step or counted_first:
+    def enter(self, step: int, *, exact: bool = True) -> int:
+        """Note a forward of a step; returns how many came before it in that step. exact: the step is not counted."""
+        # A warm-up at the first timestep of a counted run looks like a call of step 0: keep no plans of that step.
+        counted_first = not exact and self.step == 0 and step > 0
+        if step < self.step or counted_first:
             self.profiled.clear()
-        if (run, step) != (self.run, self.step):
-            self.run, self.step, self.call = run, step, 0
+        if step != self.step:
+            self.step, self.call = step, 0
         self.call += 1
         return self.call - 1
 
@@ -66,15 +65,14 @@ class SparseGraph:
         self.config = config
 
     def __call__(self, inputs: Sequence[Any], decision: Decision, kept: KeptPlans) -> tuple[Any, _Tensors, _Tensors]:
-        """(the graph's own outputs, plans, errors)."""
+        """(the graph's own outputs, plans, errors). kept: the plans that the forward's run keeps of this graph."""
         if not self.ports.staged:
             return self._split(self.compiled(*inputs))
         position = decision.position
         stage = 0 if position is None else self.config.stage(position.step, position.total)
         if position is None or not self.ports.shapes:
             return self._split(self.compiled(*inputs, _when(stage, True, self._device), *self.ports.inputs[1:]))
-        told = decision.source != "timestep"
-        call = kept.enter((decision.source, position.run), position.step, told=told)
+        call = kept.enter(position.step, exact=position.exact)
         due = kept.due(call, self.config.profile_every)
         previous = self.ports.inputs[1:] if due else kept.profiled[call][1]
         outputs, plans, errors = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))

@@ -1,7 +1,9 @@
-"""Where the timestep of a traced denoiser stands among the inputs of its graph."""
+"""Which input of a traced denoiser is its timestep, and reading it as seldom as possible."""
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from svg_compile._compat.dynamo import argument_name, constant_arguments, is_parameter_or_buffer
+from svg_compile._compat.graphs import version_of
 from svg_compile._compat.sizes import size_hint
 from svg_compile.decisions import Decisions
 
@@ -31,13 +34,70 @@ class Timestep:
     index: int | None
     constant: float | None = None
 
-    def read(self, inputs: Sequence[Any]) -> float:
-        """The largest timestep of a call: conditioning frames are clean and hold 0. Waits for the device once."""
-        value = self.constant if self.index is None else inputs[self.index]
-        if isinstance(value, Tensor):
-            value = value.amax().item() if value.numel() > 1 else value.item()
-        assert value is not None
-        return float(value)
+    def of(self, inputs: Sequence[Any]) -> Any:
+        """The timestep of a call, a tensor or a number."""
+        return self.constant if self.index is None else inputs[self.index]
+
+
+class _LastRead(threading.local):
+    """The tensor that this thread read last, and its value: guidance passes one timestep to several forwards."""
+
+    tensor: Any = None
+    version: int = -1
+    value: float = 0.0
+
+
+_LAST_READ = _LastRead()
+
+
+class Moment:
+    """The timestep of one forward, which waits for its device only where its value is asked for."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self._value: float | None = None
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the value is on the host by now."""
+        return self._value is not None
+
+    @property
+    def known(self) -> bool:
+        """Whether the forward has a timestep."""
+        return isinstance(self._given, (Tensor, int, float))
+
+    @property
+    def value(self) -> float | None:
+        """The largest timestep of the forward (conditioning frames are clean and hold 0); None where it has none."""
+        if self._value is None and self.known:
+            self._value = _read(self._given) if isinstance(self._given, Tensor) else float(self._given)
+        return self._value
+
+    def place_in(self, timesteps: Any) -> int | None:
+        """The index at which the timestep is a view of a schedule's tensor: then nothing needs to be read."""
+        given = self._given
+        if not (isinstance(given, Tensor) and isinstance(timesteps, Tensor) and given.dtype == timesteps.dtype):
+            return None
+        one = all(size == 1 or stride == 0 for size, stride in zip(given.shape, given.stride()))
+        if not one or not given.numel() or timesteps.dim() != 1 or given.device != timesteps.device:
+            return None
+        if given.untyped_storage()._cdata != timesteps.untyped_storage()._cdata:
+            return None
+        offset, stride = given.storage_offset() - timesteps.storage_offset(), max(timesteps.stride(0), 1)
+        place = offset // stride
+        return place if offset % stride == 0 and 0 <= place < len(timesteps) else None
+
+
+def _read(tensor: Tensor) -> float:
+    # Without a version counter nobody would notice that the tensor was written.
+    version = -1 if tensor.is_inference() else version_of(tensor)
+    last = None if _LAST_READ.tensor is None else _LAST_READ.tensor()
+    if version >= 0 and last is tensor and _LAST_READ.version == version:
+        return _LAST_READ.value
+    value = float((tensor.amax() if tensor.numel() > 1 else tensor).item())
+    _LAST_READ.tensor, _LAST_READ.version, _LAST_READ.value = weakref.ref(tensor), version, value
+    return value
 
 
 def find_timestep(graph_module: fx.GraphModule, report: Decisions) -> Timestep | None:
