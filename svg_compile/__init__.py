@@ -12,7 +12,7 @@ from svg_compile.layout import HeadKind, VideoLayout
 
 if TYPE_CHECKING:
     from svg_compile.decisions import Reason, Report, Site
-    from svg_compile.functional import profile_heads, sparse_attention
+    from svg_compile.functional import profile_heads, repaired_attention, sparse_attention
     from svg_compile.inspection.bisection import bisect
     from svg_compile.inspection.recording import record
     from svg_compile.inspection.recording.recorded import Recording
@@ -28,6 +28,7 @@ _LAZY = {
     "explain": "svg_compile.inspection.tracing",
     "profile_heads": "svg_compile.functional",
     "record": "svg_compile.inspection.recording",
+    "repaired_attention": "svg_compile.functional",
     "sparse_attention": "svg_compile.functional",
     "Reason": "svg_compile.decisions",
     "Recording": "svg_compile.inspection.recording.recorded",
@@ -53,6 +54,7 @@ __all__ = [
     "explain",
     "profile_heads",
     "record",
+    "repaired_attention",
     "sparse_attention",
 ]
 

@@ -25,7 +25,8 @@ class SvgConfig:
     num_inference_steps: resolves that fraction where no schedule is attached.
     dense_layers: how many of the first rewritable layers stay dense.
     sampled_rows: query rows that the profile looks at.
-    profile_every: profile the heads at each n-th sparse step of a run, and keep their kinds in between.
+    profile_every: profile the heads at each n-th sparse step of a run, and keep their kinds and repairs in between.
+    repair: mend what the mask leaves out, by a map fitted on the sampled rows of each head.
     layout: None, (frames, height, width), or (frames, height, width, text_len, "first" or "last").
     block: granularity of the band in tokens, a power of two.
     min_tokens: shorter sequences stay dense.
@@ -41,6 +42,7 @@ class SvgConfig:
     dense_layers: int = 1
     sampled_rows: int = 64
     profile_every: int = 1
+    repair: bool = True
     layout: VideoLayout | None = None
     block: int = 128
     min_tokens: int = 2048
@@ -248,6 +250,7 @@ _CHECKS: dict[str, Any] = {
     "dense_layers": _integer(0),
     "sampled_rows": _integer(1),
     "profile_every": _integer(1),
+    "repair": _flag,
     "layout": _grid,
     "block": _block,
     "min_tokens": _integer(0),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from svg_compile.errors import LayoutError
-from svg_compile.kernels import ops
+from svg_compile.kernels import ops, repair_ops
 from svg_compile.kernels.triton.configs import DTYPES
 from svg_compile.layout import VideoLayout
 
@@ -29,10 +29,7 @@ def profile_heads(
     Returns the plan, int32 [B, H, 2] = (`HeadKind`, half-width in blocks), on the tensors' device.
     """
     _check(query, key, value, layout, key_mask)
-    # Checks the density as well.
-    layout.half_width_for(density, 0)
-    if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
-        raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
+    _check_profile(layout, density, sampled_rows)
     options = ([float(density)], sampled_rows, scale, "auto", ops.ABI, None, None)
     plan: Tensor
     plan, _ = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
@@ -65,6 +62,44 @@ def sparse_attention(
         raise LayoutError(f"plan is on {plan.device}, query on {query.device}: move the plan there.")
     out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *_grid(layout), scale, "auto", ops.ABI)
     return out
+
+
+def repaired_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VideoLayout,
+    *,
+    density: float = 0.3,
+    sampled_rows: int = 64,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Profile the heads, attend as they were profiled, and mend what that leaves out: what the backend does by default.
+
+    The same as `sparse_attention` with the plan of `profile_heads`, and then: on the sampled query rows, where dense
+    attention is known, a linear map from the sparse output to what it lacks is fitted for each head, and applied to
+    its video rows if it helps on sampled rows left out of the fit. The sampled rows get their dense output. Text rows,
+    dense heads and heads whose mask loses nothing stay as they are.
+
+    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. key_mask: bool [B, N], True where a
+    key may be seen. scale: of the scores, default D ** -0.5. Raises LayoutError as the two functions do.
+    Returns [B, H, N, D] over [B, N, H, D] storage.
+    """
+    _check(query, key, value, layout, key_mask)
+    _check_profile(layout, density, sampled_rows)
+    grid, tail = _grid(layout), (scale, "auto", ops.ABI)
+    options = ([float(density)], sampled_rows, *tail, None, None, None)
+    plan, _, exact, fit = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)
+    out: Tensor = repair_ops.ATTENTION(query, key, value, plan, key_mask, exact, fit, *grid, *tail)
+    return out
+
+
+def _check_profile(layout: VideoLayout, density: float, sampled_rows: int) -> None:
+    # Checks the density as well.
+    layout.half_width_for(density, 0)
+    if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
+        raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
 
 
 def _grid(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:

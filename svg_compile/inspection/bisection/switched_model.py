@@ -22,8 +22,12 @@ from svg_compile.decisions import Report
 from svg_compile.errors import SvgError
 from svg_compile.inspection.preserve_state import module_of, untouched
 from svg_compile.inspection.recording.naming import layer_names, numbered, parameter_name, plain_module
+from svg_compile.kernels import repair_ops
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.runtime.dispatcher import key_parameter
+
+_PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
+_ATTENTIONS = (torch.ops.svg.attention.default, repair_ops.ATTENTION)
 
 
 @dataclass
@@ -44,41 +48,40 @@ class _State:
 
 
 class _Profile(nn.Module):
-    """Stands for `svg::profile`."""
+    """Stands for a profile, of repaired heads or not."""
 
-    def __init__(self, site: _Site, state: _State) -> None:
+    def __init__(self, site: _Site, state: _State, op: Any) -> None:
         super().__init__()
-        self.site, self.state = site, state
+        self.site, self.state, self.op = site, state, op
 
-    def forward(self, query: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, *more: Any) -> tuple[Tensor, ...]:
         self.site.at = len(self.state.layers)
         self.state.layers.append(self.site.layer)
         if self.site.at in self.state.sparse:
-            profiled: tuple[Tensor, Tensor] = torch.ops.svg.profile.default(query, *more)
+            profiled: tuple[Tensor, ...] = self.op(query, *more)
             return profiled
-        shape = (*query.shape[:2], 2)
         # Nobody reads them: the attention looks at the switch.
-        return query.new_full(shape, int(HeadKind.DENSE), dtype=torch.int32), query.new_zeros(
-            shape, dtype=torch.float32
-        )
+        plan = query.new_full((*query.shape[:2], 2), int(HeadKind.DENSE), dtype=torch.int32)
+        return (plan, *[query.new_zeros(0) for _ in self.op._schema.returns[1:]])
 
 
 class _Attention(nn.Module):
-    """Stands for `svg::attention`."""
+    """Stands for the attention, repaired or not."""
 
-    def __init__(self, site: _Site, state: _State) -> None:
+    def __init__(self, site: _Site, state: _State, op: Any) -> None:
         super().__init__()
-        self.site, self.state = site, state
+        self.site, self.state, self.op = site, state, op
+        names = [argument.name for argument in op._schema.arguments]
+        self.frames, self.scale = names.index("frames"), names.index("scale")
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, plan: Tensor, key_mask: Tensor | None, *more: Any
-    ) -> Tensor:
+    def forward(self, *operands: Any) -> Tensor:
+        query, key, value, plan, key_mask = operands[:5]
         if self.site.at in self.state.sparse:
-            self.state.plans[self.site.at] = (plan, VideoLayout(*more[:6]))
-            attended: Tensor = torch.ops.svg.attention.default(query, key, value, plan, key_mask, *more)
+            self.state.plans[self.site.at] = (plan, VideoLayout(*operands[self.frames : self.frames + 6]))
+            attended: Tensor = self.op(*operands)
             return attended
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=more[6])
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=operands[self.scale])
 
 
 class SwitchedModel:
@@ -152,12 +155,15 @@ def _switch(graph_module: fx.GraphModule, state: _State) -> list[_Site]:
     for module in graph_module.modules():
         if not isinstance(module, fx.GraphModule):
             continue
-        profiles = module.graph.find_nodes(op="call_function", target=torch.ops.svg.profile.default)
-        attentions = module.graph.find_nodes(op="call_function", target=torch.ops.svg.attention.default)
-        for profile, attention in zip(list(profiles), list(attentions), strict=True):
+        profiles, attentions = (
+            [node for node in module.graph.nodes if node.op == "call_function" and node.target in ops]
+            for ops in (_PROFILES, _ATTENTIONS)
+        )
+        for profile, attention in zip(profiles, attentions, strict=True):
             site = _Site(layer_of(profile))
             sites.append(site)
-            for node, switch in ((profile, _Profile(site, state)), (attention, _Attention(site, state))):
+            switches = _Profile(site, state, profile.target), _Attention(site, state, attention.target)
+            for node, switch in zip((profile, attention), switches, strict=True):
                 name = f"svg_switch_{len(sites)}_{type(switch).__name__}"
                 module.add_submodule(name, switch)
                 with module.graph.inserting_before(node):

@@ -115,7 +115,11 @@ class _Recorder:
             for layer, plan, error in zip(seen.layers, plans, errors, strict=True):
                 turn = (seen.model, layer, where[0], where[1])
                 kinds, widths = (None, None) if plan is None else plan.unbind(-1)
-                entries.append(Entry(seen.model, *where, calls[turn], layer, kinds, widths, error, self.layout))
+                repaired = None
+                if error is not None and error.shape[-1] == 3:
+                    error, repaired = error[..., :2], error[..., 2]
+                found = (kinds, widths, error, self.layout, repaired)
+                entries.append(Entry(seen.model, *where, calls[turn], layer, *found))
                 calls[turn] += 1
         return tuple(entries)
 

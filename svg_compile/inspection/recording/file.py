@@ -35,11 +35,18 @@ def save(entries: Sequence[Entry], path: str | Path) -> tuple[Path, Path]:
     kinds = [entry.kinds.flatten().to(torch.int8) for entry in entries if entry.kinds is not None]
     widths = [entry.half_widths.flatten() for entry in entries if entry.half_widths is not None]
     errors = [entry.errors.reshape(-1, 2) for entry in entries if entry.errors is not None]
+    repaired = [torch.zeros(0)]
+    for entry in entries:
+        if entry.kinds is not None:
+            # NaN stands for no number.
+            none = torch.full((entry.kinds.numel(),), float("nan"))
+            repaired.append(none if entry.repaired is None else entry.repaired.flatten())
     numpy.savez_compressed(
         arrays,
         kinds=torch.cat([torch.zeros(0, dtype=torch.int8), *kinds]).numpy(),
         half_widths=torch.cat([torch.zeros(0, dtype=torch.int32), *widths]).numpy(),
         errors=torch.cat([torch.zeros(0, 2), *errors]).numpy(),
+        repaired=torch.cat(repaired).numpy(),
     )
     top = {"format": FORMAT, "kind": _KIND, "svg_compile": svg_compile.__version__}
     facts.write_text(json.dumps({**top, "entries": [_facts(entry) for entry in entries]}), encoding="utf-8")
@@ -61,8 +68,13 @@ def load(path: str | Path) -> tuple[Entry, ...]:
             kinds = torch.from_numpy(found["kinds"].astype(numpy.int32))
             widths = torch.from_numpy(found["half_widths"].astype(numpy.int32))
             errors = torch.from_numpy(found["errors"].astype(numpy.float32))
+            # Recordings of older versions do not have it.
+            repaired = torch.full((len(errors),), float("nan"))
+            if "repaired" in found:
+                repaired = torch.from_numpy(found["repaired"].astype(numpy.float32))
         sizes = [_heads(row) for row in top["entries"]]
-        parts = zip(top["entries"], kinds.split(sizes), widths.split(sizes), errors.split(sizes), strict=True)
+        arrays_of_heads = (part.split(sizes) for part in (kinds, widths, errors, repaired))
+        parts = zip(top["entries"], *arrays_of_heads, strict=True)
         return tuple(_entry(*part) for part in parts)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, SvgError):
@@ -96,10 +108,13 @@ def _heads(row: dict[str, Any]) -> int:
     return 0 if row["shape"] is None else row["shape"][0] * row["shape"][1]
 
 
-def _entry(row: dict[str, Any], kinds: torch.Tensor, widths: torch.Tensor, errors: torch.Tensor) -> Entry:
+def _entry(
+    row: dict[str, Any], kinds: torch.Tensor, widths: torch.Tensor, errors: torch.Tensor, repaired: torch.Tensor
+) -> Entry:
     facts = {name: row[name] for name in _FACTS}
     facts["layout"] = None if row["layout"] is None else VideoLayout(*row["layout"])
     if row["shape"] is None:
         return Entry(**facts)
     shape = tuple(row["shape"])
+    facts["repaired"] = None if bool(repaired.isnan().all()) else repaired.view(shape)
     return Entry(**facts, kinds=kinds.view(shape), half_widths=widths.view(shape), errors=errors.view(*shape, 2))
