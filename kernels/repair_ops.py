@@ -1,14 +1,15 @@
-"""The two ops of a rewritten graph whose heads are repaired, beside those of `kernels.ops`.
+"""The ops that a rewritten graph has for the repair of its heads, beside `svg::attention` of `kernels.ops`.
 
     svg::profile_and_fit(q, k, v, key_mask, grid..., densities, sampled_rows, scale, engine, abi, when, previous,
                          previous_fit) -> plan, errors, exact, fit
-    svg::repaired_attention(q, k, v, plan, key_mask, exact, fit, grid..., scale, engine, abi) -> out
+    svg::repair_(out, exact, fit, frames, height, width, text_len, text_first, engine, abi), in place
 
-The plan is that of `svg::profile`. errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then
-what the head's repair leaves on rows that are left out of its fit (without a repair, the error of its kind). exact is
-float32 [B, H, R, D], the dense output of the R sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each
-head (kernels/repair.py). Both leave alone what is not to be changed: exact is NaN and fit is 0 in heads that run dense
-and where the mask loses nothing, and fit is 0 in heads that a repair does not help on rows left out.
+The first stands in the place of `svg::profile`, the second behind `svg::attention`. The plan is that of `svg::profile`.
+errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then what the head's repair leaves on rows
+that are left out of its fit (without a repair, the error of its kind). exact is float32 [B, H, R, D], the dense output
+of the R sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each head (kernels/repair.py). Both leave
+alone what is not to be changed: exact is NaN and fit is 0 in heads that run dense and where the mask loses nothing, and
+fit is 0 in heads that a repair does not help on rows left out.
 
 Where kinds are kept, fits are `previous_fit`, in heads whose half-width is still the one of the profile, and there are
 no exact rows: they were those of another step.
@@ -26,7 +27,6 @@ from svg_compile.errors import LayoutError
 from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for, settled
 from svg_compile.kernels.plan import plan_from_errors, plan_from_kinds
 from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
-from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
 Profiled = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -93,13 +93,9 @@ def _(query, key, value, key_mask, frames, height, width, *constants):  # type: 
     return plan, *(query.new_empty((*heads, *shape), dtype=torch.float32) for shape in shapes)
 
 
-@torch.library.custom_op("svg::repaired_attention_host", mutates_args=(), tags=ANY_STRIDES)
-def _repaired_attention_host(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: Tensor,
-    key_mask: Optional[Tensor],
+@torch.library.custom_op("svg::repair_host_", mutates_args=("out",), tags=ANY_STRIDES)
+def _repair_host(
+    out: Tensor,
     exact: Tensor,
     fit: Tensor,
     frames: int,
@@ -107,28 +103,24 @@ def _repaired_attention_host(
     width: int,
     text_len: int,
     text_first: bool,
-    block: int,
-    scale: Optional[float],
     engine: str,
     abi: int,
-) -> Tensor:
-    """`svg::repaired_attention` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
-    layout = VideoLayout(frames, height, width, text_len, text_first, block)
+) -> None:
+    """`svg::repair_` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
+    layout = VideoLayout(frames, height, width, text_len, text_first)
     if engine == "reference":
-        from svg_compile.kernels import reference, reference_repair
+        from svg_compile.kernels import reference_repair
 
-        out = reference.sparse_attention(query, key, value, plan, layout, key_mask=key_mask, scale=scale)
-        return empty_output(query, value).copy_(reference_repair.repaired(out, exact, fit, layout))
-    from svg_compile.kernels.cpu.attention import sparse_attention
+        out.copy_(reference_repair.repaired(out, exact, fit, layout))
+        return
     from svg_compile.kernels.cpu.repair import repair_
 
-    out = sparse_attention(query, key, value, plan, layout, key_mask=key_mask, scale=scale)
-    return repair_(out, exact, fit, layout)
+    repair_(out, exact, fit, layout)
 
 
-@_repaired_attention_host.register_fake
-def _(query, key, value, *rest):  # type: ignore[no-untyped-def]
-    return empty_output(query, value)
+@_repair_host.register_fake
+def _(out, *rest):  # type: ignore[no-untyped-def]
+    return None
 
 
 @torch.library.triton_op("svg::profile_and_fit", mutates_args=())
@@ -171,13 +163,9 @@ def profile_and_fit(
     return profile_and_fit(query, key, value, key_mask, *grid, *options, when, previous, previous_fit)
 
 
-@torch.library.triton_op("svg::repaired_attention", mutates_args=())
-def repaired_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: Tensor,
-    key_mask: Optional[Tensor],
+@torch.library.triton_op("svg::repair_", mutates_args=("out",))
+def repair_(
+    out: Tensor,
     exact: Tensor,
     fit: Tensor,
     frames: int,
@@ -185,26 +173,20 @@ def repaired_attention(
     width: int,
     text_len: int,
     text_first: bool,
-    block: int,
-    scale: Optional[float],
     engine: str,
     abi: int,
-) -> Tensor:
-    """Sparse attention by a plan, repaired: q, k, v [B, H, N, D], plan int32 [B, H, 2], key_mask bool [B, N], exact
-    float32 [B, H, R, D], fit float32 [B, H, D + 2, D] -> [B, H, N, D].
+) -> None:
+    """Repair a result of `svg::attention` in place: out [B, H, N, D], exact float32 [B, H, R, D], fit float32
+    [B, H, D + 2, D].
     """
-    grid = (frames, height, width, text_len, text_first, block)
-    if engine_for(query, engine) != "triton":
-        operands = (query, key, value, plan, key_mask, exact, fit)
-        host: Tensor = torch.ops.svg.repaired_attention_host(*operands, *grid, scale, engine, abi)
-        return host
-    from svg_compile.kernels.triton.attention import sparse_attention
-    from svg_compile.kernels.triton.repair import repaired
+    grid = (frames, height, width, text_len, text_first)
+    if engine_for(out, engine) != "triton":
+        torch.ops.svg.repair_host_(out, exact, fit, *grid, engine, abi)
+        return
+    from svg_compile.kernels.triton.repair import repair_
 
-    query, key, value = settled(query), settled(key), settled(value)
-    out = sparse_attention(query, key, value, plan, key_mask, *grid, scale)
-    return repaired(out, exact, fit, frames, height, width, text_len, text_first)
+    repair_(out, exact, fit, *grid)
 
 
 PROFILE = torch.ops.svg.profile_and_fit.default
-ATTENTION = torch.ops.svg.repaired_attention.default
+REPAIR = torch.ops.svg.repair_.default

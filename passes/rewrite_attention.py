@@ -3,7 +3,7 @@
     before   out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=s)
     after    plan = svg.profile(q, k, v, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI, None, None)[0]
              out  = svg.attention(q, k, v, plan, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI)
-             or, with `repair`, svg.profile_and_fit and svg.repaired_attention
+             with `repair`, svg.profile_and_fit in place of svg.profile, and svg.repair_(out, ...) behind
              and, where the mask hides rows as well: out.masked_fill(~mask[:, 0, 0, :, None], 0)
 
 The node is replaced where it stands, for the graph is not functional (RoPE writes into slices before it). No
@@ -62,15 +62,17 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         operands = (query, key, value)
         if config.repair:
             profiled = graph.call_function(repair_ops.PROFILE, (*operands, key_mask, *layout, *options, None))
-            plan, exact, fit = (graph.call_function(operator.getitem, (profiled, part)) for part in (0, 2, 3))
-            found = (*operands, plan, key_mask, exact, fit)
-            out = graph.call_function(repair_ops.ATTENTION, (*found, *layout, *tail))
         else:
             profiled = graph.call_function(torch.ops.svg.profile.default, (*operands, key_mask, *layout, *options))
-            plan = graph.call_function(operator.getitem, (profiled, 0))
-            out = graph.call_function(torch.ops.svg.attention.default, (*operands, plan, key_mask, *layout, *tail))
+        plan = graph.call_function(operator.getitem, (profiled, 0))
+        out = graph.call_function(torch.ops.svg.attention.default, (*operands, plan, key_mask, *layout, *tail))
+        added = [profiled, plan, out]
+        if config.repair:
+            exact, fit = (graph.call_function(operator.getitem, (profiled, part)) for part in (2, 3))
+            # In place: nothing else reads the result of the op before.
+            added += [exact, fit, graph.call_function(repair_ops.REPAIR, (out, exact, fit, *layout[:5], *tail[1:]))]
         profiled.meta["example_value"] = _profiled(shown, config, grid.sizes)
-        for new in (profiled, *profiled.users, out):
+        for new in added:
             new.meta.update({name: node.meta[name] for name in _META if name in node.meta})
         for part in profiled.users:
             part.meta["example_value"] = profiled.meta["example_value"][part.args[1]]

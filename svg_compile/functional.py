@@ -91,7 +91,8 @@ def repaired_attention(
     grid, tail = _grid(layout), (scale, "auto", ops.ABI)
     options = ([float(density)], sampled_rows, *tail, None, None, None)
     plan, _, exact, fit = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)
-    out: Tensor = repair_ops.ATTENTION(query, key, value, plan, key_mask, exact, fit, *grid, *tail)
+    out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, *tail)
+    repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
     return out
 
 

@@ -107,7 +107,8 @@ def fitted(problem: Problem, density: float, sampled_rows: int, engine: str, dty
     layout, tail = grid(problem.layout), (None, engine, ops.ABI)
     options = ([density], sampled_rows, *tail, None, None, None)
     plan, errors, exact, fit = torch.ops.svg.profile_and_fit(*operands, mask, *layout, *options)
-    out = torch.ops.svg.repaired_attention(*operands, plan, mask, exact, fit, *layout, *tail)
+    out = torch.ops.svg.attention(*operands, plan, mask, *layout, *tail)
+    torch.ops.svg.repair_(out, exact, fit, *layout[:5], *tail[1:])
     return plan, errors, exact, fit, out
 
 
@@ -217,9 +218,9 @@ def test_the_ops_are_well_formed() -> None:
     operands, mask = problem.tensors(), problem.mask()
     options = ([0.3], 16, None, "auto", ops.ABI, None, None, None)
     profile = (*operands, mask, *grid(LAYOUT), *options)
-    plan, _, exact, fit = torch.ops.svg.profile_and_fit(*profile)
-    attention = (*operands, plan, mask, torch.zeros_like(exact), fit, *grid(LAYOUT), None, "auto", ops.ABI)
+    _, _, exact, fit = torch.ops.svg.profile_and_fit(*profile)
+    repair = (operands[0].clone(), torch.zeros_like(exact), fit, *grid(LAYOUT)[:5], "auto", ops.ABI)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     # Exact rows may be NaN, which is equal to nothing, itself included.
     torch.library.opcheck(torch.ops.svg.profile_and_fit.default, profile, test_utils=tests)
-    torch.library.opcheck(torch.ops.svg.repaired_attention.default, attention)
+    torch.library.opcheck(torch.ops.svg.repair_.default, repair, test_utils=tests)

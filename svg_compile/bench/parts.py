@@ -18,7 +18,7 @@ _PATTERNS = {
     REST: re.compile(r"^triton_(poi|red|per)_"),
     PROFILE: re.compile(r"(profile_rows|profile_plan|sampled_rows|inverse)_fwd|^svg::profile"),
     ATTENTION: re.compile(
-        r"(sparse_attention|head_order|hidden_range|repair|exact_rows)_fwd|^svg::(repaired_)?attention|"
+        r"(sparse_attention|head_order|hidden_range|repair|exact_rows)_fwd|^svg::(attention|repair)|"
         r"sdpa|flash|fmha|dot_prod"
     ),
     "matmul": re.compile(r"gemm|nvjet|cutlass|cublas|^aten::(addmm|bmm|baddbmm|linear|_linear|mkldnn_linear)|mm$|_mm_"),

@@ -27,7 +27,6 @@ from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.runtime.dispatcher import key_parameter
 
 _PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
-_ATTENTIONS = (torch.ops.svg.attention.default, repair_ops.ATTENTION)
 
 
 @dataclass
@@ -66,22 +65,33 @@ class _Profile(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Stands for the attention, repaired or not."""
+    """Stands for `svg::attention`."""
 
-    def __init__(self, site: _Site, state: _State, op: Any) -> None:
+    def __init__(self, site: _Site, state: _State) -> None:
         super().__init__()
-        self.site, self.state, self.op = site, state, op
-        names = [argument.name for argument in op._schema.arguments]
-        self.frames, self.scale = names.index("frames"), names.index("scale")
+        self.site, self.state = site, state
 
-    def forward(self, *operands: Any) -> Tensor:
-        query, key, value, plan, key_mask = operands[:5]
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, plan: Tensor, key_mask: Tensor | None, *more: Any
+    ) -> Tensor:
         if self.site.at in self.state.sparse:
-            self.state.plans[self.site.at] = (plan, VideoLayout(*operands[self.frames : self.frames + 6]))
-            attended: Tensor = self.op(*operands)
+            self.state.plans[self.site.at] = (plan, VideoLayout(*more[:6]))
+            attended: Tensor = torch.ops.svg.attention.default(query, key, value, plan, key_mask, *more)
             return attended
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=operands[self.scale])
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=more[6])
+
+
+class _Repair(nn.Module):
+    """Stands for `svg::repair_`."""
+
+    def __init__(self, site: _Site, state: _State) -> None:
+        super().__init__()
+        self.site, self.state = site, state
+
+    def forward(self, *operands: Any) -> None:
+        if self.site.at in self.state.sparse:
+            repair_ops.REPAIR(*operands)
 
 
 class SwitchedModel:
@@ -155,15 +165,15 @@ def _switch(graph_module: fx.GraphModule, state: _State) -> list[_Site]:
     for module in graph_module.modules():
         if not isinstance(module, fx.GraphModule):
             continue
-        profiles, attentions = (
-            [node for node in module.graph.nodes if node.op == "call_function" and node.target in ops]
-            for ops in (_PROFILES, _ATTENTIONS)
-        )
+        nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+        profiles = [node for node in nodes if node.target in _PROFILES]
+        attentions = [node for node in nodes if node.target is torch.ops.svg.attention.default]
         for profile, attention in zip(profiles, attentions, strict=True):
             site = _Site(layer_of(profile))
             sites.append(site)
-            switches = _Profile(site, state, profile.target), _Attention(site, state, attention.target)
-            for node, switch in zip((profile, attention), switches, strict=True):
+            switches = [(profile, _Profile(site, state, profile.target)), (attention, _Attention(site, state))]
+            switches += [(user, _Repair(site, state)) for user in attention.users if user.target is repair_ops.REPAIR]
+            for node, switch in switches:
                 name = f"svg_switch_{len(sites)}_{type(switch).__name__}"
                 module.add_submodule(name, switch)
                 with module.graph.inserting_before(node):
