@@ -121,7 +121,7 @@ def test_a_kept_plan_gives_what_a_profile_would_where_nothing_changes(built: lis
 
 
 def test_repairs_are_kept_as_long_as_the_kinds(built: list[fx.GraphModule]) -> None:
-    model = TimedDiT(layers=1)
+    model = TimedDiT()
     errors = {}
     exact = model(latents(), torch.tensor([500.0]))
     for repair in (True, False):
@@ -138,7 +138,7 @@ def test_repairs_are_kept_as_long_as_the_kinds(built: list[fx.GraphModule]) -> N
 
 
 def test_a_kept_fit_is_not_used_for_another_width(built: list[fx.GraphModule]) -> None:
-    model = TimedDiT(layers=1)
+    model = TimedDiT()
     outputs = {}
     for repair in (True, False):
         run = compiled(model, profile_every=4, repair=repair, density=[(0.0, 0.5), (0.75, 0.3)])
