@@ -184,8 +184,8 @@ def test_no_copy_of_q_k_v_or_the_output_stands_in_inductors_code() -> None:
     assert operands[0] == operands[1]
     assert "empty_strided_cpu((1, 2, 105, 16)" not in call
     # The repair writes into the result where it stands.
-    (result,) = re.findall(r"(buf\d+) = torch.ops.svg.attention_host.default\(", call)
-    assert re.search(rf"torch.ops.svg.repair_host_.default\({result}, ", call)
+    (written,) = re.findall(r"torch.ops.svg.repair_host_.default\((buf\d+), ", call)
+    assert re.search(rf"addmm\(\w+, reinterpret_tensor\({written}, ", call)
     after = call.split("torch.ops.svg.repair_host_.default(")[1].split("\n")[1:]
     consumer = next(line for line in after if "extern_kernels." in line or "cpp_fused" in line)
     assert "extern_kernels" in consumer, f"a kernel stands between the op and its projection: {consumer}"

@@ -99,16 +99,16 @@ def profile_and_fit(
     grid = (frames, height, width, text_len, text_first, block)
     parts = profile_parts(query, key, value, key_mask, *grid, densities, sampled_rows, scale, when, previous)
     batch, heads, channels = query.shape[0], query.shape[1], int(value.shape[3])
-    rows = query.new_empty(batch * heads, 3, parts.count, channels, dtype=torch.float32)
+    rows = query.new_empty(batch * heads, 3, parts.rows, channels, dtype=torch.float32)
     launcher(sampled_rows_fwd_kernel)[(batch * heads * parts.row_tiles,)](
-        parts.partial, parts.sums, rows, parts.count, parts.row_tiles,
+        parts.partial, parts.sums, rows, parts.rows, parts.row_tiles,
         SPLITS=parts.splits, VALUE_DIM=channels, WIDTH=triton.next_power_of_2(channels),
         BLOCK_M=parts.block_m, ROWS=16,
     )  # fmt: skip
     plan, errors = parts.plan, parts.errors
     by_rows, most = inverts_rows(sampled_rows, channels), min(sampled_rows, channels)
     exact, fit, left = repair_of(
-        rows.view(batch, heads, 3, parts.count, channels),
+        rows.view(batch, heads, 3, parts.rows, channels),
         plan[..., 0],
         by_rows=by_rows,
         invert=lambda matrices: inverses(matrices, most),

@@ -47,14 +47,14 @@ _MERGE_ROWS = 16
 class Parts(NamedTuple):
     """What a profile finds: plan int32 [B, H, 2], errors float32 [B, H, 2], and the parts of its outputs.
 
-    partial and sums: as `profile_rows_fwd_kernel` writes them, of `count` rows in `row_tiles` tiles of `block_m`.
+    partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`.
     """
 
     plan: Tensor
     errors: Tensor
     partial: Tensor
     sums: Tensor
-    count: int
+    rows: int
     row_tiles: int
     block_m: int
     splits: int = _SPLITS

@@ -118,8 +118,8 @@ class _Recorder:
                 repaired = None
                 if error is not None and error.shape[-1] == 3:
                     error, repaired = error[..., :2], error[..., 2]
-                found = (kinds, widths, error, self.layout, repaired)
-                entries.append(Entry(seen.model, *where, calls[turn], layer, *found))
+                found = Entry(seen.model, *where, calls[turn], layer, kinds, widths, error, self.layout, repaired)
+                entries.append(found)
                 calls[turn] += 1
         return tuple(entries)
 
