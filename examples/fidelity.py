@@ -54,7 +54,10 @@ class Case:
 
 
 def cases(prompts: int, only: str) -> Iterator[Case]:
-    """Every planner at the main setting, then the profile over the grid, or over two lines of it."""
+    """Every planner at the main setting, then the profile over the grid, or over two lines of it.
+
+    The repaired profile goes along the line of densities.
+    """
     for prompt in range(prompts):
         for planner in PLANNERS:
             # The floor checks the study itself; two prompts show it.
@@ -66,8 +69,11 @@ def cases(prompts: int, only: str) -> Iterator[Case]:
     if only != "main":
         for setting in dict.fromkeys(grid):
             for prompt in range(prompts):
-                if setting != MAIN:
-                    yield Case(prompt, "profile", *setting)
+                if setting == MAIN:
+                    continue
+                yield Case(prompt, "profile", *setting)
+                if setting[1] == MAIN[1]:
+                    yield Case(prompt, "repair", *setting)
 
 
 class Study:

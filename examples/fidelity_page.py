@@ -15,7 +15,8 @@ from svg_compile import VideoLayout
 Row = dict  # what one line of rows.jsonl holds
 
 NAMES = {
-    "profile": "svg_compile: profile of 64 rows",
+    "profile": "profile of 64 rows, no repair",
+    "repair": "svg_compile: profile of 64 rows, repaired",
     "oracle": "profile of all rows (oracle)",
     "spatial": "all heads spatial",
     "temporal": "all heads temporal",
@@ -43,7 +44,15 @@ def write_page(rows: list[Row], page: Path, study: Path, note: str = "") -> None
     draw_planners(main_rows, pictures / "planners.png")
     draw_lines(rows, pictures / "density.png")
     shown = draw_frames(study, setting["weights"], pictures / "frames.png")
-    parts = (head(setting, rows, note), planners(main_rows), shown, why(main_rows), grid(setting, rows), [""])
+    parts = (
+        head(setting, rows, note),
+        planners(main_rows),
+        shown,
+        why(main_rows),
+        grid(setting, rows, "profile"),
+        grid(setting, rows, "repair"),
+        [""],
+    )
     page.write_text("\n".join(line for part in parts for line in part))
 
 
@@ -118,17 +127,18 @@ def why(rows: list[Row]) -> list[str]:
     ]
 
 
-def grid(setting: dict, rows: list[Row]) -> list[str]:
+def grid(setting: dict, rows: list[Row], planner: str) -> list[str]:
     layout = VideoLayout(setting["frames"], setting["size"] // 4, setting["size"] // 4)
-    mine = [row for row in rows if row["planner"] == "profile"]
+    mine = [row for row in rows if row["planner"] == planner]
+    if not mine:
+        return []
     densities = sorted({row["density"] for row in mine})
     shares = sorted({row["dense_steps"] for row in mine})
     columns = ["density asked (reached by spatial, temporal heads)", *(f"{share:.0%} dense steps" for share in shares)]
     lines = [
-        "## Density and dense steps",
+        f"## Density and dense steps: {NAMES[planner]}",
         "",
-        "![PSNR by density and dense steps](fidelity/density.png)",
-        "",
+        *(["![PSNR by density and dense steps](fidelity/density.png)", ""] if planner == "profile" else []),
         "PSNR in dB / SSIM (prompts):",
         "",
         f"| {' | '.join(columns)} |",
@@ -143,7 +153,7 @@ def grid(setting: dict, rows: list[Row]) -> list[str]:
         reached = [layout.density(layout.half_width_for(density, kind), kind) for kind in (0, 1)]
         label = "{} ({:.3f}, {:.3f})".format(density, *reached)
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, ""]
 
 
 def spread(rows: list[Row], key: str, digits: int = 1) -> str:
@@ -182,16 +192,18 @@ def draw_planners(rows: list[Row], path: Path) -> None:
 
 
 def draw_lines(rows: list[Row], path: Path) -> None:
-    """PSNR over density, one line for each share of dense steps."""
+    """PSNR over density, one line for each share of dense steps, without and with repair."""
     figure, axes = _figure(6, 3.6)
-    mine = [row for row in rows if row["planner"] == "profile"]
-    for share in sorted({row["dense_steps"] for row in mine}):
-        points: dict[float, list[float]] = defaultdict(list)
-        for row in mine:
-            if row["dense_steps"] == share:
-                points[row["density"]].append(row["psnr"])
-        line = sorted((density, mean(values)) for density, values in points.items())
-        axes.plot(*zip(*line, strict=True), marker="o", markersize=4, label=f"{share:.0%} dense steps")
+    for planner, style in (("profile", "-"), ("repair", "--")):
+        mine = [row for row in rows if row["planner"] == planner]
+        for share in sorted({row["dense_steps"] for row in mine}):
+            points: dict[float, list[float]] = defaultdict(list)
+            for row in mine:
+                if row["dense_steps"] == share:
+                    points[row["density"]].append(row["psnr"])
+            line = sorted((density, mean(values)) for density, values in points.items())
+            label = f"{share:.0%} dense steps" + (", repaired" if planner == "repair" else "")
+            axes.plot(*zip(*line, strict=True), style, marker="o", markersize=4, label=label)
     axes.set(xlabel="density asked", ylabel="PSNR to dense, dB")
     axes.legend(frameon=False)
     _save(figure, path)

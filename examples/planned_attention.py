@@ -51,7 +51,7 @@ class PlannedAttention(TorchFunctionMode):
 
 
 class Profiled:
-    """`attend` as the backend does it: the first steps and layers dense, then each head as its profile says.
+    """`attend` as the backend does it without `repair`: first steps and layers dense, then each head as profiled.
 
     `plans[step, layer]` keeps the plan of each sparse call, int32 [B, H, 2] on the host.
     """

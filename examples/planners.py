@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from planned_attention import Profiled, dense
-from svg_compile import HeadKind, VideoLayout, profile_heads, sparse_attention
+from svg_compile import HeadKind, VideoLayout, profile_heads, repaired_attention, sparse_attention
 
 
 class OneKind(Profiled):
@@ -41,6 +41,15 @@ class RandomKinds(OneKind):
     def plan(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rng = np.random.default_rng([step, layer])
         return self.fill(torch.from_numpy(rng.integers(0, 2, query.shape[:2])).to(query.device))
+
+
+class Repaired(Profiled):
+    """As the backend does it by default: profiled, and what the mask leaves out mended on the profile's rows."""
+
+    def __call__(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if step < self.dense_steps or layer < self.dense_layers:
+            return dense(step, layer, query, key, value)
+        return repaired_attention(query, key, value, self.layout, density=self.density, sampled_rows=self.rows)
 
 
 class Oracle(OneKind):
@@ -159,6 +168,7 @@ def width_for(layout: VideoLayout, density: float) -> int:
 
 PLANNERS: dict[str, type[Profiled]] = {
     "profile": Profiled,
+    "repair": Repaired,
     "oracle": Oracle,
     "spatial": OneKind,
     "temporal": AllTemporal,

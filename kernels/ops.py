@@ -52,7 +52,7 @@ def _checksum(files: Sequence[Path]) -> int:
 ABI = _checksum(source_files())
 # The ops read every stride, so Inductor may hand over its operands as they lie; the default tag would have it copy
 # them once for each op.
-_ANY_STRIDES = (torch.Tag.flexible_layout,)
+ANY_STRIDES = (torch.Tag.flexible_layout,)
 
 
 def engine_for(query: Tensor, engine: str) -> str:
@@ -67,7 +67,7 @@ def engine_for(query: Tensor, engine: str) -> str:
     return engine
 
 
-def _settled(tensor: Tensor) -> Tensor:
+def settled(tensor: Tensor) -> Tensor:
     """A [B, H, N, D] operand of a Triton kernel whose strides are those that it will have when the kernel runs.
 
     Traced kernels take strides as constants, while Inductor promises them only the order of the strides. For a dense
@@ -79,7 +79,7 @@ def _settled(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_contiguous() or rows.is_contiguous() else rows.contiguous().transpose(1, 2)
 
 
-@torch.library.custom_op("svg::attention_host", mutates_args=(), tags=_ANY_STRIDES)
+@torch.library.custom_op("svg::attention_host", mutates_args=(), tags=ANY_STRIDES)
 def _attention_host(
     query: Tensor,
     key: Tensor,
@@ -116,7 +116,7 @@ def _(query, key, value, plan, key_mask, *constants):  # type: ignore[no-untyped
     return empty_output(query, value)
 
 
-@torch.library.custom_op("svg::profile_host", mutates_args=(), tags=_ANY_STRIDES)
+@torch.library.custom_op("svg::profile_host", mutates_args=(), tags=ANY_STRIDES)
 def _profile_host(
     query: Tensor,
     key: Tensor,
@@ -193,7 +193,7 @@ def attention(
         return torch.ops.svg.attention_host(query, key, value, plan, key_mask, *grid, scale, engine, abi)
     from svg_compile.kernels.triton.attention import sparse_attention
 
-    query, key, value = _settled(query), _settled(key), _settled(value)
+    query, key, value = settled(query), settled(key), settled(value)
     return sparse_attention(query, key, value, plan, key_mask, *grid, scale)
 
 
@@ -220,7 +220,7 @@ def profile(
     """Profile the heads, or keep their kinds: q, k, v [B, H, N, D], key_mask bool [B, N], when int32 [2], previous
     int32 [B, H, 2] -> plan int32 [B, H, 2] = (kind, half-width), errors float32 [B, H, 2] = (spatial, temporal).
     """
-    _check_stages(query, densities, when, previous)
+    check_stages(query, densities, when, previous)
     grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, scale)
     if engine_for(query, engine) != "triton":
@@ -228,13 +228,11 @@ def profile(
         return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, *options, *stages)
     from svg_compile.kernels.triton.profile import profile_heads
 
-    query, key, value = _settled(query), _settled(key), _settled(value)
+    query, key, value = settled(query), settled(key), settled(value)
     return profile_heads(query, key, value, key_mask, *grid, *options, when, previous)
 
 
-def _check_stages(
-    query: Tensor, densities: Sequence[float], when: Optional[Tensor], previous: Optional[Tensor]
-) -> None:
+def check_stages(query: Tensor, densities: Sequence[float], when: Optional[Tensor], previous: Optional[Tensor]) -> None:
     """LayoutError for a profile's stages that do not fit its tensors; the numbers in `when` stay unread."""
     if not densities:
         raise LayoutError("svg::profile needs at least one density.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,7 +78,13 @@ def sparse_attention(
     return output
 
 
-def profile_errors(
+def sampled_positions(layout: VideoLayout, sampled_rows: int, device: torch.device | str = "cpu") -> Tensor:
+    """Positions of the sampled query rows in the sequence, int64 [R]."""
+    count = min(sampled_rows, layout.video)
+    return layout.video_start + sampled_video_token(torch.arange(count, device=device), count, layout.video)
+
+
+def profile_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -87,19 +95,25 @@ def profile_errors(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Mean squared error against dense of (spatial, temporal) attention on the sampled rows, float64 [B, H, 2]."""
-    count = min(sampled_rows, layout.video)
-    rows = layout.video_start + sampled_video_token(torch.arange(count, device=query.device), count, layout.video)
+    """Dense, spatial and temporal attention of the sampled rows, float64 [B, H, 3, R, D]."""
+    rows = sampled_positions(layout, sampled_rows, query.device)
     seen = torch.ones(1, 1, 1, layout.tokens, dtype=torch.bool, device=query.device)
     if key_mask is not None:
         seen = key_mask[:, None, None, :]
-    dense = masked_attention(query[:, :, rows], key, value, seen, scale)
-    errors = []
+    outputs = [masked_attention(query[:, :, rows], key, value, seen, scale)]
     for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL):
         mask = attention_mask(layout, layout.half_width_for(density, kind), kind, query.device)[rows]
-        sparse = masked_attention(query[:, :, rows], key, value, seen & mask, scale)
-        errors.append((sparse - dense).square().mean((-1, -2)))
-    return torch.stack(errors, dim=-1)
+        outputs.append(masked_attention(query[:, :, rows], key, value, seen & mask, scale))
+    return torch.stack(outputs, dim=2)
+
+
+def profile_errors(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, **options: Any) -> Tensor:
+    """Mean squared error against dense of (spatial, temporal) attention on the sampled rows, float64 [B, H, 2].
+
+    Takes what `profile_rows` does.
+    """
+    outputs = profile_rows(query, key, value, layout, **options)
+    return (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))
 
 
 def profile_heads(

@@ -4,8 +4,9 @@
     after    profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., when, previous);  return (out, plan, errors)
 
 Outputs: the plan and the errors of each profiled attention, so that a recorder can show them and a later step keep
-them. Inputs, only where the options need them: `when`, int32 [2], the place of the step's density and whether the heads
-are profiled anew; `previous`, int32 [B, H, 2], one a profile, whose kinds are kept where they are not.
+them; with `repair` and `profile_every` its fit as well. Inputs, only where the options need them: `when`, int32 [2],
+the place of the step's density and whether the heads are profiled anew; `previous`, int32 [B, H, 2], one a profile,
+whose kinds are kept where they are not; after all of these `previous_fit`, float32 [B, H, D + 2, D], one a profile.
 
 Dynamo knows nothing of these: it calls the graph it traced, and `svg_compile.runtime.sparse_variant` stands between.
 """
@@ -22,10 +23,15 @@ from torch import Tensor, fx
 from svg_compile._compat.dynamo import pin_source
 from svg_compile._compat.sizes import constant
 from svg_compile.config import SvgConfig
+from svg_compile.kernels import repair_ops
 from svg_compile.passes.find_attention import layer_of
 
 _KEY = "svg_plan_ports"
-_GRID, _WHEN, _PREVIOUS = slice(4, 10), -2, -1
+_PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
+# The results of a profile.
+_PLAN, _ERRORS, _FIT = 0, 1, 3
+# The grid among the arguments of either profile.
+_GRID = slice(4, 10)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class PlanPorts:
     grids: of each the (frames, height, width, text_len, text_first, block), None for a size that is symbolic.
     outputs: how many outputs are the graph's own.
     staged: whether the graph takes `when` after its own inputs, and then a `previous` for each of `shapes`.
+    fits: whether fits are led out beside plans and errors, and taken in after all of `shapes`.
     inputs: examples of those inputs.
     """
 
@@ -44,6 +51,7 @@ class PlanPorts:
     outputs: int = 0
     staged: bool = False
     shapes: tuple[tuple[int, ...], ...] = ()
+    fits: bool = False
     inputs: tuple[Tensor, ...] = ()
 
 
@@ -56,7 +64,9 @@ def ports_of(graph_module: fx.GraphModule) -> PlanPorts:
 def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any) -> None:
     """Add the ports for every `svg::profile` of the graph itself; lints and recompiles it. Child graphs keep theirs."""
     graph = graph_module.graph
-    profiles = list(graph.find_nodes(op="call_function", target=torch.ops.svg.profile.default))
+    profiles = [node for node in graph.nodes if node.op == "call_function" and node.target in _PROFILES]
+    keeps = config.profile_every > 1
+    fits = keeps and config.repair
     (output,) = graph.find_nodes(op="output")
     own = list(output.args[0])
     examples: list[Tensor] = []
@@ -65,19 +75,25 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         device = profiles[0].meta["example_value"][0].device
         examples = [torch.zeros(2, dtype=torch.int32, device=device)]
         when = _emit_placeholder(graph, "svg_when", examples[0], fake_mode)
-        for index, profile in enumerate(profiles):
-            previous = None
-            if config.profile_every > 1:
+        previous: list[list[fx.Node]] = [[] for _ in profiles]
+        for part, name in ((_PLAN, "svg_previous"), *([(_FIT, "svg_previous_fit")] if fits else [])):
+            for index, profile in enumerate(profiles if keeps else []):
                 # Kept plans must fit: a graph that takes them is for one batch size, by a guard where it is symbolic.
-                shapes.append(tuple(int(constant(size) or 0) for size in profile.meta["example_value"][0].shape))
-                examples.append(torch.zeros(shapes[-1], dtype=torch.int32, device=device))
-                previous = _emit_placeholder(graph, f"svg_previous_{index}", examples[-1], fake_mode)
-            profile.args = (*profile.args[:_WHEN], when, previous)
+                shown = profile.meta["example_value"][part]
+                shape = tuple(int(constant(size) or 0) for size in shown.shape)
+                if part == _PLAN:
+                    shapes.append(shape)
+                examples.append(torch.zeros(shape, dtype=shown.dtype, device=device))
+                previous[index].append(_emit_placeholder(graph, f"{name}_{index}", examples[-1], fake_mode))
+        for profile, kept in zip(profiles, previous, strict=True):
+            ports = 2 if profile.target is torch.ops.svg.profile.default else 3
+            profile.args = (*profile.args[:-ports], when, *kept, *([None] * (ports - 1 - len(kept))))
     for profile in profiles:
         with graph.inserting_after(profile):
-            parts = [graph.call_function(operator.getitem, (profile, part)) for part in (0, 1)]
-        for node, shown in zip(parts, profile.meta["example_value"], strict=True):
-            node.meta.update({**profile.meta, "example_value": shown})
+            led_out = (_PLAN, _ERRORS, _FIT) if fits else (_PLAN, _ERRORS)
+            parts = [graph.call_function(operator.getitem, (profile, part)) for part in led_out]
+        for node, part in zip(parts, led_out, strict=True):
+            node.meta.update({**profile.meta, "example_value": profile.meta["example_value"][part]})
         own += parts
     graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),
@@ -85,6 +101,7 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         outputs=len(output.args[0]),
         staged=config.staged,
         shapes=tuple(shapes),
+        fits=fits,
         inputs=tuple(examples),
     )
     output.args = (tuple(own),)

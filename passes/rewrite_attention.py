@@ -3,6 +3,7 @@
     before   out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=s)
     after    plan = svg.profile(q, k, v, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI, None, None)[0]
              out  = svg.attention(q, k, v, plan, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI)
+             with `repair`, svg.profile_and_fit in place of svg.profile, and svg.repair_(out, ...) behind
              and, where the mask hides rows as well: out.masked_fill(~mask[:, 0, 0, :, None], 0)
 
 The node is replaced where it stands, for the graph is not functional (RoPE writes into slices before it). No
@@ -12,12 +13,15 @@ placeholder is added: symbolic sizes are computed from those that the graph has.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
 
 from svg_compile._compat.sizes import constant, size_hint
 from svg_compile.config import SvgConfig
+from svg_compile.kernels import repair_ops
 from svg_compile.kernels.ops import ABI
 from svg_compile.passes.attention_call import example
 from svg_compile.passes.attention_mask import TokenMask, token_mask
@@ -56,14 +60,23 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
         options = (list(config.densities), config.sampled_rows, *tail, None, None)
-        profiled = graph.call_function(torch.ops.svg.profile.default, (query, key, value, key_mask, *layout, *options))
+        operands = (query, key, value)
+        if config.repair:
+            profiled = graph.call_function(repair_ops.PROFILE, (*operands, key_mask, *layout, *options, None))
+        else:
+            profiled = graph.call_function(torch.ops.svg.profile.default, (*operands, key_mask, *layout, *options))
         plan = graph.call_function(operator.getitem, (profiled, 0))
-        out = graph.call_function(torch.ops.svg.attention.default, (query, key, value, plan, key_mask, *layout, *tail))
-        for new in (profiled, plan, out):
+        out = graph.call_function(torch.ops.svg.attention.default, (*operands, plan, key_mask, *layout, *tail))
+        added = [profiled, plan, out]
+        if config.repair:
+            exact, fit = (graph.call_function(operator.getitem, (profiled, part)) for part in (2, 3))
+            # In place: nothing else reads the result of the op before.
+            added += [exact, fit, graph.call_function(repair_ops.REPAIR, (out, exact, fit, *layout[:5], *tail[1:]))]
+        profiled.meta["example_value"] = _profiled(shown, config, grid.sizes)
+        for new in added:
             new.meta.update({name: node.meta[name] for name in _META if name in node.meta})
-        shape = (*shown.shape[:2], 2)
-        profiled.meta["example_value"] = tuple(shown.new_empty(shape, dtype=t) for t in (torch.int32, torch.float32))
-        plan.meta["example_value"] = profiled.meta["example_value"][0]
+        for part in profiled.users:
+            part.meta["example_value"] = profiled.meta["example_value"][part.args[1]]
         out.meta["example_value"] = _as_stored(shown, _OP_ORDER)
         if mask is not None and mask.pairs is not None and key_mask is not None:
             out = _emit_hidden_rows(graph, out, key_mask)
@@ -72,6 +85,17 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         result.meta["example_value"] = shown if result is not out else out.meta["example_value"]
     node.replace_all_uses_with(result)
     graph.erase_node(node)
+
+
+def _profiled(shown: torch.Tensor, config: SvgConfig, sizes: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """What the profile of an attention with the result `shown` returns."""
+    heads, channels = shown.shape[:2], shown.shape[3]
+    plan = shown.new_empty((*heads, 2), dtype=torch.int32)
+    if not config.repair:
+        return plan, shown.new_empty((*heads, 2), dtype=torch.float32)
+    rows = torch.sym_min(config.sampled_rows, sizes[0] * sizes[1] * sizes[2])
+    shapes = (3,), (rows, channels), (channels + 2, channels)
+    return plan, *(shown.new_empty((*heads, *shape), dtype=torch.float32) for shape in shapes)
 
 
 def _emit_cast(graph: fx.Graph, operand: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -12,7 +12,7 @@ from svg_compile.layout import HeadKind, VideoLayout
 
 if TYPE_CHECKING:
     from svg_compile.decisions import Reason, Site
-    from svg_compile.functional import profile_heads, sparse_attention
+    from svg_compile.functional import profile_heads, repaired_attention, sparse_attention
     from svg_compile.inspection.bisection import bisect
     from svg_compile.inspection.recording import record
     from svg_compile.inspection.recording.recorded import Recording
@@ -31,6 +31,7 @@ _LAZY = {
     "profile_heads": "svg_compile.functional",
     "record": "svg_compile.inspection.recording",
     "register_rowwise_op": "svg_compile.passes.axes.rules.rowwise",
+    "repaired_attention": "svg_compile.functional",
     "sparse_attention": "svg_compile.functional",
     "Reason": "svg_compile.decisions",
     "Recording": "svg_compile.inspection.recording.recorded",
@@ -57,6 +58,7 @@ __all__ = [
     "profile_heads",
     "record",
     "register_rowwise_op",
+    "repaired_attention",
     "sparse_attention",
 ]
 

@@ -43,7 +43,10 @@ class SvgConfig:
     sampled_rows: int = option(64, "query rows that the profile looks at")
     profile_every: int = option(
         1,
-        "profile at each n-th sparse step and keep the heads' kinds in between, never across runs",
+        "profile at each n-th sparse step and keep the heads' kinds and repairs in between, never across runs",
+    )
+    repair: bool = option(
+        True, "mend what the mask leaves out, by a linear map fitted on the sampled rows of each head"
     )
     layout: VideoLayout | None = option(
         None,
@@ -273,6 +276,7 @@ _CHECKS: dict[str, Any] = {
     "dense_layers": _integer(0),
     "sampled_rows": _integer(1),
     "profile_every": _integer(1),
+    "repair": _flag,
     "layout": _grid,
     "block": _block,
     "min_tokens": _integer(0),

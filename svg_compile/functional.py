@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from svg_compile.errors import LayoutError
-from svg_compile.kernels import ops
+from svg_compile.kernels import ops, repair_ops
 from svg_compile.kernels.storage import empty_output
 from svg_compile.kernels.triton.configs import DTYPES
 from svg_compile.layout import VideoLayout, checked_density
@@ -35,9 +35,7 @@ def profile_heads(
     meta device, without data, its shape. Raises LayoutError where an argument does not fit.
     """
     _check(query, key, value, layout, key_mask, scale)
-    density = checked_density(density)
-    if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
-        raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
+    density = _check_profile(density, sampled_rows)
     if query.device.type == "meta":
         return query.new_empty((*query.shape[:2], 2), dtype=torch.int32)
     options = ([density], min(sampled_rows, layout.video), scale, "auto", ops.ABI, None, None)
@@ -77,6 +75,47 @@ def sparse_attention(
         return empty_output(query, value)
     out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *_grid(layout), scale, "auto", ops.ABI)
     return out
+
+
+def repaired_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VideoLayout,
+    *,
+    density: float = 0.3,
+    sampled_rows: int = 64,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Profile the heads, attend as they were profiled, and mend what that leaves out: what the backend does by default.
+
+    The same as `sparse_attention` with the plan of `profile_heads`, and then: on the sampled query rows, where dense
+    attention is known, a linear map from the sparse output to what it lacks is fitted for each head, and applied to
+    its video rows if it helps on sampled rows left out of the fit. The sampled rows get their dense output. Text rows,
+    dense heads and heads whose mask loses nothing stay as they are.
+
+    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. key_mask: bool [B, N], True where a
+    key may be seen. scale: of the scores, default D ** -0.5. Raises LayoutError as the two functions do.
+    Returns [B, H, N, D] over [B, N, H, D] storage.
+    """
+    _check(query, key, value, layout, key_mask, scale)
+    density = _check_profile(density, sampled_rows)
+    if query.device.type == "meta":
+        return empty_output(query, value)
+    grid, tail = _grid(layout), (scale, "auto", ops.ABI)
+    options = ([density], min(sampled_rows, layout.video), *tail, None, None, None)
+    plan, _, exact, fit = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)
+    out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, *tail)
+    repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
+    return out
+
+
+def _check_profile(density: object, sampled_rows: object) -> float:
+    """The density, checked, as a float."""
+    if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
+        raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
+    return checked_density(density)
 
 
 def _grid(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:

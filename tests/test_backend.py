@@ -176,14 +176,17 @@ def test_no_copy_of_q_k_v_or_the_output_stands_in_inductors_code() -> None:
         out, (code,) = run_and_get_code(compiled(Joint()), x)
     call = code[code.index("def call") :]
     operands = []
-    for op in ("profile_host", "attention_host"):
+    for op in ("profile_and_fit_host", "attention_host"):
         (line,) = (line for line in call.split("\n") if f"= torch.ops.svg.{op}.default(" in line)
         operands.append(re.findall(r"reinterpret_tensor\((buf\d+), \(1, 2, 105, 16\), \(\d+, 16, 32, 1\), 0\)", line))
     # Both ops read the same three buffers, as views of [B, S, H, D] storage.
     assert len(operands[0]) == 3
     assert operands[0] == operands[1]
     assert "empty_strided_cpu((1, 2, 105, 16)" not in call
-    after = call.split("= torch.ops.svg.attention_host.default(")[1].split("\n")[1:]
+    # The repair writes into the result where it stands.
+    (written,) = re.findall(r"torch.ops.svg.repair_host_.default\((buf\d+), ", call)
+    assert re.search(rf"addmm\(\w+, reinterpret_tensor\({written}, ", call)
+    after = call.split("torch.ops.svg.repair_host_.default(")[1].split("\n")[1:]
     consumer = next(line for line in after if "extern_kernels." in line or "cpp_fused" in line)
     assert "extern_kernels" in consumer, f"a kernel stands between the op and its projection: {consumer}"
     assert out.shape == (1, 105, 32)

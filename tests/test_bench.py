@@ -112,7 +112,7 @@ def test_all_that_runs_here_computes_the_same_attention() -> None:
     result = measure(Request(TINY, torch.bfloat16, CPU, densities=(0.5, 0.7), repeats=1))
     found = {(row["peer"], row["kind"]) for row in result["rows"]}
     kinds = ("spatial", "temporal", "mixed")
-    expected = {("sdpa", "dense"), ("profile", "profile")} | {
+    expected = {("sdpa", "dense"), *((peer, "profile") for peer in ("profile", "fit", "repair", "layer"))} | {
         (peer, kind) for peer in ("svg", "flex") for kind in kinds
     }
     assert found == expected | {("transpose", "temporal"), ("transpose", "mixed")}
@@ -136,7 +136,7 @@ def test_a_peer_that_computes_something_else_is_left_out(monkeypatch: pytest.Mon
     monkeypatch.setitem(peers.SPARSE, "flex", dense)
     result = measure(Request(TINY, torch.float32, CPU, kinds=("mixed",), peers=("sdpa", "svg", "flex"), repeats=1))
     assert "wrong by" in result["skipped"]["flex mixed"]
-    assert {row["peer"] for row in result["rows"]} == {"sdpa", "svg", "profile"}
+    assert {row["peer"] for row in result["rows"]} == {"sdpa", "svg", "profile", "fit", "repair", "layer"}
 
 
 def test_from_the_command_line_to_a_page(tmp_path: Path) -> None:

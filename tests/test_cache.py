@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sampled_rows": {"sampled_rows": 32},
     "engine": {"engine": "reference"},
     "dense_layers": {"dense_layers": 1},
+    "repair": {"repair": False},
 }
 
 

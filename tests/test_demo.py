@@ -21,7 +21,8 @@ video_model = example("video_model")
 
 KEYS = (
     "tokens layers heads steps dense_steps density dense_seconds svg_seconds dense_step_seconds sparse_step_seconds "
-    "speedup psnr psnr_drawn ssim spatial_share temporal_share versions"
+    "speedup psnr psnr_drawn ssim spatial_share temporal_share "
+    "lean_density lean_seconds lean_speedup lean_psnr versions"
 )
 
 
@@ -48,6 +49,9 @@ def test_the_demo_from_end_to_end(weights: Path, tmp_path: Path, capsys: pytest.
     assert report["speedup"] == pytest.approx(report["dense_seconds"] / report["svg_seconds"])
     assert 20 < report["psnr"] <= 100
     assert 0.5 < report["ssim"] <= 1
+    assert report["lean_density"] == 0.15
+    assert report["lean_speedup"] == pytest.approx(report["dense_seconds"] / report["lean_seconds"])
+    assert report["lean_psnr"] < 100
     assert set(report["versions"]) >= {"svg_compile", "torch", "diffusers"}
     clips = Image.open(tmp_path / "clips.gif")
     assert clips.n_frames == 8

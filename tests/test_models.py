@@ -1,7 +1,7 @@
 """Real diffusers transformers: every attention is decided rightly, and the rewritten model computes what it should.
 
 At density 1 the model must equal `backend="inductor"`; at density 0.3 it must equal the eager model whose attention
-over the video is replaced by the float64 oracle with the plans that the compiled model used.
+over the video is replaced by the float64 oracle with the plans and the fits that the compiled model used.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,8 +20,7 @@ from torch import Tensor
 import models
 import svg_compile
 from svg_compile import Reason, VideoLayout
-from svg_compile.kernels import reference
-from svg_compile.kernels.cpu import profile as cpu_profile
+from svg_compile.kernels import reference, reference_repair, repair_ops
 
 BLOCK = 8
 OPTIONS = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": BLOCK, "on_error": "raise", "strict": True}
@@ -83,22 +83,37 @@ def check_decisions(case: models.Case, batch: int, grid: models.Grid) -> None:
     assert sum(refused.values()) == sum(case.other_sites.values())
 
 
-@contextmanager
-def recorded_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    plans: list[Tensor] = []
-    profile = cpu_profile.profile_heads
+@dataclass(frozen=True)
+class Planned:
+    """What a compiled model found for one attention: its plan, the exact rows and the fit of its repair."""
 
-    def record(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        plan, errors = profile(*args, **kwargs)
-        plans.append(plan)
-        return plan, errors
+    plan: Tensor
+    exact: Tensor
+    fit: Tensor
+
+
+@contextmanager
+def recorded_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Planned]]:
+    found: list[Planned] = []
+    plans: list[Tensor] = []
+    plan_from_errors, repair_of = repair_ops.plan_from_errors, repair_ops.repair_of
+
+    def record_plan(*args: Any) -> Tensor:
+        plans.append(plan_from_errors(*args))
+        return plans[-1]
+
+    def record_repair(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        exact, fit, left = repair_of(*args, **kwargs)
+        found.append(Planned(plans[-1], exact, fit))
+        return exact, fit, left
 
     with monkeypatch.context() as patch:
-        patch.setattr(cpu_profile, "profile_heads", record)
-        yield plans
+        patch.setattr(repair_ops, "plan_from_errors", record_plan)
+        patch.setattr(repair_ops, "repair_of", record_repair)
+        yield found
 
 
-def oracle_sdpa(plans: list[Tensor], layout: VideoLayout, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def oracle_sdpa(plans: list[Planned], layout: VideoLayout, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
     remaining = iter(plans)
 
     def sdpa(
@@ -108,7 +123,9 @@ def oracle_sdpa(plans: list[Tensor], layout: VideoLayout, real: Callable[..., Te
             return real(query, key, value, attn_mask, *args, **kw)
         # A key may be seen if any query sees it; a query that sees no key gives 0.
         key_mask = None if attn_mask is None else attn_mask.any(2)[:, 0].expand(query.shape[0], -1)
-        out = reference.sparse_attention(query, key, value, next(remaining), layout, key_mask=key_mask)
+        planned = next(remaining)
+        out = reference.sparse_attention(query, key, value, planned.plan, layout, key_mask=key_mask)
+        out = reference_repair.repaired(out, planned.exact, planned.fit, layout)
         out = out if attn_mask is None else out * attn_mask.any(3, keepdim=True)
         return out.to(query.dtype)
 

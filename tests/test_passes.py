@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from svg_compile.kernels import repair_ops
 from svg_compile.passes import run_passes
 from test_find_attention import B, C, Model, config, sdpa, video
 from traced import CONFIG, Recorder, verdict
@@ -60,7 +61,9 @@ def test_the_graph_after_the_rewrite(call: Callable[..., Tensor], dynamic: bool)
     assert placeholders == [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]
     assert not nodes(graph_module, F.scaled_dot_product_attention)
     after = nodes(graph_module, torch.ops.svg.attention.default)
-    assert len(after) == len(nodes(graph_module, torch.ops.svg.profile.default)) == 2
+    assert (
+        len(after) == len(nodes(graph_module, repair_ops.PROFILE)) == len(nodes(graph_module, repair_ops.REPAIR)) == 2
+    )
     for meta, example, node in zip(metas, examples, after):
         assert node.meta["nn_module_stack"] == meta["nn_module_stack"]
         assert node.meta["stack_trace"] == meta["stack_trace"]
@@ -165,7 +168,7 @@ def test_each_input_runs_with_its_own_grid() -> None:
 
     class Watch(fx.Interpreter):
         def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            if target is torch.ops.svg.profile.default:
+            if target is repair_ops.PROFILE:
                 seen.append(tuple(int(size) for size in args[4:8]))
             return super().call_function(target, args, kwargs)
 

@@ -110,13 +110,45 @@ def test_a_kept_plan_gives_what_a_profile_would_where_nothing_changes(built: lis
     model = TimedDiT()
     outputs = {}
     for every in (1, 4):
-        run = compiled(model, profile_every=every)
+        # With a repair the steps that profile also have the dense output of the sampled rows, which no step keeps.
+        run = compiled(model, profile_every=every, repair=False)
         outputs[every] = []
         with svg_compile.denoising(model, steps=4) as denoising:
             for _ in range(4):
                 outputs[every].append(run(latents(), torch.tensor([500.0])))
                 denoising.advance()
     assert all(map(torch.equal, outputs[1], outputs[4]))
+
+
+def test_repairs_are_kept_as_long_as_the_kinds(built: list[fx.GraphModule]) -> None:
+    model = TimedDiT()
+    errors = {}
+    exact = model(latents(), torch.tensor([500.0]))
+    for repair in (True, False):
+        run = compiled(model, profile_every=3, repair=repair, density=[(0.0, 0.5), (0.75, 0.3)], sampled_rows=16)
+        with svg_compile.denoising(model, steps=4) as denoising:
+            errors[repair] = []
+            for _ in range(4):
+                errors[repair].append(float((run(latents(), torch.tensor([500.0])) - exact).square().mean()))
+                denoising.advance()
+    profiled, *kept, other_width = zip(errors[True], errors[False], strict=True)
+    assert all(mended < 0.9 * bare for mended, bare in (profiled, *kept, other_width))
+    assert kept[0] == kept[1]
+    assert len(built) == 2
+
+
+def test_a_kept_fit_is_not_used_for_another_width(built: list[fx.GraphModule]) -> None:
+    model = TimedDiT()
+    outputs = {}
+    for repair in (True, False):
+        run = compiled(model, profile_every=4, repair=repair, density=[(0.0, 0.5), (0.75, 0.3)])
+        with svg_compile.denoising(model, steps=4) as denoising:
+            outputs[repair] = []
+            for _ in range(4):
+                outputs[repair].append(run(latents(), torch.tensor([500.0])))
+                denoising.advance()
+    assert torch.equal(outputs[True][3], outputs[False][3])
+    assert not torch.equal(outputs[True][2], outputs[False][2])
 
 
 def test_plans_never_outlive_a_run(built: list[fx.GraphModule]) -> None:

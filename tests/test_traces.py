@@ -80,7 +80,7 @@ def test_tlparse_shows_the_decisions_the_graph_and_where_its_ops_come_from(tmp_p
     # Each call in Inductor's code carries a handle, and this file leads from the handle to the model's source lines.
     (stacks,) = out.glob("*/inductor_provenance_tracking_kernel_stack_traces_*.json")
     lines = {handle: str(told) for handle, told in json.loads(stacks.read_text()).items() if "svg." in handle}
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert all("toy.py" in told and "self.attend(q, k, v)" in told for told in lines.values())
     code = "".join(path.read_text() for path in out.glob("payloads/*.txt"))
     assert all(f"[Provenance debug handles] {handle}" in code for handle in lines)

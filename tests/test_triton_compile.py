@@ -15,7 +15,9 @@ import torch
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.triton import configs as triton_configs
 from svg_compile.kernels.triton import decide as triton_decide
+from svg_compile.kernels.triton import fit as triton_fit
 from svg_compile.kernels.triton import prepare as triton_prepare
+from svg_compile.kernels.triton import repair as triton_repair
 from svg_compile.kernels.triton.configs import ATTENTION, ATTENTION_CHOICES, PROFILE, PROFILE_CHOICES, TileConfig
 from svg_compile.kernels.triton.launch import split_channels
 from triton_binaries import (
@@ -38,6 +40,8 @@ SLOW = [
 PLAN_POINTERS = dict.fromkeys(("widths", "when", "previous", "plan"), "*i32")
 PLAN_POINTERS |= dict.fromkeys(("partial", "sums", "errors"), "*fp32")
 PLAN_CONSTANTS = {"SPLITS": 16, "VALUE_DIM": 72, "WIDTH": 128, "BLOCK_M": 64, "ROWS": 16}
+REPAIR_POINTERS = {"out": "*bf16", "fit": "*fp32", "exact": "*fp32", "mapped": "*i32"}
+EXACT_CONSTANTS = {"VALUE_DIM": 72, "WIDTH": 128, "BLOCK_M": 16, "stride_od": 1}
 PLAN_STAGES = tuple(
     {"HAS_WHEN": when, "HAS_PREVIOUS": kept} for when, kept in ((False, False), (True, False), (True, True))
 )
@@ -133,10 +137,23 @@ def test_small_kernels_compile(arch: str) -> None:
     kernels = (
         (triton_prepare.head_order_fwd_kernel, {"plan": "*i32", "order": "*i32"}, {"BLOCK": 64}),
         (triton_prepare.hidden_range_fwd_kernel, {"key_mask": "*i1", "hidden": "*i32"}, {"BLOCK": 4096}),
+        (triton_fit.inverse_fwd_kernel, {"matrices": "*fp64", "inverse": "*fp64"}, {"BLOCK": 64}),
+        (triton_fit.sampled_rows_fwd_kernel, {**PLAN_POINTERS, "rows": "*fp32"}, PLAN_CONSTANTS),
+        (triton_repair.exact_rows_fwd_kernel, {**REPAIR_POINTERS, "sampled": "*i64"}, EXACT_CONSTANTS),
         *((triton_decide.profile_plan_fwd_kernel, PLAN_POINTERS, PLAN_CONSTANTS | stages) for stages in PLAN_STAGES),
     )
     for kernel, pointers, constants in kernels:
         check_resources(compiled(kernel, arch, torch.bfloat16, pointers, constants, tile), arch)
+
+
+@pytest.mark.parametrize("head_dim", [64, 72, 128, 256])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_the_repair_compiles_without_spills(arch: str, head_dim: int) -> None:
+    parts = split_channels(head_dim, head_dim)
+    constants = {"VALUE_DIM": head_dim, "VALUE_LOW": parts["VALUE_LOW"], "VALUE_HIGH": parts["VALUE_HIGH"]}
+    constants |= {"INNER": triton_repair._INNER, "BLOCK_M": triton_repair._ROWS, "stride_d": 1}
+    kernel, tile = triton_repair.repair_fwd_kernel, TileConfig(16, 16, 4, 3)
+    check_resources(compiled(kernel, arch, torch.bfloat16, REPAIR_POINTERS, constants, tile), arch)
 
 
 def test_head_dims_are_split_into_powers_of_two() -> None:

@@ -20,9 +20,6 @@ _COLUMNS = 8192
 _LEAST_COLUMNS = 512
 
 
-@torch.no_grad()
-# Of a caller that runs eagerly under autocast: scores in bfloat16 would decide near-ties otherwise.
-@torch.autocast("cpu", enabled=False)
 def profile_heads(
     query: Tensor,
     key: Tensor,
@@ -38,6 +35,27 @@ def profile_heads(
 
     q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]. Scores, outputs and errors are computed in float32.
     """
+    options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
+    outputs = sampled_outputs(query, key, value, layout, **options)
+    errors = band_errors(outputs)
+    return plan_from_errors(errors, layout, density), errors
+
+
+@torch.no_grad()
+# Of a caller that runs eagerly under autocast: scores in bfloat16 would decide near-ties otherwise.
+@torch.autocast("cpu", enabled=False)
+def sampled_outputs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VideoLayout,
+    *,
+    density: float,
+    sampled_rows: int,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Dense, spatial and temporal attention of the R sampled rows, float32 [B, H, 3, R, D]; arguments as above."""
     rows, masks = _sampled_masks(layout, density, min(sampled_rows, layout.video))
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if key_mask is not None and bool(key_mask.all()):
@@ -48,19 +66,23 @@ def profile_heads(
         if key_mask is not None:
             shown = key_mask[batch].nonzero().flatten()
             keys, values, seen = keys[:, shown], values[:, shown], masks.index_select(2, shown)
-        found.append(_band_errors(query[batch][:, rows].float() * scale, keys, values, seen))
-    errors = torch.stack(found)
-    return plan_from_errors(errors, layout, density), errors
+        found.append(_outputs(query[batch][:, rows].float() * scale, keys, values, seen))
+    return torch.stack(found)
 
 
-def _band_errors(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Tensor:
-    """Mean squared error against dense of each mask, float32 [H, 2].
+def band_errors(outputs: Tensor) -> Tensor:
+    """Mean squared error against dense of (spatial, temporal), [..., 2], of outputs [..., 3, R, D]."""
+    return (outputs[..., 1:, :, :] - outputs[..., :1, :, :]).square().mean((-1, -2))
+
+
+def _outputs(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Tensor:
+    """Attention on all keys and on those of each mask, float32 [H, 3, R, D].
 
     query float32 [H, R, D], key and value [H, K, D] in any dtype, masks bool [2, R, K].
     """
     heads, count, _ = query.shape
     if not key.shape[1]:
-        return query.new_zeros(heads, 2)
+        return query.new_zeros(heads, 3, count, value.shape[2])
     columns = max(_LEAST_COLUMNS, _COLUMNS // heads)
     scores = [query @ keys.float().mT for keys in key.split(columns, dim=1)]
     highest = torch.stack([part.amax(-1) for part in scores]).amax(0)[..., None]
@@ -82,7 +104,7 @@ def _band_errors(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Te
         if band:
             every = torch.cat([part[head, row] for part in scores])
             means[head, band, row] = _masked_softmax(every, masks[band - 1, row]) @ value[head].float()
-    return (means[:, 1:] - means[:, :1]).square().mean((-1, -2))
+    return means
 
 
 def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ The three outputs keep their own maxima: with a shared one, a band far below the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 import triton
@@ -42,6 +42,22 @@ from svg_compile.kernels.triton.tiles import attends, band_block, band_rank, loa
 
 _SPLITS = 16
 _MERGE_ROWS = 16
+
+
+class Parts(NamedTuple):
+    """What a profile finds: plan int32 [B, H, 2], errors float32 [B, H, 2], and the parts of its outputs.
+
+    partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`.
+    """
+
+    plan: Tensor
+    errors: Tensor
+    partial: Tensor
+    sums: Tensor
+    rows: int
+    row_tiles: int
+    block_m: int
+    splits: int = _SPLITS
 
 
 @triton.jit
@@ -193,7 +209,13 @@ def profile_rows_fwd_kernel(
     )  # fmt: skip
 
 
-def profile_heads(
+def profile_heads(*operands: Any) -> tuple[Tensor, Tensor]:
+    """The plan, int32 [B, H, 2], and the errors (spatial, temporal), float32 [B, H, 2], of `profile_parts`."""
+    parts = profile_parts(*operands)
+    return parts.plan, parts.errors
+
+
+def profile_parts(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -209,8 +231,8 @@ def profile_heads(
     scale: Optional[float],
     when: Optional[Tensor] = None,
     previous: Optional[Tensor] = None,
-) -> tuple[Tensor, Tensor]:
-    """The plan, int32 [B, H, 2], of q, k, v [B, H, N, D], and the errors (spatial, temporal), float32 [B, H, 2].
+) -> Parts:
+    """Profile q, k, v [B, H, N, D].
 
     when int32 [2], previous int32 [B, H, 2], in any strides; see the module. Sizes may be SymInts.
     """
@@ -249,4 +271,4 @@ def profile_heads(
         SPLITS=_SPLITS, VALUE_DIM=value_dim, WIDTH=triton.next_power_of_2(value_dim),
         BLOCK_M=block_m, ROWS=_MERGE_ROWS,
     )  # fmt: skip
-    return plan, errors
+    return Parts(plan, errors, partial, sums, count, row_tiles, block_m)

@@ -21,6 +21,7 @@ from svg_compile.bench.presets import Shape
 from svg_compile.bench.timing import Times, interleaved
 from svg_compile.errors import SvgError
 from svg_compile.functional import profile_heads, sparse_attention
+from svg_compile.kernels import ops, repair_ops
 from svg_compile.kernels.reference import attention_mask, masked_attention
 from svg_compile.layout import HeadKind
 
@@ -98,6 +99,10 @@ def measure(request: Request, keep: Callable[[dict[str, Any]], object] | None = 
                 query, key, value, request.shape.layout, density=density, sampled_rows=request.sampled_rows,
             )  # fmt: skip
             rows.append({"name": name, "peer": "profile", "kind": "profile", "density_asked": density})
+            for peer_name, call in _repair_calls(request, query, key, value, density).items():
+                name = f"{peer_name} {density:g}"
+                calls[name] = call
+                rows.append({"name": name, "peer": peer_name, "kind": "profile", "density_asked": density})
         base = next(name for name in DENSE if name in calls)
         here, before = machine(request.device), clocks(request.device, calls[base])
 
@@ -119,6 +124,37 @@ def measure(request: Request, keep: Callable[[dict[str, Any]], object] | None = 
         partly = None if keep is None else lambda times: keep(result(times, None))
         times = interleaved(calls, request.repeats, request.device, request.seconds, partly)
         return result(times, clocks(request.device, calls[base]))
+
+
+def _repair_calls(
+    request: Request, query: Tensor, key: Tensor, value: Tensor, density: float
+) -> dict[str, Callable[[], Tensor]]:
+    """What the repair costs: the profile with its fit, the repair of a result, and the layer as the backend runs it.
+
+    Every head is repaired, whatever its own fit says: by a map that hardly changes anything, so that one result can be
+    repaired over and over.
+    """
+    layout, tail = request.shape.layout, (None, "auto", ops.ABI)
+    grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
+    options = ([float(density)], request.sampled_rows, *tail, None, None, None)
+
+    def profile_and_fit() -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = repair_ops.PROFILE(query, key, value, None, *grid, *options)
+        return found
+
+    def repair(out: Tensor) -> Tensor:
+        repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
+        return out
+
+    def layer() -> Tensor:
+        plan = profile_and_fit()[0]
+        return repair(torch.ops.svg.attention(query, key, value, plan, None, *grid, *tail))
+
+    with torch.no_grad():
+        plan, _, exact, fit = profile_and_fit()
+        fit = torch.full_like(fit, 1e-9)
+        result = sparse_attention(query, key, value, plan, layout)
+    return {"fit": lambda: profile_and_fit()[0], "repair": partial(repair, result), "layer": layer}
 
 
 def _inputs(request: Request) -> tuple[Tensor, Tensor, Tensor]:

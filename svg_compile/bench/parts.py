@@ -16,8 +16,11 @@ PROJECTION, MLP, ATTENTION, PROFILE, REST = "projections", "MLP", "attention", "
 # By the names of kernels (GPU) and of ops (CPU). Inductor's own kernels first: they are called after all they fuse.
 _PATTERNS = {
     REST: re.compile(r"^triton_(poi|red|per)_"),
-    PROFILE: re.compile(r"profile_(rows|plan)_fwd|^svg::profile"),
-    ATTENTION: re.compile(r"(sparse_attention|head_order|hidden_range)_fwd|^svg::attention|sdpa|flash|fmha|dot_prod"),
+    PROFILE: re.compile(r"(profile_rows|profile_plan|sampled_rows|inverse)_fwd|^svg::profile"),
+    ATTENTION: re.compile(
+        r"(sparse_attention|head_order|hidden_range|repair|exact_rows)_fwd|^svg::(attention|repair)|"
+        r"sdpa|flash|fmha|dot_prod"
+    ),
     "matmul": re.compile(r"gemm|nvjet|cutlass|cublas|^aten::(addmm|bmm|baddbmm|linear|_linear|mkldnn_linear)|mm$|_mm_"),
 }
 

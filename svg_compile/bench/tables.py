@@ -61,6 +61,16 @@ def notes(result: Result) -> list[str]:
                 f"Profile and plan at density {row['density_asked']:g} ({result['sampled_rows']} rows): "
                 f"{row['ms']['median']:.2f} ms, {share:.1%} of the sparse attention's time."
             )
+    by_name = {row["name"]: row for row in result["rows"]}
+    base = by_name[result["base"]]["ms"]["median"]
+    for row in (row for row in result["rows"] if row["peer"] == "layer"):
+        density = f"{row['density_asked']:g}"
+        fit, repair = (by_name[f"{what} {density}"]["ms"]["median"] for what in ("fit", "repair"))
+        lines.append(
+            f"With the repair at density {density}: profile, plan and fit {fit:.2f} ms, repair {repair:.2f} ms, "
+            f"together {(fit + repair) / base:.1%} of dense attention; profile, attention and repair of all heads "
+            f"{row['ms']['median']:.2f} ms, {row['speedup']:.2f}x over dense."
+        )
     lines += [f"Left out: {name} ({reason})." for name, reason in result["skipped"].items()]
     return lines
 
@@ -83,7 +93,7 @@ def _attention(result: Result) -> Table:
     )  # fmt: skip
     rows = []
     for row in result["rows"]:
-        if row["peer"] == "profile":
+        if row["kind"] == "profile":
             continue
         ms = row["ms"]
         rows.append(

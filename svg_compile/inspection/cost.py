@@ -4,6 +4,7 @@
                                                     torch.utils.flop_counter.sdpa_flop_count counts them
     svg::attention      density * dense             pairs that the mask lets through, VideoLayout.density
     svg::profile        4 * B * H * R * N * D       R sampled rows attended densely; the rest of it costs less
+    svg::repair_        not counted: 2 * D * D a token and head, below 1% of the attention at the lengths of real videos
     the model           torch.utils.flop_counter over the traced graphs: products, convolutions and attention
 
 Two kinds of heads reach slightly different densities, as widths come in whole blocks. Which kind a head will be is not

@@ -1,7 +1,8 @@
 """The compiled sparse variant of a graph: gives it the density and the plans of its step, and takes its plans out.
 
-With `profile_every` N the kinds of a profile are kept for the N - 1 steps after it. They are kept per model, per graph
-and per forward of a step (guidance calls twice: each call keeps its own), and never from one run to the next.
+With `profile_every` N the kinds of a profile, and the fits of its repairs, are kept for the N - 1 steps after it. They
+are kept per model, per graph and per forward of a step (guidance calls twice: each call keeps its own), and never from
+one run to the next.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _MOST_CALLS = 8
 
 @dataclass
 class KeptPlans:
-    """The plans that one run keeps of one graph: per forward of a step, the step of the profile and its plans."""
+    """The plans that one run keeps of one graph: per forward of a step, the step of the profile and its plans.
+
+    After the plans come the fits, where the graph takes them.
+    """
 
     step: int = -1
     call: int = 0
@@ -67,28 +71,31 @@ class SparseGraph:
     def __call__(self, inputs: Sequence[Any], decision: Decision, kept: KeptPlans) -> tuple[Any, _Tensors, _Tensors]:
         """(the graph's own outputs, plans, errors). kept: the plans that the forward's run keeps of this graph."""
         if not self.ports.staged:
-            return self._split(self.compiled(*inputs))
+            return self._split(self.compiled(*inputs))[:3]
         position = decision.position
         stage = 0 if position is None else self.config.stage(position.step, position.total)
         if position is None or not self.ports.shapes:
-            return self._split(self.compiled(*inputs, _when(stage, True, self._device), *self.ports.inputs[1:]))
+            return self._split(self.compiled(*inputs, _when(stage, True, self._device), *self.ports.inputs[1:]))[:3]
         call = kept.enter(position.step, exact=position.exact)
         due = kept.due(call, self.config.profile_every)
         previous = self.ports.inputs[1:] if due else kept.profiled[call][1]
-        outputs, plans, errors = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))
+        outputs, plans, errors, fits = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))
         if due:
             # On a GPU the outputs may be a captured graph's memory, which its next replay overwrites.
-            kept.keep(call, tuple(plan if plan.device.type == "cpu" else plan.clone() for plan in plans))
+            keep = (part if part.device.type == "cpu" else part.clone() for part in (*plans, *fits))
+            kept.keep(call, tuple(keep))
         return outputs, plans, errors
 
     @property
     def _device(self) -> torch.device:
         return self.ports.inputs[0].device
 
-    def _split(self, outputs: Sequence[Any]) -> tuple[Any, _Tensors, _Tensors]:
-        """(the graph's own outputs, plans, errors)."""
+    def _split(self, outputs: Sequence[Any]) -> tuple[Any, _Tensors, _Tensors, _Tensors]:
+        """(the graph's own outputs, plans, errors, fits)."""
         own, led_out = outputs[: self.ports.outputs], outputs[self.ports.outputs :]
-        return own, tuple(led_out[::2]), tuple(led_out[1::2])
+        each = 3 if self.ports.fits else 2
+        fits = tuple(led_out[2::3]) if self.ports.fits else ()
+        return own, tuple(led_out[::each]), tuple(led_out[1::each]), fits
 
 
 @lru_cache(maxsize=64)

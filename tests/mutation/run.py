@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTION = "test_attention.py"
 PROFILE = "test_profile.py"
+REPAIR = "test_repair.py"
 MASK = "../test_mask.py"
 
 
@@ -222,6 +223,47 @@ MUTANTS = (
         "batch_head.to(tl.int64) * stride_ph",
         "0",
         PROFILE,
+    ),
+    Mutant(
+        "repair: text rows moved",
+        "kernels/triton/repair.py",
+        "video_start + place, place < video",
+        "place, place < video",
+        REPAIR,
+    ),
+    Mutant("repair: means of x left in", "kernels/triton/repair.py", " - mean_x[None, :]", "", REPAIR),
+    Mutant("repair: mean of y lost", "kernels/triton/repair.py", "(change + mean_y[None, :])", "change", REPAIR),
+    Mutant(
+        "repair: heads share a fit",
+        "kernels/triton/repair.py",
+        "fit += batch_head *",
+        "fit += 0 * batch_head *",
+        REPAIR,
+    ),
+    Mutant(
+        "repair: exact rows of another place",
+        "kernels/triton/repair.py",
+        "video_start + tl.load(sampled",
+        "1 + tl.load(sampled",
+        REPAIR,
+    ),
+    Mutant(
+        "repair: rows of the other kind", "kernels/repair.py", "HeadKind.SPATIAL, 1,", "HeadKind.SPATIAL, 2,", REPAIR
+    ),
+    Mutant("repair: no gate", "kernels/repair.py", "(least < before) &", "", REPAIR),
+    Mutant(
+        "repair: fits outlive their width",
+        "kernels/repair.py",
+        "(previous == plan).all(-1)",
+        "(plan == plan).all(-1)",
+        REPAIR,
+    ),
+    Mutant(
+        "repair: kept rows are written",
+        "kernels/triton/fit.py",
+        'torch.where(anew, found, float("nan"))',
+        "found",
+        REPAIR,
     ),
 )
 

@@ -23,8 +23,11 @@ from svg_compile.decisions import Decisions
 from svg_compile.errors import SvgError
 from svg_compile.inspection.preserve_state import module_of, untouched
 from svg_compile.inspection.recording.naming import layer_names, numbered, parameter_name
+from svg_compile.kernels import repair_ops
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.runtime.dispatcher import key_parameter
+
+_PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
 
 
 @dataclass
@@ -45,23 +48,21 @@ class _State:
 
 
 class _Profile(nn.Module):
-    """Stands for `svg::profile`."""
+    """Stands for a profile, of repaired heads or not."""
 
-    def __init__(self, site: _Site, state: _State) -> None:
+    def __init__(self, site: _Site, state: _State, op: Any) -> None:
         super().__init__()
-        self.site, self.state = site, state
+        self.site, self.state, self.op = site, state, op
 
-    def forward(self, query: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, *more: Any) -> tuple[Tensor, ...]:
         self.site.at = len(self.state.layers)
         self.state.layers.append(self.site.layer)
         if self.site.at in self.state.sparse:
-            profiled: tuple[Tensor, Tensor] = torch.ops.svg.profile.default(query, *more)
+            profiled: tuple[Tensor, ...] = self.op(query, *more)
             return profiled
-        shape = (*query.shape[:2], 2)
         # Nobody reads them: the attention looks at the switch.
-        return query.new_full(shape, int(HeadKind.DENSE), dtype=torch.int32), query.new_zeros(
-            shape, dtype=torch.float32
-        )
+        plan = query.new_full((*query.shape[:2], 2), int(HeadKind.DENSE), dtype=torch.int32)
+        return (plan, *[query.new_zeros(0) for _ in self.op._schema.returns[1:]])
 
 
 class _Attention(nn.Module):
@@ -81,6 +82,18 @@ class _Attention(nn.Module):
         mask = None if key_mask is None else key_mask[:, None, None, :]
         dense: Tensor = SDPA(query, key, value, attn_mask=mask, scale=more[6])
         return dense
+
+
+class _Repair(nn.Module):
+    """Stands for `svg::repair_`."""
+
+    def __init__(self, site: _Site, state: _State) -> None:
+        super().__init__()
+        self.site, self.state = site, state
+
+    def forward(self, *operands: Any) -> None:
+        if self.site.at in self.state.sparse:
+            repair_ops.REPAIR(*operands)
 
 
 class SwitchedModel:
@@ -156,12 +169,15 @@ def _switch(graph_module: fx.GraphModule, state: _State) -> list[_Site]:
     for module in graph_module.modules():
         if not isinstance(module, fx.GraphModule):
             continue
-        profiles = module.graph.find_nodes(op="call_function", target=torch.ops.svg.profile.default)
-        attentions = module.graph.find_nodes(op="call_function", target=torch.ops.svg.attention.default)
-        for profile, attention in zip(list(profiles), list(attentions), strict=True):
+        nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+        profiles = [node for node in nodes if node.target in _PROFILES]
+        attentions = [node for node in nodes if node.target is torch.ops.svg.attention.default]
+        for profile, attention in zip(profiles, attentions, strict=True):
             site = _Site(layer_of(profile))
             sites.append(site)
-            for node, switch in ((profile, _Profile(site, state)), (attention, _Attention(site, state))):
+            switches = [(profile, _Profile(site, state, profile.target)), (attention, _Attention(site, state))]
+            switches += [(user, _Repair(site, state)) for user in attention.users if user.target is repair_ops.REPAIR]
+            for node, switch in switches:
                 name = f"svg_switch_{len(sites)}_{type(switch).__name__}"
                 module.add_submodule(name, switch)
                 with module.graph.inserting_before(node):

@@ -134,8 +134,11 @@ class _Recorder:
             for layer, plan, error, grid in zip(seen.layers, plans, errors, seen.grids, strict=True):
                 turn = (seen.model, layer, where[0], where[1])
                 kinds, widths = (None, None) if plan is None else plan.unbind(-1)
-                layout = self._layout_of(layer, grid)
-                entries.append(Entry(seen.model, *where, calls[turn], layer, kinds, widths, error, layout))
+                layout, repaired = self._layout_of(layer, grid), None
+                if error is not None and error.shape[-1] == 3:
+                    error, repaired = error[..., :2], error[..., 2]
+                found = Entry(seen.model, *where, calls[turn], layer, kinds, widths, error, layout, repaired)
+                entries.append(found)
                 calls[turn] += 1
         return tuple(entries)
 

@@ -29,7 +29,9 @@ class Entry:
     the step is not known. call: how often the layer ran in that step before (guidance calls twice).
     kinds, half_widths: int32 [B, H], a `HeadKind` and blocks; errors: float32 [B, H, 2], what the profile found for
     (spatial, temporal), NaN where kinds were kept from an earlier step. All on the CPU, all None in a dense forward.
-    layout: the token grid, where it is known.
+    repaired: float32 [B, H], the error that the repair leaves on rows left out of its fit; where a head is not repaired
+    it is the error of its kind, NaN where kinds were kept, None where the option `repair` is off. layout: the token
+    grid, where it is known.
     """
 
     model: str
@@ -42,6 +44,7 @@ class Entry:
     half_widths: Tensor | None = None
     errors: Tensor | None = None
     layout: VideoLayout | None = None
+    repaired: Tensor | None = None
 
     @property
     def dense(self) -> bool:
@@ -54,6 +57,16 @@ class Entry:
         if self.kinds is None:
             return Shares(0.0, 0.0, 1.0)
         return Shares(*(float((self.kinds == int(kind)).float().mean()) for kind in HeadKind))
+
+    @cached_property
+    def repaired_share(self) -> float | None:
+        """Share of the heads whose repair helps on rows left out; None where none was fitted in this forward."""
+        if self.kinds is None or self.errors is None or self.repaired is None or bool(self.errors.isnan().all()):
+            return None
+        before = self.errors.gather(-1, self.kinds.long().clamp(max=1)[..., None])[..., 0]
+        # Without a repair the two are one number, up to the order of its sum.
+        helped = (self.kinds != HeadKind.DENSE) & (self.repaired < before * (1 - 1e-4))
+        return float(helped.float().mean())
 
     @cached_property
     def density(self) -> float | None:

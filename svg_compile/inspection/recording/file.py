@@ -43,12 +43,19 @@ def save(entries: Sequence[Entry], path: str | Path) -> tuple[Path, Path]:
     kinds = [entry.kinds.flatten().to(torch.int8) for entry in entries if entry.kinds is not None]
     widths = [entry.half_widths.flatten() for entry in entries if entry.half_widths is not None]
     errors = [entry.errors.reshape(-1, 2) for entry in entries if entry.errors is not None]
+    repaired = [torch.zeros(0)]
+    for entry in entries:
+        if entry.kinds is not None:
+            # NaN stands for no number.
+            none = torch.full((entry.kinds.numel(),), float("nan"))
+            repaired.append(none if entry.repaired is None else entry.repaired.flatten())
     numbers = io.BytesIO()
     numpy.savez_compressed(
         numbers,
         kinds=torch.cat([torch.zeros(0, dtype=torch.int8), *kinds]).numpy(),
         half_widths=torch.cat([torch.zeros(0, dtype=torch.int32), *widths]).numpy(),
         errors=torch.cat([torch.zeros(0, 2), *errors]).numpy(),
+        repaired=torch.cat(repaired).numpy(),
     )
     data = numbers.getvalue()
     version = importlib.metadata.version("svg-compile")
@@ -85,9 +92,14 @@ def load(path: str | Path) -> tuple[Entry, ...]:
             kinds = torch.from_numpy(found["kinds"].astype(numpy.int32))
             widths = torch.from_numpy(found["half_widths"].astype(numpy.int32))
             errors = torch.from_numpy(found["errors"].astype(numpy.float32))
+            # Recordings of older versions do not have it.
+            repaired = torch.full((len(errors),), float("nan"))
+            if "repaired" in found:
+                repaired = torch.from_numpy(found["repaired"].astype(numpy.float32))
         check_plan(torch.stack((kinds, widths), dim=-1)[None])
         sizes = [_heads(row) for row in top["entries"]]
-        parts = zip(top["entries"], kinds.split(sizes), widths.split(sizes), errors.split(sizes), strict=True)
+        arrays_of_heads = (part.split(sizes) for part in (kinds, widths, errors, repaired))
+        parts = zip(top["entries"], *arrays_of_heads, strict=True)
         return tuple(_entry(*part) for part in parts)
     # Whatever numpy, zipfile and the conversions make of bytes and values that nobody wrote so.
     except Exception as error:
@@ -142,7 +154,9 @@ def _shape(row: dict[str, Any]) -> tuple[int, int]:
     return batch, heads
 
 
-def _entry(row: dict[str, Any], kinds: torch.Tensor, widths: torch.Tensor, errors: torch.Tensor) -> Entry:
+def _entry(
+    row: dict[str, Any], kinds: torch.Tensor, widths: torch.Tensor, errors: torch.Tensor, repaired: torch.Tensor
+) -> Entry:
     facts = {name: row[name] for name in _FACTS}
     for name, value in facts.items():
         expected = (str,) if name in ("model", "layer") else (int,)
@@ -152,4 +166,5 @@ def _entry(row: dict[str, Any], kinds: torch.Tensor, widths: torch.Tensor, error
     if row["shape"] is None:
         return Entry(**facts)
     shape = _shape(row)
+    facts["repaired"] = None if bool(repaired.isnan().all()) else repaired.view(shape)
     return Entry(**facts, kinds=kinds.view(shape), half_widths=widths.view(shape), errors=errors.view(*shape, 2))

@@ -9,14 +9,15 @@ import torch
 from svg_compile.inspection.recording.entry import Entry, forwards_of, mean_shares
 from svg_compile.inspection.render.table import Table
 
-_COLUMNS = ("layer", "heads", "spatial", "temporal", "dense", "density", "margin", "changed")
+_COLUMNS = ("layer", "heads", "spatial", "temporal", "dense", "density", "margin", "changed", "repaired")
 
 
 def to_text(entries: Sequence[Entry]) -> str:
     """What ran, and a row a layer over its sparse forwards.
 
     density: reached, "?" where the grid is not known. margin: how many times larger the error of the other kind is,
-    the median over heads and forwards. changed: share of heads of another kind than at the step before.
+    the median over heads and forwards. changed: share of heads of another kind than at the step before. repaired:
+    share of heads whose repair helps on rows left out of its fit, over the forwards that were profiled.
     """
     models = list(dict.fromkeys(entry.model for entry in entries))
     lines = [_headline([entry for entry in entries if entry.model == model]) for model in models]
@@ -81,6 +82,7 @@ def _row(name: str, entries: Sequence[Entry]) -> tuple[str, ...]:
     found = torch.cat([margins(entry).abs().flatten() for entry in entries])
     found = found[~found.isnan()]
     change = changed(entries)
+    helped = [entry.repaired_share for entry in entries if entry.repaired_share is not None]
     return (
         name,
         heads,
@@ -88,4 +90,5 @@ def _row(name: str, entries: Sequence[Entry]) -> tuple[str, ...]:
         f"{sum(densities) / len(densities):.3f}" if len(densities) == len(entries) else "?",
         f"{10 ** float(found.median()):.3g}x" if len(found) else "?",
         "-" if change is None else f"{change:.0%}",
+        f"{sum(helped) / len(helped):.0%}" if helped else "-",
     )

@@ -1,0 +1,45 @@
+"""The repair on CPUs: `kernels.repair`'s affine map of each head, and the sampled rows, written into a result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.layout import VideoLayout
+
+# Rows taken at a time, so that their float32 copies stay in the caches.
+_ROWS = 1024
+_MOST_HALF = torch.finfo(torch.float16).max
+
+
+@torch.no_grad()
+# Of a caller that runs eagerly under autocast: the product is one of float32.
+@torch.autocast("cpu", enabled=False)
+def repair_(out: Tensor, exact: Tensor, fit: Tensor, layout: VideoLayout) -> Tensor:
+    """Repair the video rows of `out` [B, H, N, D] in place, in heads whose fit is not 0; text rows stay as they are.
+
+    exact float32 [B, H, R, D] and fit float32 [B, H, D + 2, D] as
+    `kernels.repair.repair_of` gives them.
+    """
+    count, channels = exact.shape[2], out.shape[3]
+    sampled = layout.video_start + sampled_video_token(torch.arange(count, device="cpu"), count, layout.video)
+    mapped = (fit != 0).any(-1).any(-1).tolist()
+    known = exact.isfinite().all(-1).all(-1).tolist()
+    rows, moved = (torch.empty(_ROWS, channels, dtype=torch.float32, device="cpu") for _ in range(2))
+    for batch in range(out.shape[0]):
+        for head in range(out.shape[1]):
+            target = out[batch, head]
+            if mapped[batch][head]:
+                matrix, mean_x, mean_y = fit[batch, head].split((channels, 1, 1))
+                video = target[layout.video_start : layout.video_start + layout.video]
+                for part in video.split(_ROWS):
+                    x = torch.sub(part, mean_x, out=rows[: len(part)])
+                    change = torch.addmm(mean_y, x, matrix, out=moved[: len(part)]).add_(part)
+                    if out.dtype is torch.float16:
+                        # A sum of finite numbers stays finite: nothing else of these dtypes can overflow.
+                        change.clamp_(-_MOST_HALF, _MOST_HALF)
+                    part.copy_(change)
+            if known[batch][head]:
+                target[sampled] = exact[batch, head].to(out.dtype)
+    return out

@@ -1,0 +1,192 @@
+"""The ops that a rewritten graph has for the repair of its heads, beside `svg::attention` of `kernels.ops`.
+
+    svg::profile_and_fit(q, k, v, key_mask, grid..., densities, sampled_rows, scale, engine, abi, when, previous,
+                         previous_fit) -> plan, errors, exact, fit
+    svg::repair_(out, exact, fit, frames, height, width, text_len, text_first, engine, abi), in place
+
+The first stands in the place of `svg::profile`, the second behind `svg::attention`. The plan is that of `svg::profile`.
+errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then what the head's repair leaves on rows
+that are left out of its fit (without a repair, the error of its kind). exact is float32 [B, H, R, D], the dense output
+of the R sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each head (kernels/repair.py). Both leave
+alone what is not to be changed: exact is NaN and fit is 0 in heads that run dense and where the mask loses nothing, and
+fit is 0 in heads that a repair does not help on rows left out.
+
+Where kinds are kept, fits are `previous_fit`, in heads whose half-width is still the one of the profile, and there are
+no exact rows: they were those of another step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from svg_compile.errors import LayoutError
+from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for, settled
+from svg_compile.kernels.plan import plan_from_errors, plan_from_kinds
+from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
+from svg_compile.layout import VideoLayout
+
+Profiled = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("svg::profile_and_fit_host", mutates_args=(), tags=ANY_STRIDES)
+def _profile_and_fit_host(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Optional[Tensor],
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+    block: int,
+    densities: Sequence[float],
+    sampled_rows: int,
+    scale: Optional[float],
+    engine: str,
+    abi: int,
+    when: Optional[Tensor],
+    previous: Optional[Tensor],
+    previous_fit: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`svg::profile_and_fit` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
+    layout = VideoLayout(frames, height, width, text_len, text_first, block)
+    index, anew = (0, 1) if when is None else when.tolist()
+    if not 0 <= index < len(densities):
+        raise LayoutError(f"`when` asks for density {index} of {len(densities)}.")
+    density = densities[index]
+    if previous is not None and previous_fit is not None and not anew:
+        plan = plan_from_kinds(previous[..., 0], layout, density)
+        exact = _nan(query, min(sampled_rows, layout.video), value.shape[3])
+        return plan, _nan(query, 3), exact, kept_fit(previous_fit, previous, plan)
+    options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
+    if engine == "reference":
+        from svg_compile.kernels import reference_repair
+
+        plan, errors, exact, fit = reference_repair.profile_and_fit(query, key, value, layout, **options)
+        return plan, errors.float(), exact.float(), fit.float()
+    from svg_compile.kernels.cpu.profile import band_errors, sampled_outputs
+
+    outputs = sampled_outputs(query, key, value, layout, **options)
+    errors = band_errors(outputs)
+    plan = plan_from_errors(errors, layout, density)
+    exact, fit, left = repair_of(outputs, plan[..., 0], by_rows=inverts_rows(sampled_rows, value.shape[3]))
+    return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit
+
+
+def _nan(like: Tensor, *sizes: int) -> Tensor:
+    """float32 [B, H, *sizes] of NaN."""
+    return like.new_full((*like.shape[:2], *sizes), float("nan"), dtype=torch.float32)
+
+
+@_profile_and_fit_host.register_fake
+def _(query, key, value, key_mask, frames, height, width, *constants):  # type: ignore[no-untyped-def]
+    sampled_rows = constants[4]
+    heads, channels = (query.shape[0], query.shape[1]), value.shape[3]
+    count = torch.sym_min(sampled_rows, frames * height * width)
+    shapes = (3,), (count, channels), (channels + 2, channels)
+    plan = query.new_empty((*heads, 2), dtype=torch.int32)
+    return plan, *(query.new_empty((*heads, *shape), dtype=torch.float32) for shape in shapes)
+
+
+@torch.library.custom_op("svg::repair_host_", mutates_args=("out",), tags=ANY_STRIDES)
+def _repair_host(
+    out: Tensor,
+    exact: Tensor,
+    fit: Tensor,
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+    engine: str,
+    abi: int,
+) -> None:
+    """`svg::repair_` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
+    layout = VideoLayout(frames, height, width, text_len, text_first)
+    if engine == "reference":
+        from svg_compile.kernels import reference_repair
+
+        out.copy_(reference_repair.repaired(out, exact, fit, layout))
+        return
+    from svg_compile.kernels.cpu.repair import repair_
+
+    repair_(out, exact, fit, layout)
+
+
+@_repair_host.register_fake
+def _(out, *rest):  # type: ignore[no-untyped-def]
+    return None
+
+
+@torch.library.triton_op("svg::profile_and_fit", mutates_args=())
+def profile_and_fit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Optional[Tensor],
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+    block: int,
+    densities: Sequence[float],
+    sampled_rows: int,
+    scale: Optional[float],
+    engine: str,
+    abi: int,
+    when: Optional[Tensor],
+    previous: Optional[Tensor],
+    previous_fit: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Profile the heads and fit their repairs, or keep both: q, k, v [B, H, N, D], key_mask bool [B, N], when int32
+    [2], previous int32 [B, H, 2], previous_fit float32 [B, H, D + 2, D] -> plan int32 [B, H, 2], errors float32
+    [B, H, 3], exact float32 [B, H, R, D], fit float32 [B, H, D + 2, D].
+    """
+    check_stages(query, densities, when, previous)
+    if (previous is None) != (previous_fit is None):
+        raise LayoutError("svg::profile_and_fit takes previous and previous_fit together.")
+    grid = (frames, height, width, text_len, text_first, block)
+    options = (densities, sampled_rows, scale)
+    if engine_for(query, engine) != "triton":
+        stages = (engine, abi, when, previous, previous_fit)
+        host: Profiled = torch.ops.svg.profile_and_fit_host(query, key, value, key_mask, *grid, *options, *stages)
+        return host
+    from svg_compile.kernels.triton.fit import profile_and_fit
+
+    query, key, value = settled(query), settled(key), settled(value)
+    return profile_and_fit(query, key, value, key_mask, *grid, *options, when, previous, previous_fit)
+
+
+@torch.library.triton_op("svg::repair_", mutates_args=("out",))
+def repair_(
+    out: Tensor,
+    exact: Tensor,
+    fit: Tensor,
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+    engine: str,
+    abi: int,
+) -> None:
+    """Repair a result of `svg::attention` in place: out [B, H, N, D], exact float32 [B, H, R, D], fit float32
+    [B, H, D + 2, D].
+    """
+    grid = (frames, height, width, text_len, text_first)
+    if engine_for(out, engine) != "triton":
+        torch.ops.svg.repair_host_(out, exact, fit, *grid, engine, abi)
+        return
+    from svg_compile.kernels.triton.repair import repair_
+
+    repair_(out, exact, fit, *grid)
+
+
+PROFILE = torch.ops.svg.profile_and_fit.default
+REPAIR = torch.ops.svg.repair_.default

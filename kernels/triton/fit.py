@@ -1,0 +1,121 @@
+"""`svg::profile_and_fit` on CUDA and ROCm: the profile, its sampled rows, and the repair fitted on them.
+
+The fit itself is kernels/repair.py in float64, a few small products a head. Only the inverse has a kernel of its own:
+the libraries behind torch.linalg may wait for the GPU or cannot be captured by a CUDA graph.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
+from svg_compile.kernels.triton.decide import merged_rows
+from svg_compile.kernels.triton.launch import launcher
+from svg_compile.kernels.triton.profile import profile_parts
+
+
+@triton.jit
+def sampled_rows_fwd_kernel(
+    partial, sums, rows, count, row_tiles,
+    SPLITS: tl.constexpr, VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """rows float32 [B * H, 3, R, Dv]: the dense, spatial and temporal outputs, from the profile's parts of one tile."""
+    tile = tl.program_id(0) % row_tiles
+    batch_head = (tl.program_id(0) // row_tiles).to(tl.int64)
+    part = batch_head * row_tiles + tile
+    partial += part * (SPLITS * 3 * BLOCK_M * VALUE_DIM)
+    sums += part * (SPLITS * 6 * BLOCK_M)
+    rows += batch_head * 3 * count * VALUE_DIM
+    channel = tl.arange(0, WIDTH)
+    for start in range(0, BLOCK_M, ROWS):
+        row = start + tl.arange(0, ROWS)
+        sampled = tile * BLOCK_M + row
+        there = (sampled < count)[:, None] & (channel < VALUE_DIM)[None, :]
+        for kind in tl.static_range(3):
+            out = merged_rows(partial, sums, row, kind, SPLITS, VALUE_DIM, WIDTH, BLOCK_M, ROWS)
+            tl.store(rows + ((kind * count + sampled) * VALUE_DIM)[:, None] + channel[None, :], out, mask=there)
+
+
+@triton.jit
+def inverse_fwd_kernel(matrices, inverse, size, BLOCK: tl.constexpr):
+    """Inverses of positive definite float64 [n, size, size], one a program, by Gauss-Jordan steps in its registers.
+
+    No pivot is looked for: those of a positive definite matrix are positive in any order.
+    """
+    index = tl.arange(0, BLOCK)
+    row, column = index[:, None], index[None, :]
+    there = (row < size) & (column < size)
+    offset = tl.program_id(0).to(tl.int64) * size * size + row * size + column
+    values = tl.load(matrices + offset, mask=there, other=0.0)
+    for step in range(size):
+        across = tl.sum(tl.where(row == step, values, 0.0), 0)
+        down = tl.sum(tl.where(column == step, values, 0.0), 1)
+        share = 1.0 / tl.sum(tl.where(index == step, across, 0.0), 0)
+        swept = values - down[:, None] * (across * share)[None, :]
+        swept = tl.where(row == step, (across * share)[None, :], swept)
+        swept = tl.where(column == step, (-down * share)[:, None], swept)
+        values = tl.where((row == step) & (column == step), share, swept)
+    tl.store(inverse + offset, values, mask=there)
+
+
+def inverses(matrices: Tensor, most: int) -> Tensor:
+    """Inverses of positive definite matrices float64 [..., S, S]; S <= most, which is a constant where S is none."""
+    inverse = torch.empty_like(matrices, memory_format=torch.contiguous_format)
+    size = matrices.shape[-1]
+    count = matrices.numel() // (size * size)
+    block = max(16, triton.next_power_of_2(most))
+    launcher(inverse_fwd_kernel)[(count,)](
+        matrices.contiguous(), inverse, size, BLOCK=block, num_warps=min(16, max(4, block // 16))
+    )
+    return inverse
+
+
+def profile_and_fit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Optional[Tensor],
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+    block: int,
+    densities: Sequence[float],
+    sampled_rows: int,
+    scale: Optional[float],
+    when: Optional[Tensor] = None,
+    previous: Optional[Tensor] = None,
+    previous_fit: Optional[Tensor] = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plan, errors, exact rows and fits, as `svg::profile_and_fit` gives them; sizes may be SymInts."""
+    grid = (frames, height, width, text_len, text_first, block)
+    parts = profile_parts(query, key, value, key_mask, *grid, densities, sampled_rows, scale, when, previous)
+    batch, heads, channels = query.shape[0], query.shape[1], int(value.shape[3])
+    rows = query.new_empty(batch * heads, 3, parts.rows, channels, dtype=torch.float32)
+    launcher(sampled_rows_fwd_kernel)[(batch * heads * parts.row_tiles,)](
+        parts.partial, parts.sums, rows, parts.rows, parts.row_tiles,
+        SPLITS=parts.splits, VALUE_DIM=channels, WIDTH=triton.next_power_of_2(channels),
+        BLOCK_M=parts.block_m, ROWS=16,
+    )  # fmt: skip
+    plan, errors = parts.plan, parts.errors
+    by_rows, most = inverts_rows(sampled_rows, channels), min(sampled_rows, channels)
+    exact, fit, left = repair_of(
+        rows.view(batch, heads, 3, parts.rows, channels),
+        plan[..., 0],
+        by_rows=by_rows,
+        invert=lambda matrices: inverses(matrices, most),
+    )
+    if when is not None and previous is not None and previous_fit is not None:
+        # Where kinds are kept nothing was profiled: the rows, and what followed from them, are no numbers of this step.
+        anew = when[1] != 0
+        exact, left = (torch.where(anew, found, float("nan")) for found in (exact, left))
+        fit = torch.where(anew, fit, kept_fit(previous_fit, previous, plan))
+    return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit

@@ -1,0 +1,128 @@
+"""The repair on CUDA and ROCm: the affine map of each head (kernels/repair.py), then the sampled rows.
+
+    x += mean y + (x - mean x) W      video rows of heads whose fit is not 0
+    x[sampled] = exact                where exact is not NaN
+
+x [B, H, N, D] in bfloat16, float16 or float32; fit float32 [B, H, D + 2, D] = (W, mean x, mean y); exact float32
+[B, H, R, D]. Products are of float32 and never of TF32. A program has its rows to itself and reads
+all of them before it writes one.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.triton.launch import cdiv, launcher, split_channels
+from svg_compile.kernels.triton.tiles import load_rows, store_rows
+
+_ROWS, _INNER = 32, 32
+
+
+@triton.jit
+def moved_rows(
+    base, change, fit, token, token_ok, stride_n, stride_d,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr,
+):  # fmt: skip
+    """Add `change` and mean y to channels FIRST, FIRST + 1, ... of the video rows."""
+    channel = FIRST + tl.arange(0, WIDTH)
+    mean_y = tl.load(fit + (VALUE_DIM + 1) * VALUE_DIM + channel, mask=channel < VALUE_DIM, other=0.0)
+    x = load_rows(base, token, token_ok, stride_n, stride_d, FIRST, WIDTH, VALUE_DIM, True).to(tl.float32)
+    moved = x + (change + mean_y[None, :])
+    if base.dtype.element_ty == tl.float16:
+        # A sum of finite numbers stays finite: nothing else of these dtypes can overflow.
+        moved = tl.where(moved != moved, moved, tl.minimum(tl.maximum(moved, -65504.0), 65504.0))
+    store_rows(base, moved, token, token_ok, stride_n, stride_d, FIRST, WIDTH, VALUE_DIM)
+
+
+@triton.jit
+def change_of(near, fit, inner, FIRST: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr, change):
+    """Add what some channels of x, less their means, change in channels FIRST, FIRST + 1, ..."""
+    channel = FIRST + tl.arange(0, WIDTH)
+    there = (inner < VALUE_DIM)[:, None] & (channel < VALUE_DIM)[None, :]
+    matrix = tl.load(fit + inner[:, None] * VALUE_DIM + channel[None, :], mask=there, other=0.0)
+    return tl.dot(near, matrix, change, input_precision="ieee")
+
+
+@triton.jit
+def repair_fwd_kernel(
+    out, fit, mapped, stride_b, stride_h, stride_n, stride_d, heads, video, video_start, row_tiles,
+    VALUE_DIM: tl.constexpr, VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr,
+    INNER: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M video rows of one head, in place; mapped int32 [B * H]: whether a head is repaired."""
+    batch_head = (tl.program_id(0) // row_tiles).to(tl.int64)
+    if tl.load(mapped + batch_head) == 0:
+        return
+    out += batch_head // heads * stride_b + batch_head % heads * stride_h
+    fit += batch_head * ((VALUE_DIM + 2) * VALUE_DIM)
+    place = tl.program_id(0) % row_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    token, token_ok = video_start + place, place < video
+    low = tl.zeros([BLOCK_M, VALUE_LOW], tl.float32)
+    high = low
+    if VALUE_HIGH > 0:
+        high = tl.zeros([BLOCK_M, VALUE_HIGH], tl.float32)
+    for first in tl.static_range(0, VALUE_DIM, INNER):
+        inner = first + tl.arange(0, INNER)
+        mean_x = tl.load(fit + VALUE_DIM * VALUE_DIM + inner, mask=inner < VALUE_DIM, other=0.0)
+        near = load_rows(out, token, token_ok, stride_n, stride_d, first, INNER, VALUE_DIM, True)
+        near = near.to(tl.float32) - mean_x[None, :]
+        low = change_of(near, fit, inner, 0, VALUE_LOW, VALUE_DIM, low)
+        if VALUE_HIGH > 0:
+            high = change_of(near, fit, inner, VALUE_LOW, VALUE_HIGH, VALUE_DIM, high)
+    # No warp may write a row that another one has still to read.
+    tl.debug_barrier()
+    moved_rows(out, low, fit, token, token_ok, stride_n, stride_d, 0, VALUE_LOW, VALUE_DIM)
+    if VALUE_HIGH > 0:
+        moved_rows(out, high, fit, token, token_ok, stride_n, stride_d, VALUE_LOW, VALUE_HIGH, VALUE_DIM)
+
+
+@triton.jit
+def exact_rows_fwd_kernel(
+    out, exact, sampled, stride_ob, stride_oh, stride_on, stride_od, heads, count, video_start, row_tiles,
+    VALUE_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Write BLOCK_M of the sampled rows of one head; sampled int64 [R], their video tokens."""
+    batch_head = (tl.program_id(0) // row_tiles).to(tl.int64)
+    row = tl.program_id(0) % row_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = tl.arange(0, WIDTH)
+    there = (row < count)[:, None] & (channel < VALUE_DIM)[None, :]
+    exact += batch_head * count * VALUE_DIM
+    value = tl.load(exact + row[:, None] * VALUE_DIM + channel[None, :], mask=there, other=float("nan"))
+    token = video_start + tl.load(sampled + row, mask=row < count, other=0)
+    out += batch_head // heads * stride_ob + batch_head % heads * stride_oh
+    target = out + (token * stride_on)[:, None] + (channel.to(tl.int64) * stride_od)[None, :]
+    tl.store(target, value.to(out.dtype.element_ty), mask=there & (value == value))
+
+
+def repair_(
+    out: Tensor,
+    exact: Tensor,
+    fit: Tensor,
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+) -> None:
+    """Repair `out` [B, H, N, D], in any strides, in place (see the module); sizes may be SymInts."""
+    batch, heads = out.shape[:2]
+    channels, count = int(out.shape[3]), exact.shape[2]
+    video, video_start = frames * height * width, text_len if text_first else 0
+    mapped = (fit != 0).flatten(2).any(-1).flatten().to(torch.int32)
+    parts = split_channels(channels, channels)
+    row_tiles = cdiv(video, _ROWS)
+    launcher(repair_fwd_kernel)[(batch * heads * row_tiles,)](
+        out, fit.contiguous(), mapped, *out.stride(), heads, video, video_start, row_tiles,
+        VALUE_DIM=channels, VALUE_LOW=parts["VALUE_LOW"], VALUE_HIGH=parts["VALUE_HIGH"], INNER=_INNER, BLOCK_M=_ROWS,
+    )  # fmt: skip
+    sampled = sampled_video_token(torch.arange(count, device=out.device), count, video)
+    row_tiles = cdiv(count, 16)
+    launcher(exact_rows_fwd_kernel)[(batch * heads * row_tiles,)](
+        out, exact.contiguous(), sampled, *out.stride(), heads, count, video_start, row_tiles,
+        VALUE_DIM=channels, WIDTH=triton.next_power_of_2(channels), BLOCK_M=16,
+    )  # fmt: skip
