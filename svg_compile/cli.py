@@ -139,7 +139,8 @@ def masks(layout: Any, text: int, text_first: bool, density: float, block: int, 
     from svg_compile.layout import VideoLayout
 
     try:
-        drawn = VideoLayout(*layout, text, text_first, block)
+        frames, height, width = layout
+        drawn = VideoLayout(frames, height, width, text, text_first, block)
     except LayoutError as error:
         raise usage(error) from error
     picture(out)

@@ -88,7 +88,7 @@ def usage(error: Exception) -> click.UsageError:
 
 def writable(*files: str | Path | None) -> None:
     """SvgError where a file could not be written: before the work, not after it."""
-    for file in map(Path, filter(None, files)):
+    for file in (Path(file) for file in files if file):
         parent = file.absolute().parent
         if not parent.is_dir():
             raise SvgError(f"cannot write {file}: there is no folder {parent}.")

@@ -111,7 +111,7 @@ def repaired_attention(
     return out
 
 
-def _check_profile(density: object, sampled_rows: object) -> float:
+def _check_profile(density: float, sampled_rows: int) -> float:
     """The density, checked, as a float."""
     if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
         raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")

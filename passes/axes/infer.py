@@ -137,7 +137,8 @@ class _Run(fx.Interpreter):
             operands = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value"))]
             assert self.node is not None
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-            self.tracker.record(self.node, *operands, mask=mask)
+            query, key, value = operands
+            self.tracker.record(self.node, query, key, value, mask)
             return self._attention(operands, super().call_function(target, args, kwargs))
         if target is torch.ops.svg.attention.default:
             return self._attention(list(args[:3]), super().call_function(target, args, kwargs))

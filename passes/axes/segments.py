@@ -71,7 +71,8 @@ def video_of(segment: Axis, unbatched: bool = False) -> Video | None:
     origins = [atom.origin for atom in atoms if atom.origin is not None]
     assert len(origins) == 3
     sources = frozenset(origin.source for origin in origins)
-    video = Video(*(atom.size for atom in atoms), sources)
+    frames, height, width = (atom.size for atom in atoms)
+    video = Video(frames, height, width, sources)
     if unbatched and [origin.path for origin in origins] == [(0,), (1,), (2,)]:
         return video if len(sources) == 1 and origins[0].rank == 4 else None
     last: dict[str, tuple[int, ...]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,14 +19,15 @@ def keep_own_options(options: Mapping[str, Any] | None) -> None:
     wrapper copies them too. Nothing happens where another caller than that wrapper stands on the stack.
     """
     wrapper = getattr(torch, "_TorchCompileWrapper", None)
-    code = getattr(vars(wrapper).get("__call__"), "__code__", None) if wrapper is not None else None
-    frame = sys._getframe(1)
+    code = None if wrapper is None else getattr(vars(wrapper).get("__call__"), "__code__", None)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
-    kwargs = getattr(frame.f_locals.get("self"), "kwargs", {}) if frame is not None else {}
+    kwargs: dict[str, Any] = getattr(frame.f_locals.get("self"), "kwargs", {}) if frame is not None else {}
     if options is not None and kwargs.get("options") is options:
         # Custom passes and the like are compared by identity, so only containers are copied in depth.
         deep = (list, tuple, dict)
+        kept = dict(options)
         kwargs["options"] = {
-            key: copy.deepcopy(value) if isinstance(value, deep) else value for key, value in dict(options).items()
+            key: copy.deepcopy(value) if isinstance(value, deep) else value for key, value in kept.items()
         }

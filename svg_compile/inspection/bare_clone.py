@@ -102,7 +102,8 @@ class _Cloner:
             return self._note(module, self.clone(plain, path))
         _check_forward(module, path)
         dtype = next((found for hook in _hooks(module) if (found := _compute_dtype(hook)) is not None), None)
-        twin = self._note(module, type(module).__new__(type(module)))
+        cls: Any = type(module)
+        twin = self._note(module, cls.__new__(cls))
         for name, entry in vars(module).items():
             if name in _LEFT_OFF:
                 continue

@@ -55,9 +55,10 @@ def explain(model: Callable[..., Any], *args: Any, options: Mapping[str, Any] | 
 
     What is traced is a bare clone of the model, without weights and without the hooks of caches and offloading; no
     graph is run, and nothing of the model, its inputs or the process changes. Python code between graph breaks does
-    run, on the clone; what it does elsewhere (to a global, a file, the random number generators) is done. It may read what follows from shapes, constants, inputs of at most a million elements and small
-    weights; where it reads anything else the trace ends, and a note names the line. Raises NeedsData where not even
-    the first graph was reached, WrappedForward where the model's forward was replaced by something unknown.
+    run, on the clone; what it does elsewhere (to a global, a file, the random number generators) is done. It may read
+    what follows from shapes, constants, inputs of at most a million elements and small weights; where it reads anything
+    else the trace ends, and a note names the line. Raises NeedsData where not even the first graph was reached,
+    WrappedForward where the model's forward was replaced by something unknown.
     """
     found = trace(model, args, kwargs, options)
     if found.stopped is not None and not found.report.graphs:
@@ -154,7 +155,8 @@ def _bare(
             fake = mode.unknown(tensor, dtype, device)
         return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
 
-    target = module if plain is model else MethodType(model.__func__, module) if module is not None else model
+    method: Any = model
+    target = module if plain is model else MethodType(method.__func__, module) if module is not None else model
     clone, given_args, given_kwargs = bare_clone((target, args, dict(kwargs)), stand_in)
     return clone, given_args, given_kwargs
 

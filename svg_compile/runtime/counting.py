@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -97,6 +98,9 @@ class Chains:
             return mine.copy(), True
         return chain, True
 
+    def _forget(self, place: int, _: object) -> None:
+        self._seen.pop(place, None)
+
     def keep(self, tensors: Sequence[Tensor], strand: Any, chain: Chain) -> None:
         """Note what became of a chain at a forward with these tensors."""
         self._strands[strand] = chain
@@ -104,7 +108,7 @@ class Chains:
             place = id(tensor)
             seen = self._seen.get(place)
             if seen is None or seen.tensor() is not tensor:
-                forget = weakref.ref(tensor, lambda _, place=place: self._seen.pop(place, None))
+                forget = weakref.ref(tensor, partial(self._forget, place))
                 seen = self._seen[place] = _Seen(forget, chain, weakref.ref(strand))
             seen.chain, seen.times = chain.copy(), seen.times + 1
 

@@ -131,7 +131,8 @@ class ModelContext:
             return False
         # The scheduler has not moved since it let a forward of this strand pass: it stands still, after a run that was
         # broken off.
-        stands = self._passed.get(strand, {}).get(schedule) == claim.state
+        passed: Any = self._passed.get(strand, {})
+        stands = passed.get(schedule) == claim.state
         return stands or (by_tensor and chain.source is None and claim.sure <= VALUE)
 
     def _follow(
