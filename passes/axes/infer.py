@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer, is_plain_state, made_between_graphs
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
+from svg_compile._compat.pytree import tree_leaves, tree_map_only
 from svg_compile._compat.sizes import equal, holds
 from svg_compile.passes.axes.axis import (
     Kind,
@@ -171,7 +172,7 @@ class _Run(fx.Interpreter):
         if str(target) in ("invoke_subgraph", "wrap") and isinstance(args[0], fx.GraphModule):
             given = args[2:] if str(target) == "invoke_subgraph" else args[1:]
             return _Run(args[0], self.tracker, self.fake_mode, self.unseen).run(*given)
-        leaves = torch.utils._pytree.tree_leaves([*args, *kwargs.values()])
+        leaves = tree_leaves([*args, *kwargs.values()])
         bodies = [leaf for leaf in leaves if isinstance(leaf, fx.GraphModule)]
         operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         # Attention in a graph that is not run here may be in another one, too, that is: of neither is all known.
@@ -181,7 +182,7 @@ class _Run(fx.Interpreter):
                 self.tracker.spoil(operand)
         assert self.node is not None
         # A kernel that only writes has no result.
-        return torch.utils._pytree.tree_map_only(
+        return tree_map_only(
             Tensor, lambda example: self._unknown(example, operands), self.node.meta.get("example_value")
         )
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
-from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.graphs import version_of
+from svg_compile._compat.pytree import tree_flatten, tree_leaves
 from svg_compile.passes.coordinates import raster_seen
 
 # A grid is a few numbers; longer attributes are data.
