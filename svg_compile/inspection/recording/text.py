@@ -16,7 +16,8 @@ def to_text(recording: Recording) -> str:
 
     density: reached, "?" where the grid is not known. margin: how many times larger the error of the other kind is,
     the median over heads and forwards. changed: share of heads of another kind than at the step before. repaired:
-    share of heads whose repair helps on rows left out of its fit, over the forwards that were profiled.
+    share of heads whose repair helps on rows left out of its fit, over the forwards that were profiled; not shown where
+    nothing is repaired.
     """
     models = list(dict.fromkeys(entry.model for entry in recording.entries))
     lines = [_headline(recording.select(model=model)) for model in models]
@@ -27,7 +28,9 @@ def to_text(recording: Recording) -> str:
     if not layers:
         return "\n".join([*lines, "all of them dense"])
     rows = [_COLUMNS, *(_row(layer_name(model, layer, models), found) for (model, layer), found in layers.items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    if all(entry.repaired is None for entry in recording.entries):
+        rows = [row[:-1] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
         lines.append("  " + "  ".join(cells))
