@@ -212,6 +212,23 @@ def test_the_summary_says_what_ran_and_what_became_of_each_layer() -> None:
     assert str(recording) == recording.summary
 
 
+def test_the_share_of_repaired_heads_is_over_what_was_profiled(tmp_path: Path) -> None:
+    kinds = torch.tensor([[0, 1, 2, 0]], dtype=torch.int32)
+    errors = torch.tensor([[[1.0, 2.0], [3.0, 1.0], [torch.nan, torch.nan], [1.0, 2.0]]])
+    facts = ("DiT", 0, 0, 2, 0, "attn", kinds, torch.ones_like(kinds), errors, None)
+    profiled = Entry(*facts, torch.tensor([[0.5, 1.0, torch.nan, 0.2]]))
+    kept = Entry("DiT", 0, 1, *facts[3:8], torch.full_like(errors, torch.nan), None, torch.full((1, 4), torch.nan))
+    assert profiled.repaired_share == 0.5
+    assert kept.repaired_share is None
+    assert Entry(*facts).repaired_share is None
+    recording = svg_compile.Recording([profiled, kept])
+    assert [line.split()[-1] for line in recording.summary.split("\n")[1:]] == ["repaired", "50%"]
+    recording.save(tmp_path / "run")
+    first, second = svg_compile.Recording.load(tmp_path / "run").entries
+    torch.testing.assert_close(first.repaired, profiled.repaired, equal_nan=True)
+    assert second.repaired is None
+
+
 def test_margins_stay_finite_and_unmeasured_ones_unknown() -> None:
     nan = float("nan")
     measured = entry(0, [0, 1, 0, 2, 0], [[1.0, 100.0], [0.01, 1e-3], [0.0, 0.0], [0.0, 1.0], [nan, nan]])

@@ -17,7 +17,8 @@ def to_text(entries: Sequence[Entry]) -> str:
 
     density: reached, "?" where the grid is not known. margin: how many times larger the error of the other kind is,
     the median over heads and forwards. changed: share of heads of another kind than at the step before. repaired:
-    share of heads whose repair helps on rows left out of its fit, over the forwards that were profiled.
+    share of heads whose repair helps on rows left out of its fit, over the forwards that were profiled; not shown where
+    nothing is repaired.
     """
     models = list(dict.fromkeys(entry.model for entry in entries))
     lines = [_headline([entry for entry in entries if entry.model == model]) for model in models]
@@ -27,8 +28,11 @@ def to_text(entries: Sequence[Entry]) -> str:
             layers.setdefault((entry.model, entry.layer), []).append(entry)
     if not layers:
         return "\n".join([*lines, "all of them dense"])
-    rows = (_row(layer_name(model, layer, models), found) for (model, layer), found in layers.items())
-    return "\n".join([*lines, Table(_COLUMNS, tuple(rows)).text()])
+    columns = list(_COLUMNS)
+    rows = [_row(layer_name(model, layer, models), found) for (model, layer), found in layers.items()]
+    if all(entry.repaired is None for entry in entries):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return "\n".join([*lines, Table(tuple(columns), tuple(rows)).text()])
 
 
 def layer_name(model: str, layer: str, models: Sequence[str]) -> str:
