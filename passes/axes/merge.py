@@ -247,8 +247,7 @@ def _prove(atom: Atom, group: Axis) -> Axis | None:
         # Along the first dimension stand samples, of whose order nothing was asked so far.
         return None
     atom.parts = tuple(
-        Atom(part.size, Kind.NAMED, replace(origin, path=(*origin.path, at)))
-        for at, part in enumerate(coordinates)
+        Atom(part.size, Kind.NAMED, replace(origin, path=(*origin.path, at))) for at, part in enumerate(coordinates)
     )
     return atom.parts
 

@@ -52,8 +52,13 @@ class Chain:
         return Chain(self.counter.copy(), self.source)
 
     def goes_on_with(self, value: float) -> bool:
-        """Whether a timestep is the chain's next one."""
-        return self.counter.value is not None and value < self.counter.value
+        """Whether a timestep is the chain's next one, or the one of its last forward where that was counted: guidance
+        calls twice, and so does a second-order scheduler in its last step. At step 0 it may as well be a warm-up's.
+        """
+        if self.counter.value is None:
+            return False
+        again = value == self.counter.value and self.source is None and self.counter.step > 0
+        return value < self.counter.value or again
 
     def follows(self, schedule: Any) -> bool:
         """Whether the chain's last forward was of this schedule."""

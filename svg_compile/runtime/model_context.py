@@ -8,6 +8,7 @@ do, since models may share some.
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 import weakref
@@ -97,7 +98,8 @@ class ModelContext:
 
     def warn(self, message: str) -> None:
         """Warn once of each kind for this model."""
-        kind = message[:40]
+        # Counts in a message change from forward to forward; they make no other kind of it.
+        kind = re.sub(r"\d+", "", message)[:40]
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=4)
