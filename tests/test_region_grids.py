@@ -58,10 +58,13 @@ def test_one_graph_serves_any_number_of_grids(dynamic: bool | None, most: int, b
 
 def test_where_dynamo_stops_compiling_a_warning_says_what_helps(built: list[str]) -> None:
     model = blocks(Blocks(), False)
-    with torch._dynamo.config.patch(recompile_limit=3), svg_compile.denoising(model, steps=1):
-        with pytest.warns(UserWarning, match=r"stopped compiling Block .*recompile_limit.*dynamic=True") as warned:
-            for grid in GRIDS[:6]:
-                model(latents(1, *grid))
+    with (  # noqa: PT031 (which of the calls warns is Dynamo's affair)
+        torch._dynamo.config.patch(recompile_limit=3),
+        svg_compile.denoising(model, steps=1),
+        pytest.warns(UserWarning, match=r"stopped compiling Block .*recompile_limit.*dynamic=True") as warned,
+    ):
+        for grid in GRIDS[:6]:
+            model(latents(1, *grid))
     assert len([each for each in warned if "stopped compiling" in str(each.message)]) == 1
 
 

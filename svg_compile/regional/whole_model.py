@@ -75,7 +75,7 @@ class Regions:
         return not self._marks
 
     def in_pieces(self) -> bool:
-        """Whether the model's graph does not show its grid because of hooks on its modules; then its blocks are marked."""
+        """Whether hooks on its modules hide the grid from the model's own graph, so that its blocks are marked."""
         model = self._model()
         return model is not None and bool(self.holders) and hides_grid(model)
 
@@ -117,8 +117,8 @@ class Regions:
                 self._warned_of_limit = True
                 warnings.warn(
                     f"svg: torch.compile has stopped compiling {type(model.get_submodule(stuck[0])).__name__} "
-                    "(torch._dynamo.config.recompile_limit is reached), so these sizes run uncompiled and dense. Compile "
-                    "with dynamic=True, which serves all sizes by one graph, or raise the limit.",
+                    "(torch._dynamo.config.recompile_limit is reached), so these sizes run uncompiled and dense. "
+                    "Compile with dynamic=True, which serves all sizes by one graph, or raise the limit.",
                     stacklevel=2,
                 )
 
@@ -175,9 +175,9 @@ class Regions:
             log.debug("tracing the whole model failed", exc_info=True)
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             warnings.warn(
-                f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not known "
-                "and their attention stays dense. Compile the whole model instead, or, where the tokens are in raster "
-                "order, pass options={'layout': (frames, height, width), 'dense_layers': 0}.",
+                f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not "
+                "known and their attention stays dense. Compile the whole model instead, or, where the tokens are in "
+                "raster order, pass options={'layout': (frames, height, width), 'dense_layers': 0}.",
                 stacklevel=2,
             )
             return None

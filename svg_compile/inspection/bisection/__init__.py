@@ -52,8 +52,8 @@ def bisect(
 ) -> Bisection:
     """Measure what each layer's sparsity costs in one forward: `print(svg_compile.bisect(model, inputs))`.
 
-    inputs: the arguments of one forward: a tensor, a tuple or list, or a dict of keywords. Take them from a step that runs sparse: late
-    timesteps are easier than early ones.
+    inputs: the arguments of one forward: a tensor, a tuple or list, or a dict of keywords. Take them from a step that
+    runs sparse: late timesteps are easier than early ones.
     metric: "relative_l2", "psnr", or a function of (dense output, sparse output) that returns a number; a larger one is
     a larger error unless `higher_is_better`.
     options: the backend's. Only layers that they make sparse are looked at, so dense_layers=0 shows all. Of a density
