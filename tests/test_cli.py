@@ -182,9 +182,11 @@ def test_names_that_the_terminal_cannot_show_are_replaced(tmp_path: Path) -> Non
         + """
 def build():
     import torch
-    model = torch.nn.Module()
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return getattr(self, "\\u4e2d")(x)
+    model = Model()
     model.add_module("\\u4e2d", ToyVideoDiT(layers=1))
-    model.forward = lambda x: getattr(model, "\\u4e2d")(x)
     return model, (latents(),), {}
 """
     )

@@ -111,7 +111,7 @@ def test_results_are_bit_identical_and_forwards_of_other_models_stay_out() -> No
     assert all(torch.equal(a, b) and torch.equal(b, c) for a, b, c in zip(before, inside, after))
     assert all(torch.equal(a, b) for a, b in zip(other_before, other_inside))
     assert [(e.step, e.dense) for e in recording.entries] == [(0, True), (1, True), (2, False), (3, False)]
-    assert not svg_compile.runtime.dispatcher._observers
+    assert not svg_compile.runtime.observers._observers
 
 
 def test_in_inference_mode_and_with_an_error_in_the_block_what_was_seen_is_kept(traced: None) -> None:

@@ -63,8 +63,13 @@ def test_a_refusal_names_its_reason_its_line_and_a_remedy(reason: Reason) -> Non
 
 
 def test_gradients() -> None:
+    """What is compiled with gradients is refused; `explain` says what inference would do, and that it was assumed."""
     with torch.enable_grad():
-        assert_named(svg_compile.explain(Model(sdpa), video(), options={"min_tokens": 1}), Reason.GRADIENT)
+        report = svg_compile.explain(Model(sdpa), video(), options={"min_tokens": 1})
+        assert any("gradients are on here" in note for note in report.notes)
+        torch._dynamo.reset()
+        with pytest.warns(UserWarning, match="an operand needs gradients"):
+            torch.compile(Model(sdpa), backend="svg", options={"min_tokens": 1, "dense_layers": 0})(video())
 
 
 def test_higher_order() -> None:
