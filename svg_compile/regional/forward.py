@@ -17,7 +17,7 @@ class Forward:
     markers: by the path of the module of each attention, None where a warning said why the blocks stay dense.
     sparse: the paths of the model's attentions that have a grid, in the order in which they run.
     ran: whether a graph that was compiled of a marked block ran in it.
-    moment: what the runtime has read of the timestep so far.
+    steps: what the runtime has found of the forward's step, by the length of a run that no schedule knows.
     """
 
     model: Any
@@ -25,7 +25,7 @@ class Forward:
     sparse: tuple[str, ...]
     timestep: Any
     ran: bool = False
-    moment: Any = None
+    steps: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -42,23 +42,22 @@ def current_strand() -> Any:
 
 @dataclass
 class Chain:
-    """Where a chain of forwards stands. source: a weak reference to the schedule that it followed last."""
+    """Where a chain of forwards stands. source: a weak reference to the schedule that it followed last.
+
+    settled: whether it followed it beyond a first timestep, which several runs may have.
+    """
 
     counter: StepCounter = field(default_factory=StepCounter)
     source: Any = None
+    settled: bool = False
 
     def copy(self) -> Chain:
         """A chain that goes on from here by itself."""
-        return Chain(self.counter.copy(), self.source)
+        return Chain(self.counter.copy(), self.source, self.settled)
 
     def goes_on_with(self, value: float) -> bool:
-        """Whether a timestep is the chain's next one, or the one of its last forward where that was counted: guidance
-        calls twice, and so does a second-order scheduler in its last step. At step 0 it may as well be a warm-up's.
-        """
-        if self.counter.value is None:
-            return False
-        again = value == self.counter.value and self.source is None and self.counter.step > 0
-        return value < self.counter.value or again
+        """Whether a timestep is that of the chain's step, or of its next one."""
+        return self.counter.value is not None and value <= self.counter.value
 
     def follows(self, schedule: Any) -> bool:
         """Whether the chain's last forward was of this schedule."""
@@ -83,8 +82,13 @@ class Chains:
         self._strands: weakref.WeakKeyDictionary[Any, Chain] = weakref.WeakKeyDictionary()
         self._seen: dict[int, _Seen] = {}
 
-    def find(self, tensors: Sequence[Tensor], strand: Any, value: float) -> tuple[Chain, bool]:
-        """(the chain that a forward goes on with, whether a tensor says so); `keep` what it becomes."""
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was counted."""
+        return not self._strands and not self._seen
+
+    def find(self, tensors: Sequence[Tensor], strand: Any, value: float) -> Chain:
+        """The chain that a forward goes on with; `keep` what it becomes."""
         mine = self._strands.get(strand) or Chain()
         known = []
         for tensor in tensors[:_MOST_TENSORS]:
@@ -94,14 +98,14 @@ class Chains:
                 if not seen.shared:
                     known.append(seen)
         if not known:
-            return mine.copy(), False
+            return mine.copy()
         # What was passed least often is the most specific: a table that all requests share is passed by each.
         chain = min(known, key=lambda seen: seen.times).chain.copy()
         same = mine.counter.value == value and chain.counter.value is not None and chain.counter.value != value
         if same and mine.counter.step <= chain.counter.step:
             # The second call of a step, by guidance, with a tensor that others pass, too.
-            return mine.copy(), True
-        return chain, True
+            return mine.copy()
+        return chain
 
     def _forget(self, place: int, _: object) -> None:
         self._seen.pop(place, None)

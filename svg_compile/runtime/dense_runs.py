@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from svg_compile.config import SvgConfig
+from svg_compile.runtime.counting import current_strand
 from svg_compile.runtime.steps import Decision
 
 _MOST_RUNS = 4
@@ -23,14 +25,25 @@ class _Run:
 
 
 class DenseRuns:
-    """Watches the forwards of one model, of which `note` is told each."""
+    """Watches the forwards of one model, in each thread or task by itself: call `note` for each."""
+
+    def __init__(self) -> None:
+        self._strands: WeakKeyDictionary[Any, _InTurn] = WeakKeyDictionary()
+
+    def note(self, decision: Decision, config: SvgConfig, part: Any) -> str | None:
+        """A warning if a run has ended dense. part: what tells the graphs of one forward apart."""
+        return self._strands.setdefault(current_strand(), _InTurn()).note(decision, config, part)
+
+
+class _InTurn:
+    """The runs of one strand, one after the other."""
 
     def __init__(self) -> None:
         self._runs: OrderedDict[int, _Run] = OrderedDict()
         self._dense_forwards = 0
 
     def note(self, decision: Decision, config: SvgConfig, part: Any) -> str | None:
-        """A warning if a run has ended dense. part: what tells the graphs of one forward apart."""
+        """`DenseRuns.note` of one strand."""
         position = decision.position
         if position is None or config.always_sparse:
             return None
@@ -65,7 +78,7 @@ class DenseRuns:
 def _all_asked(config: SvgConfig, total: int) -> str:
     return (
         f"svg: all {total} steps of the run were dense, so nothing was gained: dense_steps={config.dense_steps} "
-        f"leaves the first {config.dense_until(total)} dense. Set it lower for runs as short as this."
+        f"leaves the first {config.dense_until(total)} dense. Set it lower for runs as short as this; 0 leaves none."
     )
 
 

@@ -109,33 +109,31 @@ class Dispatcher:
         """Find the step of a forward, count it, and choose the variant."""
         # A graph of a whole model may hold blocks that were compiled one by one before: their numbers are not its own.
         regions, layer = region_of(parameters[0] if self.marked and parameters else None)
-        tensors: Sequence[Tensor] = ()
-        if self.timestep is not None:
-            moment = Moment(self.timestep.of(inputs))
-            tensors = [v for place, v in enumerate(inputs) if isinstance(v, Tensor) and place not in self._not_tensors]
-        else:
-            moment = self._moment_of_model(regions)
         context, config = binding.context, self.config
-        position, source = context.find_step(binding.schedules, moment, tensors, config.num_inference_steps)
+        position, source = self._step(inputs, binding, None if regions is None else under_way(regions))
         if position is None and (config.staged or not config.always_sparse):
             context.warn(_UNKNOWN)
         first = layer is not None and layer < config.dense_layers
         early = position is not None and position.step < config.dense_until(position.total)
         decision = Decision(position, self.dense is not None and (first or early), source)
         if self.dense is not None and (warning := context.dense_runs.note(decision, config, id(binding))) is not None:
-            context.warn(warning)
+            context.warn(warning, "dense runs")
         return decision
 
-    @staticmethod
-    def _moment_of_model(regions: Any) -> Moment:
-        """The timestep of the whole model's forward around a block, read once for all blocks."""
-        forward = None if regions is None else under_way(regions)
+    def _step(self, inputs: Sequence[Any], binding: Binding, forward: Any) -> tuple[Position | None, str]:
+        """(the step, what it was found by). forward: that of the whole model, if the graph is a block of one."""
+        find, total = binding.context.find_step, self.config.num_inference_steps
+        if self.timestep is not None:
+            moment = Moment(self.timestep.of(inputs))
+            tensors = [v for place, v in enumerate(inputs) if isinstance(v, Tensor) and place not in self._not_tensors]
+            return find(binding.schedules, moment, tensors, total)
         if forward is None:
-            return Moment(None)
-        if forward.moment is None:
-            forward.moment = Moment(forward.timestep)
-        moment: Moment = forward.moment
-        return moment
+            return find(binding.schedules, Moment(None), (), total)
+        # Once for all blocks: schedules move on meanwhile, in other threads.
+        if total not in forward.steps:
+            forward.steps[total] = find(binding.schedules, Moment(forward.timestep), (), total)
+        found: tuple[Position | None, str] = forward.steps[total]
+        return found
 
 
 def parameter_places(graph_module: fx.GraphModule) -> tuple[int, ...]:

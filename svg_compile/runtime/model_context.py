@@ -8,7 +8,6 @@ do, since models may share some.
 
 from __future__ import annotations
 
-import re
 import threading
 import warnings
 import weakref
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from svg_compile.runtime.counting import Chains, current_strand
 from svg_compile.runtime.dense_runs import DenseRuns
-from svg_compile.runtime.scheduler_steps import VALUE, VIEW, Claim
+from svg_compile.runtime.scheduler_steps import FOLLOWS, VALUE, VIEW, Claim
 from svg_compile.runtime.sparse_variant import KeptPlans
 from svg_compile.runtime.steps import Position
 from svg_compile.runtime.timestep import Moment
@@ -64,6 +63,8 @@ class ModelContext:
         self._warned: set[str] = set()
         # By strand: the state in which each schedule was when a forward was not of it; and the run that was last.
         self._passed: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
+        # Of each schedule: the timesteps of its run, and the strands that follow it.
+        self._followers: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
         self._last: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
         self._lock = threading.RLock()
 
@@ -77,11 +78,11 @@ class ModelContext:
         strand = current_strand()
         with self._lock:
             found = self._claimed(schedules, moment, strand)
-            chain, by_tensor = None, False
+            chain = None
             if moment.was_read or (found is None and moment.known):
                 assert moment.value is not None
-                chain, by_tensor = self.chains.find(tensors, strand, moment.value)
-            if found is not None and chain is not None and self._is_counted(*found, chain, by_tensor, moment, strand):
+                chain = self.chains.find(tensors, strand, moment.value)
+            if found is not None and chain is not None and self._is_counted(*found, chain, moment, strand):
                 found = None
             if found is not None:
                 return self._follow(*found, chain, moment, tensors, strand)
@@ -96,10 +97,14 @@ class ModelContext:
                 self.warn(_RISING)
             return Position(step, total, chain.counter.run, exact=False), "timestep"
 
-    def warn(self, message: str) -> None:
-        """Warn once of each kind for this model."""
-        # Counts in a message change from forward to forward; they make no other kind of it.
-        kind = re.sub(r"\d+", "", message)[:40]
+    @property
+    def fresh(self) -> bool:
+        """Whether no forward was seen."""
+        return not self._last and self.chains.empty
+
+    def warn(self, message: str, kind: str | None = None) -> None:
+        """Warn once of each kind, by default of each message, for this model."""
+        kind = message if kind is None else kind
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=4)
@@ -119,31 +124,54 @@ class ModelContext:
                 continue
             if claim.index is None:
                 self._passed.setdefault(strand, WeakKeyDictionary())[schedule] = claim.state
+                self._followers.get(schedule, (None, set()))[1].discard(strand)
                 continue
+            if claim.index == 0 and claim.sure <= VIEW:
+                # A first timestep may be that of several runs: whose it is not is let go at the next one.
+                self._add_follower(schedule, claim, strand)
             rank = (claim.sure, last is not None and last[0]() is schedule)
             if best is None or rank > best[0]:
                 best = rank, schedule, claim
         return None if best is None else best[1:]
 
-    def _is_counted(
-        self, schedule: Schedule, claim: Claim, chain: Any, by_tensor: bool, moment: Moment, strand: Any
-    ) -> bool:
+    def _is_counted(self, schedule: Schedule, claim: Claim, chain: Any, moment: Moment, strand: Any) -> bool:
         """Whether a forward whose timestep is a schedule's by coincidence goes on with a chain that is not of it."""
-        if claim.sure >= VIEW or chain.follows(schedule) or not chain.goes_on_with(moment.value):
+        if claim.sure >= VIEW or not chain.goes_on_with(moment.value):
             return False
+        begun = claim.state[1] is not None
+        if chain.follows(schedule) and (chain.settled or claim.sure > FOLLOWS or begun):
+            return False
+        if claim.index == 0 and moment.value == chain.counter.value:
+            return False
+        if strand not in self._strands_of(schedule, claim, strand):
+            return True
         # The scheduler has not moved since it let a forward of this strand pass: it stands still, after a run that was
         # broken off.
-        passed: Any = self._passed.get(strand, {})
-        stands = passed.get(schedule) == claim.state
-        return stands or (by_tensor and chain.source is None and claim.sure <= VALUE)
+        if self._passed.get(strand, {}).get(schedule) == claim.state:
+            return True
+        free = chain.source is None or not chain.settled
+        return free and claim.sure <= VALUE and moment.value != chain.counter.value
+
+    def _add_follower(self, schedule: Schedule, claim: Claim, strand: Any) -> None:
+        timesteps, strands = self._followers.get(schedule, (None, weakref.WeakSet()))
+        strands = strands if timesteps == claim.state[0] else weakref.WeakSet()
+        strands.add(strand)
+        self._followers[schedule] = (claim.state[0], strands)
+
+    def _strands_of(self, schedule: Schedule, claim: Claim, default: Any) -> Any:
+        """The strands that have followed a schedule's run since it began; the default where none has."""
+        timesteps, strands = self._followers.get(schedule, (None, None))
+        return strands if timesteps == claim.state[0] and strands else (default,)
 
     def _follow(
         self, schedule: Schedule, claim: Claim, chain: Any, moment: Moment, tensors: Sequence[Tensor], strand: Any
     ) -> tuple[Position, str]:
         position = schedule.accept(claim)
+        if claim.sure <= VIEW:
+            self._add_follower(schedule, claim, strand)
         if chain is not None:
             chain.counter.count(moment.value)
-            chain.source = weakref.ref(schedule)
+            chain.source, chain.settled = weakref.ref(schedule), claim.index != 0 or claim.sure >= VIEW
             self.chains.keep(tensors, strand, chain)
         elif self._last.get(strand, (None, None))[1] != position.run:
             self.chains.break_off(strand)
@@ -232,6 +260,9 @@ class Registry:
             found = self.bindings[key] = Binding(context or ModelContext())
             # An id is another parameter's after this one's death.
             self._deaths[key] = [weakref.ref(parameter, self._forget(key)) for parameter in parameters]
+        elif context is not None and context.fresh and model is not None:
+            # It is named only now, and was counted as these parameters before.
+            self.models[model] = found.context
         elif context is not None:
             found.context = context
         found.schedules = tuple(s for s in self.schedules if any(map(holds, s.models())))
