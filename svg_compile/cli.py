@@ -218,9 +218,8 @@ def _tried(target: str, call: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         raise SvgError(
-            f"{target} cannot be traced: {described(error).rstrip('.')}. Do its inputs fit it? Where its code reads values, add "
-            "--weights. "
-            "`svg-compile --traceback explain ...` shows where it fails."
+            f"{target} cannot be traced: {described(error).rstrip('.')}. Do its inputs fit it? Where its code reads "
+            "values, add --weights. `svg-compile --traceback explain ...` shows where it fails."
         ) from error
 
 
