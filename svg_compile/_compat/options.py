@@ -23,11 +23,11 @@ def keep_own_options(options: Mapping[str, Any] | None) -> None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
-    kwargs: dict[str, Any] = getattr(frame.f_locals.get("self"), "kwargs", {}) if frame is not None else {}
+    kwargs: Any = getattr(frame.f_locals.get("self"), "kwargs", {}) if frame is not None else {}
     if options is not None and kwargs.get("options") is options:
         # Custom passes and the like are compared by identity, so only containers are copied in depth.
         deep = (list, tuple, dict)
-        kept = dict(options)
+        kept: Any = options
         kwargs["options"] = {
             key: copy.deepcopy(value) if isinstance(value, deep) else value for key, value in kept.items()
         }

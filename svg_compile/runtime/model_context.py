@@ -147,7 +147,8 @@ class ModelContext:
             return True
         # The scheduler has not moved since it let a forward of this strand pass: it stands still, after a run that was
         # broken off.
-        if self._passed.get(strand, {}).get(schedule) == claim.state:
+        passed: Any = self._passed.get(strand, {})
+        if passed.get(schedule) == claim.state:
             return True
         free = chain.source is None or not chain.settled
         return free and claim.sure <= VALUE and moment.value != chain.counter.value
