@@ -23,6 +23,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for, settled
 from svg_compile.kernels.plan import plan_from_errors, plan_from_kinds
@@ -123,7 +124,7 @@ def _(out, *rest):  # type: ignore[no-untyped-def]
     return None
 
 
-@torch.library.triton_op("svg::profile_and_fit", mutates_args=())
+@triton_op("svg::profile_and_fit")
 def profile_and_fit(
     query: Tensor,
     key: Tensor,
@@ -163,7 +164,7 @@ def profile_and_fit(
     return profile_and_fit(query, key, value, key_mask, *grid, *options, when, previous, previous_fit)
 
 
-@torch.library.triton_op("svg::repair_", mutates_args=("out",))
+@triton_op("svg::repair_", mutates_args=("out",))
 def repair_(
     out: Tensor,
     exact: Tensor,

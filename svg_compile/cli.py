@@ -189,7 +189,7 @@ def _load(
 
     try:
         options, replaced = values(option), values(settings)
-        # Wrong ones are told before anything is built.
+        # Wrong options raise before anything is built.
         split_options(options)
     except SvgError as error:
         raise usage(error) from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+def triton_op(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
     """`torch.library.triton_op` without its warning, at each registration, that Triton is not installed.
 
     A machine without a GPU needs no Triton: the operators' CPU path does not use it.
@@ -23,7 +23,7 @@ def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
         if importlib.util.find_spec("triton") is None:
             logger.setLevel(logging.ERROR)
         try:
-            return torch.library.triton_op(name, function, mutates_args=())
+            return torch.library.triton_op(name, function, mutates_args=mutates_args)
         finally:
             logger.setLevel(level)
 

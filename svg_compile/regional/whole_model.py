@@ -276,7 +276,7 @@ def note_run() -> None:
 
 
 def refused_under_way() -> bool:
-    """Whether a model runs in this thread of which a warning has said why its blocks are told nothing."""
+    """Whether a model runs in this thread whose blocks get no grid, for a reason that a warning has given."""
     forward = under_way()
     return forward is not None and forward.markers is None
 
