@@ -46,7 +46,9 @@ class SvgConfig:
         "profile at each n-th sparse step and keep the heads' kinds and repairs in between, never across runs",
     )
     repair: bool = option(
-        True, "mend what the mask leaves out, by a linear map fitted on the sampled rows of each head"
+        True,
+        "mend what the mask leaves out: a linear map for each head, fitted on the sampled rows and left off where it "
+        "does not help on rows left out of the fit. False gives the bare sparse attention",
     )
     layout: VideoLayout | None = option(
         None,

@@ -393,20 +393,21 @@ def test_denoising_refuses_misuse(built: list[fx.GraphModule]) -> None:
 
 @pytest.mark.parametrize("how", ["attach", "denoising"])
 def test_with_inductor_the_dense_steps_are_inductors(how: str) -> None:
-    x, times = latents(), [torch.tensor([t]) for t in (800.0, 800.0, 800.0)]
-    dense = torch.compile(TimedDiT(), backend="inductor")(x, times[0])
-    torch._dynamo.reset()
-    sparse = compiled(TimedDiT(), dense_steps=0)(x, times[0])
-    torch._dynamo.reset()
+    x = latents()
     model = compiled(TimedDiT())
     pipe = toy_pipe(transformer=model)
     pipe.scheduler.set_timesteps(3)
+    times = [t.reshape(1) for t in pipe.scheduler.timesteps]
+    dense = [torch.compile(TimedDiT(), backend="inductor")(x, t) for t in times]
+    torch._dynamo.reset()
+    sparse = compiled(TimedDiT(), dense_steps=0)(x, times[2])
+    torch._dynamo.reset()
     out = []
     with svg_compile.attach(pipe) if how == "attach" else svg_compile.denoising(model, steps=3) as tie:  # type: ignore[arg-type]
         for t in times:
             out.append(model(x, t))
             pipe.scheduler.step() if how == "attach" else tie.advance()  # type: ignore[union-attr]
-    assert [torch.equal(o, dense) for o in out] == [True, True, False]
+    assert [torch.equal(*pair) for pair in zip(out, dense, strict=True)] == [True, True, False]
     assert torch.equal(out[2], sparse)
 
 

@@ -73,11 +73,13 @@ def test_the_ends_are_the_dense_and_the_sparse_model(name: str, dtype: torch.dty
         for key, value in case.inputs(2, case.grid).items()
     }
     seen: list[tuple[Any, Any]] = []
-    svg_compile.bisect(model, given, options=OPTIONS, metric=lambda *pair: float(seen.append(pair) or len(seen)))
+    # Repaired, these small models are within bfloat16's rounding of dense.
+    options = {**OPTIONS, "repair": False}
+    svg_compile.bisect(model, given, options=options, metric=lambda *pair: float(seen.append(pair) or len(seen)))
     assert len(seen) == 2 * 2 + 2
     dense, sparse = models.output(seen[0][0]), models.output(seen[1][1])
     assert torch.equal(dense, models.output(model(**given)))
-    compiled = torch.compile(model, backend="svg", options={**OPTIONS, "dense_steps": 0, "strict": True})
+    compiled = torch.compile(model, backend="svg", options={**options, "dense_steps": 0, "strict": True})
     expected = models.output(compiled(**given))
     tolerance = 1e-4 if dtype is torch.float32 else 3e-2
     assert bisection.relative_l2(expected, sparse) < tolerance

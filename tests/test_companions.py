@@ -69,12 +69,12 @@ PAB = dict(
 ROWS: tuple[tuple[str, Callable[[Any], None], bool, bool], ...] = (
     ("LoRA", lora, True, True),
     ("TaylorSeer", cache("TaylorSeerCacheConfig"), True, True),
-    ("Pyramid Attention Broadcast", cache("PyramidAttentionBroadcastConfig", **PAB), True, False),
-    ("FirstBlockCache", cache("FirstBlockCacheConfig", threshold=0.2), False, False),
+    ("Pyramid Attention Broadcast", cache("PyramidAttentionBroadcastConfig", **PAB), True, True),
+    ("FirstBlockCache", cache("FirstBlockCacheConfig", threshold=0.2), True, True),
     ("MagCache", cache("MagCacheConfig", num_inference_steps=STEPS, mag_ratios=torch.ones(STEPS)), False, False),
     ("layerwise casting", layerwise_casting, False, False),
     ("group offload", group_offload, False, False),
-    ("model CPU offload", model_offload, True, False),
+    ("model CPU offload", model_offload, True, True),
     ("sequential CPU offload", sequential_offload, False, False),
 )
 

@@ -124,8 +124,12 @@ def test_numbers_that_became_constants_are_known_by_the_names_of_their_arguments
 
 def test_a_trace_is_forgotten_and_its_breaks_are_read() -> None:
     before = dict(torch._dynamo.utils.counters)
-    with dynamo.leaving_no_trace() as breaks:
-        in_backend(Broken(), latents(), look=lambda _: None)
+
+    def backend(graph_module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        return graph_module.forward
+
+    with dynamo.leaving_no_trace(backend) as breaks:
+        dynamo.isolated_compile(Broken(), backend)(latents())
         assert len(breaks()) >= 1
     assert dict(torch._dynamo.utils.counters) == before
     # Compiled anew after it: nothing of it is kept.

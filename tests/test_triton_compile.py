@@ -137,7 +137,6 @@ def test_small_kernels_compile(arch: str) -> None:
     kernels = (
         (triton_prepare.head_order_fwd_kernel, {"plan": "*i32", "order": "*i32"}, {"BLOCK": 64}),
         (triton_prepare.hidden_range_fwd_kernel, {"key_mask": "*i1", "hidden": "*i32"}, {"BLOCK": 4096}),
-        (triton_fit.inverse_fwd_kernel, {"matrices": "*fp64", "inverse": "*fp64"}, {"BLOCK": 64}),
         (triton_fit.sampled_rows_fwd_kernel, {**PLAN_POINTERS, "rows": "*fp32"}, PLAN_CONSTANTS),
         (triton_repair.exact_rows_fwd_kernel, {**REPAIR_POINTERS, "sampled": "*i64"}, EXACT_CONSTANTS),
         *((triton_decide.profile_plan_fwd_kernel, PLAN_POINTERS, PLAN_CONSTANTS | stages) for stages in PLAN_STAGES),
@@ -151,9 +150,21 @@ def test_small_kernels_compile(arch: str) -> None:
 def test_the_repair_compiles_without_spills(arch: str, head_dim: int) -> None:
     parts = split_channels(head_dim, head_dim)
     constants = {"VALUE_DIM": head_dim, "VALUE_LOW": parts["VALUE_LOW"], "VALUE_HIGH": parts["VALUE_HIGH"]}
-    constants |= {"INNER": triton_repair._INNER, "BLOCK_M": triton_repair._ROWS, "stride_d": 1}
-    kernel, tile = triton_repair.repair_fwd_kernel, TileConfig(16, 16, 4, 3)
+    tile = triton_repair.repair_tile(head_dim)
+    constants |= {"INNER": tile.block_n, "BLOCK_M": tile.block_m, "stride_d": 1}
+    kernel = triton_repair.repair_fwd_kernel
     check_resources(compiled(kernel, arch, torch.bfloat16, REPAIR_POINTERS, constants, tile), arch)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_the_inverse_compiles_without_spills(arch: str, block: int) -> None:
+    """A matrix has at most as many rows as are sampled: 64, unless an option asks for more."""
+    pointers = {"matrices": "*fp64", "inverse": "*fp64"}
+    tile = TileConfig(16, 16, triton_fit.inverse_warps(block), 2)
+    check_resources(
+        compiled(triton_fit.inverse_fwd_kernel, arch, torch.bfloat16, pointers, {"BLOCK": block}, tile), arch
+    )
 
 
 def test_head_dims_are_split_into_powers_of_two() -> None:

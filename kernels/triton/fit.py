@@ -65,6 +65,11 @@ def inverse_fwd_kernel(matrices, inverse, size, BLOCK: tl.constexpr):
     tl.store(inverse + offset, values, mask=there)
 
 
+def inverse_warps(block: int) -> int:
+    """Warps of a program that holds a float64 matrix [block, block] in its registers."""
+    return min(16, max(4, block // 8))
+
+
 def inverses(matrices: Tensor, most: int) -> Tensor:
     """Inverses of positive definite matrices float64 [..., S, S]; S <= most, which is a constant where S is none."""
     inverse = torch.empty_like(matrices, memory_format=torch.contiguous_format)
@@ -72,7 +77,7 @@ def inverses(matrices: Tensor, most: int) -> Tensor:
     count = matrices.numel() // (size * size)
     block = max(16, triton.next_power_of_2(most))
     launcher(inverse_fwd_kernel)[(count,)](
-        matrices.contiguous(), inverse, size, BLOCK=block, num_warps=min(16, max(4, block // 16))
+        matrices.contiguous(), inverse, size, BLOCK=block, num_warps=inverse_warps(block)
     )
     return inverse
 

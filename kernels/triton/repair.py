@@ -17,10 +17,16 @@ import triton.language as tl
 from torch import Tensor
 
 from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.triton.configs import TileConfig
 from svg_compile.kernels.triton.launch import cdiv, launcher, split_channels
 from svg_compile.kernels.triton.tiles import load_rows, store_rows
 
-_ROWS, _INNER = 32, 32
+
+def repair_tile(channels: int) -> TileConfig:
+    """Rows and inner channels of a program, and its warps: what holds the products in registers without spills."""
+    if channels <= 64:
+        return TileConfig(32, 32, 4, 3)
+    return TileConfig(32, 32, 8, 3) if channels <= 128 else TileConfig(32, 16, 8, 3)
 
 
 @triton.jit
@@ -115,10 +121,12 @@ def repair_(
     video, video_start = frames * height * width, text_len if text_first else 0
     mapped = (fit != 0).flatten(2).any(-1).flatten().to(torch.int32)
     parts = split_channels(channels, channels)
-    row_tiles = cdiv(video, _ROWS)
+    tile = repair_tile(channels)
+    row_tiles = cdiv(video, tile.block_m)
     launcher(repair_fwd_kernel)[(batch * heads * row_tiles,)](
         out, fit.contiguous(), mapped, *out.stride(), heads, video, video_start, row_tiles,
-        VALUE_DIM=channels, VALUE_LOW=parts["VALUE_LOW"], VALUE_HIGH=parts["VALUE_HIGH"], INNER=_INNER, BLOCK_M=_ROWS,
+        VALUE_DIM=channels, VALUE_LOW=parts["VALUE_LOW"], VALUE_HIGH=parts["VALUE_HIGH"],
+        INNER=tile.block_n, BLOCK_M=tile.block_m, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     sampled = sampled_video_token(torch.arange(count, device=out.device), count, video)
     row_tiles = cdiv(count, 16)

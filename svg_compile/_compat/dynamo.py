@@ -345,3 +345,24 @@ def guard_absent_hooks() -> None:
     compiled to without.
     """
     torch._dynamo.config.skip_nnmodule_hook_guards = False
+
+
+def no_graph_of_its_own(function: Callable[..., Any]) -> None:
+    """Run a Python function as it is where a compiled callable has no graph around it; within a graph Dynamo still
+    traces it.
+
+    A hook of a module that is compiled whole is called beside its graph, and Dynamo would compile a frame for each.
+    """
+    from torch._dynamo.eval_frame import skip_code
+
+    skip_code(function.__code__)
+
+
+def in_compiled_call() -> bool:
+    """Whether Dynamo watches the calls of this thread now: a compiled callable runs, and no function that it leaves out.
+
+    Call it where nothing is traced, from a frame that Dynamo leaves alone.
+    """
+    from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+    return callable(get_eval_frame_callback())

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svg_compile._compat.dynamo import in_compiled_call
 from svg_compile.passes.grid_marker import Marker, carriers
 
 
@@ -67,8 +68,9 @@ class Mark(_LeftOutOfPickles):
 class ModelHook(_LeftOutOfPickles):
     """A hook of the model itself: calls `outside(number, whole, *what the hook is given)`, outside of any graph.
 
-    Where Dynamo traces the model it does nothing, so that the graph is the same without it; but where the model's own
-    hooks break its graph anyway (`in_pieces(number)`), it breaks it once more, and `whole` is True.
+    whole: the model is called by a compiled callable. Where Dynamo has the model's graph in hand the hook does nothing,
+    so that the graph is the same without it; but where the model's own hooks break that graph anyway
+    (`in_pieces(number)`), it breaks it once more.
     """
 
     def __init__(self, number: int, outside: Callable[..., None], in_pieces: Callable[[int], bool]) -> None:
@@ -78,6 +80,6 @@ class ModelHook(_LeftOutOfPickles):
 
     def __call__(self, *given: Any) -> None:
         if not torch.compiler.is_compiling():
-            self.outside(self.number, False, *given)
+            self.outside(self.number, in_compiled_call(), *given)
         elif self.in_pieces(self.number):
             self.outside(self.number, True, *given)

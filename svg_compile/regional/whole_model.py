@@ -27,7 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from svg_compile._compat.dynamo import at_recompile_limit, forget_compiled, guard_absent_hooks
+from svg_compile._compat.dynamo import (
+    at_recompile_limit,
+    forget_compiled,
+    guard_absent_hooks,
+    in_compiled_call,
+    no_graph_of_its_own,
+)
 from svg_compile._compat.modules import uncompiled
 from svg_compile.errors import WrappedForward
 from svg_compile.passes.grid_marker import Marker, marker_of
@@ -60,6 +66,8 @@ class Regions:
         # Two threads may make the first call of a kind at once.
         self._lock = threading.RLock()
         self._model = weakref.ref(model)
+        for function in (ModelHook.__call__, in_compiled_call):
+            no_graph_of_its_own(function)
         number = next(_NUMBERS)
         _BY_NUMBER[number] = self
         before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
@@ -80,11 +88,11 @@ class Regions:
         return model is not None and bool(self.holders) and hides_grid(model)
 
     def before(self, whole: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward begins. whole: all of the model is compiled, in pieces."""
+        """A forward begins. whole: a compiled callable runs it."""
         model = self._model()
         if model is None or not self.holders:
             return
-        blocks = dict(compiled_blocks(model)) or (dict(_repeated_blocks(model)) if whole else {})
+        blocks = dict(compiled_blocks(model)) or (dict(_repeated_blocks(model)) if whole and self.in_pieces() else {})
         if not blocks:
             return
         arguments = arguments_of(model, args, kwargs)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _Tensors = tuple[Tensor, ...]
 # Forwards of one step whose plans are kept: guidance makes two or three. Calls beyond profile anew.
 _MOST_CALLS = 8
+# The step of a profile that no step is near enough to.
+_NEVER = -(2**62)
 
 
 @dataclass
@@ -59,6 +61,11 @@ class KeptPlans:
         elif call == len(self.profiled) < _MOST_CALLS:
             self.profiled.append((self.step, plans))
 
+    def release(self, call: int) -> None:
+        """Let go of what a forward kept: the run's last step has used it."""
+        if call < len(self.profiled):
+            self.profiled[call] = (_NEVER, ())
+
 
 class SparseGraph:
     """A compiled sparse graph; call it with the graph's own inputs and what is known of the step."""
@@ -80,7 +87,10 @@ class SparseGraph:
         due = kept.due(call, self.config.profile_every)
         previous = self.ports.inputs[1:] if due else kept.profiled[call][1]
         outputs, plans, errors, fits = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))
-        if due:
+        if position.step + 1 >= position.total:
+            # Fits of a large model take 100 MB and more.
+            kept.release(call)
+        elif due:
             # On a GPU the outputs may be a captured graph's memory, which its next replay overwrites.
             keep = (part if part.device.type == "cpu" else part.clone() for part in (*plans, *fits))
             kept.keep(call, tuple(keep))
