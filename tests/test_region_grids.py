@@ -41,8 +41,8 @@ def whole(grid: tuple[int, int, int]) -> Tensor:
     return torch.compile(ToyVideoDiT(3), backend="svg", dynamic=False, options=options)(latents(1, *grid))
 
 
-# Left to itself, Dynamo makes a graph for each number that is the first to change: of the grid, then of the sequence. And
-# one more for the first block, whose input is a view: where a size is symbolic it guards the view's base.
+# Left to itself, Dynamo makes a graph for each number that is the first to change: of the grid, then of the sequence.
+# And one more for the first block, whose input is a view: where a size is symbolic it guards the view's base.
 @pytest.mark.parametrize(("dynamic", "most"), [(True, 2), (None, 7)])
 def test_one_graph_serves_any_number_of_grids(dynamic: bool | None, most: int, built: list[str]) -> None:
     model = blocks(Blocks(), dynamic)

@@ -359,7 +359,7 @@ def no_graph_of_its_own(function: Callable[..., Any]) -> None:
 
 
 def in_compiled_call() -> bool:
-    """Whether Dynamo watches the calls of this thread now: a compiled callable runs, and no function that it leaves out.
+    """Whether Dynamo watches this thread's calls now: a compiled callable runs, and no function that it leaves out.
 
     Call it where nothing is traced, from a frame that Dynamo leaves alone.
     """
