@@ -79,18 +79,25 @@ def marker_of(sites: Sequence[Site]) -> Marker:
     return Marker(";".join(texts), tuple(sizes))
 
 
+def entries_of(marker: Marker) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """(text, its own sizes) of each attention of a marker's module; no sizes for one that is refused."""
+    found, sizes = [], list(marker.sizes)
+    for text in marker.text.removeprefix(OF_BLOCK).split(";"):
+        count = {_GRID: 3, _FIRST: 4, _LAST: 4}.get(text, 0)
+        found.append((text, tuple(sizes[:count])))
+        del sizes[:count]
+    return tuple(found)
+
+
 def grids_of(marker: Marker) -> tuple[Grid | Reason, ...]:
     """What a marker says of each attention of its module."""
     found: list[Grid | Reason] = []
-    sizes = list(marker.sizes)
-    for entry in marker.text.split(";"):
-        if entry not in (_GRID, _FIRST, _LAST):
-            found.append(Reason[entry])
+    for text, sizes in entries_of(marker):
+        if not sizes:
+            found.append(Reason[text])
             continue
-        frames, height, width = sizes[:3]
-        text_len = 0 if entry == _GRID else sizes[3]
-        del sizes[: 3 if entry == _GRID else 4]
-        found.append(Grid(frames, height, width, text_len, entry == _FIRST))
+        frames, height, width, *text_len = sizes
+        found.append(Grid(frames, height, width, text_len[0] if text_len else 0, text == _FIRST))
     return tuple(found)
 
 

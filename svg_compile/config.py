@@ -50,6 +50,11 @@ class SvgConfig:
         "mend what the mask leaves out: a linear map for each head, fitted on the sampled rows and left off where it "
         "does not help on rows left out of the fit. False gives the bare sparse attention",
     )
+    eager_attention: bool = option(
+        True,
+        "attention that runs as plain Python in a module whose grid is proven (hooks at every layer, caches that "
+        "switch compiling off) is compiled by itself and runs sparse. False leaves it dense",
+    )
     layout: VideoLayout | None = option(
         None,
         "the grid, where the graph does not show it: `(frames, height, width)` in tokens, with what the sequence "
@@ -279,6 +284,7 @@ _CHECKS: dict[str, Any] = {
     "sampled_rows": _integer(1),
     "profile_every": _integer(1),
     "repair": _flag,
+    "eager_attention": _flag,
     "layout": _grid,
     "block": _block,
     "min_tokens": _integer(0),

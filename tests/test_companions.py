@@ -52,6 +52,13 @@ def group_offload(model: Any) -> None:
     model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
 
 
+def block_offload(model: Any) -> None:
+    cpu = torch.device("cpu")
+    model.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
+    )
+
+
 def model_offload(model: Any) -> None:
     pytest.importorskip("accelerate").cpu_offload_with_hook(model, execution_device=torch.device("cpu"))
 
@@ -71,11 +78,12 @@ ROWS: tuple[tuple[str, Callable[[Any], None], bool, bool], ...] = (
     ("TaylorSeer", cache("TaylorSeerCacheConfig"), True, True),
     ("Pyramid Attention Broadcast", cache("PyramidAttentionBroadcastConfig", **PAB), True, True),
     ("FirstBlockCache", cache("FirstBlockCacheConfig", threshold=0.2), True, True),
-    ("MagCache", cache("MagCacheConfig", num_inference_steps=STEPS, mag_ratios=torch.ones(STEPS)), False, False),
-    ("layerwise casting", layerwise_casting, False, False),
-    ("group offload", group_offload, False, False),
+    ("MagCache", cache("MagCacheConfig", num_inference_steps=STEPS, mag_ratios=torch.ones(STEPS)), True, True),
+    ("layerwise casting", layerwise_casting, True, True),
+    ("group offload, block level", block_offload, True, True),
+    ("group offload, leaf level", group_offload, True, True),
     ("model CPU offload", model_offload, True, True),
-    ("sequential CPU offload", sequential_offload, False, False),
+    ("sequential CPU offload", sequential_offload, True, True),
 )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import svg_compile
-from svg_compile._compat import dynamo, graphs, sizes, versions
+from svg_compile._compat import compiled, dynamo, graphs, sizes, traces, versions
 from toy import ToyVideoDiT, latents
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,8 +128,8 @@ def test_a_trace_is_forgotten_and_its_breaks_are_read() -> None:
     def backend(graph_module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
         return graph_module.forward
 
-    with dynamo.leaving_no_trace(backend) as breaks:
-        dynamo.isolated_compile(Broken(), backend)(latents())
+    with traces.leaving_no_trace(backend) as breaks:
+        compiled.isolated_compile(Broken(), backend)(latents())
         assert len(breaks()) >= 1
     assert dict(torch._dynamo.utils.counters) == before
     # Compiled anew after it: nothing of it is kept.

@@ -36,9 +36,16 @@ REASONS = {
     "spatial": {Reason.UNKNOWN_GRID, Reason.NOT_VIDEO},
     "temporal": {Reason.UNKNOWN_GRID, Reason.NOT_VIDEO},
 }
+# Each takes half a minute of Inductor: the large families here, their relatives among the slow tests.
 COMPILED = (
-    *("wan", "wan_ti2v", "wan_vace", "skyreels_v2", "hunyuan_video", "cogvideox_5b", "cogvideox_1_5", "ltx_video"),
-    *("allegro", "easyanimate", "wan_animate", "motif_video"),
+    *("wan", "hunyuan_video", "cogvideox_5b", "ltx_video"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            *("wan_ti2v", "wan_vace", "wan_animate", "skyreels_v2", "cogvideox_1_5"),
+            *("allegro", "easyanimate", "motif_video"),
+        )
+    ),
 )
 # One graph of the forward holds every attention, and the grid with it.
 WHOLE = [case for case in models.CASES if case.fullgraph and case.grid_in_graph and not case.per_sample]

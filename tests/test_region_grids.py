@@ -59,7 +59,8 @@ def test_one_graph_serves_any_number_of_grids(dynamic: bool | None, most: int, b
 
 
 def test_where_dynamo_stops_compiling_a_warning_says_what_helps(built: list[str]) -> None:
-    model = blocks(Blocks(), False)
+    # Else their attention goes on, compiled by itself.
+    model = blocks(Blocks(), False, eager_attention=False)
     with (  # noqa: PT031 (which of the calls warns is Dynamo's affair)
         torch._dynamo.config.patch(recompile_limit=3),
         svg_compile.denoising(model, steps=1),

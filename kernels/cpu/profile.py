@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from svg_compile.kernels.cpu.autocast import without_autocast
 from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import HeadKind, VideoLayout
@@ -43,7 +44,7 @@ def profile_heads(
 
 @torch.no_grad()
 # Of a caller that runs eagerly under autocast: scores in bfloat16 would decide near-ties otherwise.
-@torch.autocast("cpu", enabled=False)
+@without_autocast
 def sampled_outputs(
     query: Tensor,
     key: Tensor,

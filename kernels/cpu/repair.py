@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from svg_compile.kernels.cpu.autocast import without_autocast
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import VideoLayout
 
@@ -15,7 +16,7 @@ _MOST_HALF = torch.finfo(torch.float16).max
 
 @torch.no_grad()
 # Of a caller that runs eagerly under autocast: the product is one of float32.
-@torch.autocast("cpu", enabled=False)
+@without_autocast
 def repair_(out: Tensor, exact: Tensor, fit: Tensor, layout: VideoLayout) -> Tensor:
     """Repair the video rows of `out` [B, H, N, D] in place, in heads whose fit is not 0; text rows stay as they are.
 

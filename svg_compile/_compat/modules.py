@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 # The name under which the wrapper holds the module: it stands in the paths of parameters and modules.
 WRAPPER = "_orig_mod"
@@ -24,3 +26,21 @@ def uncompiled(model: Any) -> Any:
 def has_child(module: nn.Module, name: str) -> bool:
     """Whether a module holds another one directly under a name."""
     return name in module._modules
+
+
+def add_end_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """`module.register_forward_hook(hook, always_call=True)` under one number for all modules.
+
+    Dynamo guards the number of a hook that is always called, so numbers of their own would make it compile modules of
+    one class one by one.
+    """
+    handle = RemovableHandle(
+        module._forward_hooks, extra_dict=[module._forward_hooks_with_kwargs, module._forward_hooks_always_called]
+    )
+    handle.id = _END_HOOK.setdefault("number", handle.id)
+    module._forward_hooks[handle.id] = hook
+    module._forward_hooks_always_called[handle.id] = True
+    return handle
+
+
+_END_HOOK: dict[str, int] = {}

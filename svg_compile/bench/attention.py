@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from svg_compile._compat.dynamo import recompile_limit
+from svg_compile._compat.compiled import recompile_limit
 from svg_compile.bench import work
 from svg_compile.bench.machine import clocks, machine
 from svg_compile.bench.peers import BANDS, DENSE, Problem, Unavailable, peer

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from svg_compile._compat.dynamo import isolated_compile, leaving_no_trace
+from svg_compile._compat.compiled import isolated_compile
 from svg_compile._compat.fake_values import READS_VALUE, LostWrite, ValueMode
 from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.modules import uncompiled
+from svg_compile._compat.traces import leaving_no_trace
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import Site
 from svg_compile.errors import NeedsData, SvgError
@@ -86,7 +87,7 @@ def trace(
 
     values: whether Python code of the model may read a tensor's values (an input's, a weight's); others are unknown.
     """
-    if os.environ.get("TORCHDYNAMO_DISABLE") == "1" or torch.compiler.is_compiling():
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1" or torch.compiler.is_dynamo_compiling():
         raise SvgError(
             "explain needs Dynamo to trace: unset TORCHDYNAMO_DISABLE, and call it outside of torch.compile."
         )

@@ -7,7 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor, nn
+
 from svg_compile.passes.grid_marker import Marker
+
+
+@dataclass(frozen=True)
+class Attending:
+    """An attention that runs as plain Python, in a graph of its own: its model, its module's path and first parameter,
+    and its number among the model's sparse attentions.
+    """
+
+    model: nn.Module
+    layer: str
+    parameter: Tensor | None
+    number: int
 
 
 @dataclass
@@ -17,6 +31,8 @@ class Forward:
     markers: by the path of the module of each attention, None where a warning said why the blocks stay dense.
     sparse: the paths of the model's attentions that have a grid, in the order in which they run.
     ran: whether a graph that was compiled of a marked block ran in it.
+    attending: the attention whose graph is called now, where it is none of a block.
+    dense: why attentions that ran as plain Python stayed dense, by the paths of their modules.
     steps: what the runtime has found of the forward's step, by the length of a run that no schedule knows.
     """
 
@@ -25,6 +41,8 @@ class Forward:
     sparse: tuple[str, ...]
     timestep: Any
     ran: bool = False
+    attending: Attending | None = None
+    dense: dict[str, str] = field(default_factory=dict)
     steps: dict[int, Any] = field(default_factory=dict)
 
 
@@ -50,3 +68,9 @@ def leave(model: Any) -> None:
 def under_way(model: Any = None) -> Forward | None:
     """The innermost forward under way in this thread; of one model where that is given."""
     return next((each for each in reversed(_HERE.forwards) if model is None or each.model is model), None)
+
+
+def attending() -> Attending | None:
+    """The attention of the forward under way in this thread whose graph is called by itself."""
+    forward = under_way()
+    return None if forward is None else forward.attending

@@ -2,7 +2,8 @@
 
 `ModelHook` stands on the model and sees each of its forwards; `Mark` on the module of each attention, where it puts a
 marker (`svg_compile.passes.grid_marker`) into the graph that Dynamo traces. What a forward tells its attentions is of
-the thread that it runs in: forwards of one model in several threads do not see each other's.
+the thread that it runs in: forwards of one model in several threads do not see each other's. Whether Dynamo traces is
+asked by `is_dynamo_compiling`, since `is_compiling` is also true while another thread compiles.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from svg_compile._compat.dynamo import in_compiled_call
+from svg_compile._compat.compiled import compile_call, let_dynamo_watch
 from svg_compile.passes.grid_marker import Marker, carriers
 
 
@@ -24,6 +26,9 @@ class _Here(threading.local):
 
     text: str | None = None
     sizes: tuple[Tensor, ...] = ()
+    beside: Callable[[tuple[Tensor, ...]], AbstractContextManager[object] | None] | None = None
+    entered: AbstractContextManager[object] | None = None
+    watching: Any = None
 
 
 class _LeftOutOfPickles:
@@ -33,14 +38,20 @@ class _LeftOutOfPickles:
 
 
 class Mark(_LeftOutOfPickles):
-    """The forward pre-hook of one attention's module. It marks only what Dynamo traces."""
+    """The forward pre-hook of one attention's module.
+
+    It marks what Dynamo traces. Where the module runs as plain Python, it runs within what `beside` gives.
+    """
 
     def __init__(self) -> None:
         self.here = _Here()
         self._carriers: dict[Any, tuple[Tensor, ...]] = {}
 
-    def tell(self, marker: Marker | None, device: torch.device) -> None:
+    def tell(self, marker: Marker | None, device: torch.device, beside: Any = None) -> None:
         """Set what this thread's forward under way tells the attention; None tells nothing."""
+        # A forward that was broken off (Ctrl-C runs no hooks) has left it.
+        self.leave()
+        self.here.beside = beside
         if marker is None:
             self.here.text = None
             return
@@ -50,7 +61,15 @@ class Mark(_LeftOutOfPickles):
         self.here.text, self.here.sizes = marker.text, self._carriers[key]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
+            here = self.here
+            if here.text is not None and here.beside is not None:
+                here.watching = let_dynamo_watch(None)
+                here.entered = here.beside(here.sizes)
+                if here.entered is None:
+                    let_dynamo_watch(here.watching)
+                else:
+                    here.entered.__enter__()
             return None
         text = self.here.text
         if text is None:
@@ -64,13 +83,31 @@ class Mark(_LeftOutOfPickles):
                 return args, {**kwargs, name: torch.ops.svg.mark(value, text, sizes)}
         return None
 
+    def leave(self) -> bool:
+        """End what the module ran within; returns whether it was in anything."""
+        entered, self.here.entered = self.here.entered, None
+        if entered is not None:
+            entered.__exit__(None, None, None)
+        return entered is not None
+
+
+class MarkEnd(_LeftOutOfPickles):
+    """The forward hook that ends what a `Mark` began where its module ran as plain Python."""
+
+    def __init__(self, mark: Mark) -> None:
+        self.mark = mark
+
+    def __call__(self, *given: Any) -> None:
+        if not torch.compiler.is_dynamo_compiling() and self.mark.leave():
+            let_dynamo_watch(self.mark.here.watching)
+
 
 class ModelHook(_LeftOutOfPickles):
-    """A hook of the model itself: calls `outside(number, whole, *what the hook is given)`, outside of any graph.
+    """A hook of the model itself: calls `outside(number, whole, call, *what the hook is given)`, outside of any graph.
 
-    whole: the model is called by a compiled callable. Where Dynamo has the model's graph in hand the hook does nothing,
-    so that the graph is the same without it; but where the model's own hooks break that graph anyway
-    (`in_pieces(number)`), it breaks it once more.
+    whole: whether a compiled callable calls the model; call: how that was compiled, None where it is not known. Where
+    Dynamo has the model's graph in hand the hook does nothing, so that the graph is the same without it; but where the
+    model's own hooks break that graph anyway (`in_pieces(number)`), it breaks it once more.
     """
 
     def __init__(self, number: int, outside: Callable[..., None], in_pieces: Callable[[int], bool]) -> None:
@@ -79,7 +116,12 @@ class ModelHook(_LeftOutOfPickles):
         self.in_pieces = in_pieces
 
     def __call__(self, *given: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self.outside(self.number, in_compiled_call(), *given)
+        if not torch.compiler.is_dynamo_compiling():
+            watching = let_dynamo_watch(None)
+            try:
+                call = compile_call(watching)
+                self.outside(self.number, call is not None, call, *given)
+            finally:
+                let_dynamo_watch(watching)
         elif self.in_pieces(self.number):
-            self.outside(self.number, True, *given)
+            self.outside(self.number, True, None, *given)

@@ -20,6 +20,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -27,19 +28,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from svg_compile._compat.dynamo import (
+from svg_compile._compat.compiled import (
+    CompileCall,
     at_recompile_limit,
+    compile_call_of,
     forget_compiled,
     guard_absent_hooks,
-    in_compiled_call,
+    let_dynamo_watch,
     no_graph_of_its_own,
 )
-from svg_compile._compat.modules import uncompiled
+from svg_compile._compat.graphs import is_fake
+from svg_compile._compat.modules import add_end_hook, uncompiled
+from svg_compile._compat.pytree import tree_leaves
 from svg_compile.errors import WrappedForward
 from svg_compile.passes.grid_marker import Marker, marker_of
 from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of, readable
-from svg_compile.regional.forward import Forward, enter, leave, under_way
-from svg_compile.regional.hooks import Mark, ModelHook
+from svg_compile.regional.forward import Attending, Forward, enter, leave, under_way
+from svg_compile.regional.hooks import Mark, MarkEnd, ModelHook
+from svg_compile.regional.plain_attention import Attend, PlainAttention, attention_by_itself, why_not_alone
 from svg_compile.regional.wrappers import hides_grid, why_not_in_parallel
 
 log = logging.getLogger(__name__)
@@ -66,8 +72,11 @@ class Regions:
         # Two threads may make the first call of a kind at once.
         self._lock = threading.RLock()
         self._model = weakref.ref(model)
-        for function in (ModelHook.__call__, in_compiled_call):
+        for function in (ModelHook.__call__, Mark.__call__, MarkEnd.__call__, Mark.leave, let_dynamo_watch):
             no_graph_of_its_own(function)
+        # Attentions that run as plain Python: the function that runs one, by how the model was compiled.
+        self._alone: dict[str, Attend | None] = {}
+        self._told: set[str] = set()
         number = next(_NUMBERS)
         _BY_NUMBER[number] = self
         before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
@@ -87,8 +96,8 @@ class Regions:
         model = self._model()
         return model is not None and bool(self.holders) and hides_grid(model)
 
-    def before(self, whole: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward begins. whole: a compiled callable runs it."""
+    def before(self, whole: bool, call: CompileCall | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward begins. whole: a compiled callable runs it, which was compiled by `call`."""
         model = self._model()
         if model is None or not self.holders:
             return
@@ -96,6 +105,9 @@ class Regions:
         if not blocks:
             return
         arguments = arguments_of(model, args, kwargs)
+        if any(isinstance(leaf, Tensor) and is_fake(leaf) for leaf in tree_leaves(arguments)):
+            # An export: nothing runs.
+            return
         with self._lock:
             kind = self._kind(model, blocks, arguments, args, kwargs)
             markers, sparse = ({}, ()) if kind is None else kind
@@ -103,9 +115,35 @@ class Regions:
                 if path not in self._marks:
                     self._mark(model, path, blocks)
         device = next((leaf.device for leaf in arguments.values() if isinstance(leaf, Tensor)), torch.device("cpu"))
+        if self._marks:
+            # Other models of the class may be compiled without marks; this one must not run what they run.
+            guard_absent_hooks()
+        forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"))
+        call = next((found for _, child in _compiled(model) if (found := compile_call_of(child))), call)
         for path, mark in list(self._marks.items()):
-            mark.tell(markers.get(path), device)
-        enter(Forward(self, None if kind is None else markers, sparse, arguments.get("timestep")))
+            marker = markers.get(path)
+            mark.tell(marker, device, None if marker is None else partial(self._beside, forward, call, path))
+        enter(forward)
+
+    def _beside(
+        self, forward: Forward, call: CompileCall | None, path: str, sizes: tuple[Tensor, ...]
+    ) -> PlainAttention | None:
+        """What a marked module runs within that runs as plain Python; None where its attention stays dense there."""
+        model, marker = self._model(), (forward.markers or {})[path]
+        if model is None or not marker.has_grid:
+            return None
+        why = "how it was compiled is not known" if call is None else why_not_alone(marker)
+        if why or call is None:
+            forward.dense[path] = why
+            return None
+        key = repr(call)
+        if key not in self._alone:
+            self._alone[key] = attention_by_itself(call)
+        attend, module = self._alone[key], model.get_submodule(path)
+        if attend is None:
+            return None
+        attending = Attending(model, path, next(module.parameters(), None), forward.sparse.index(path))
+        return PlainAttention(forward, attending, attend, marker, sizes)
 
     def end_forward(self) -> None:
         """This thread's forward is over: tell the blocks nothing more."""
@@ -117,7 +155,18 @@ class Regions:
         """A forward is over; finished: without an error."""
         forward, model = under_way(self), self._model()
         self.end_forward()
-        if forward is None or model is None or not finished or forward.ran or self._warned_of_limit:
+        if forward is None or model is None or not finished:
+            return
+        for path, why in forward.dense.items():
+            if why not in self._told:
+                self._told.add(why)
+                more = f" and {len(forward.dense) - 1} more" if len(forward.dense) > 1 else ""
+                warnings.warn(
+                    f"svg: the attention of {path}{more} ran as plain Python, in no compiled graph, and stayed dense: "
+                    f"{why}.",
+                    stacklevel=2,
+                )
+        if forward.ran or self._warned_of_limit:
             return
         if any(marker.has_grid for marker in (forward.markers or {}).values()):
             stuck = [path for path, block in compiled_blocks(model) if at_recompile_limit(block)]
@@ -216,9 +265,9 @@ class Regions:
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
-        self._handles.append(model.get_submodule(path).register_forward_pre_hook(mark, with_kwargs=True))
-        # Other models of its class may be compiled without marks from now on; it must not run what they run.
-        guard_absent_hooks()
+        module = model.get_submodule(path)
+        self._handles.append(module.register_forward_pre_hook(mark, with_kwargs=True))
+        self._handles.append(add_end_hook(module, MarkEnd(mark)))
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.
         for at, block in blocks.items():
             if _is_in(path, at):
@@ -233,14 +282,23 @@ _OF_MODEL: weakref.WeakKeyDictionary[nn.Module, Regions] = weakref.WeakKeyDictio
 
 
 @torch.compiler.disable
-def _before(number: int, whole: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(
+    number: int,
+    whole: bool,
+    call: CompileCall | None,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
     regions = _BY_NUMBER.get(number)
     if regions is not None:
-        regions.before(whole, args, kwargs)
+        regions.before(whole, call, args, kwargs)
 
 
 @torch.compiler.disable
-def _after(number: int, whole: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def _after(
+    number: int, whole: bool, call: CompileCall | None, model: nn.Module, args: tuple[Any, ...], output: Any
+) -> None:
     regions = _BY_NUMBER.get(number)
     if regions is not None:
         regions.after(output is not None)
@@ -311,13 +369,16 @@ def numbered(markers: Mapping[str, Marker]) -> Mapping[str, Marker]:
 
 
 def compiled_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of the outermost compiled modules inside a model."""
+    """(path, module) of the outermost compiled modules inside a model, without the wrapper of torch.compile."""
+    return ((path, uncompiled(block)) for path, block in _compiled(model))
+
+
+def _compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in model.named_children():
-        plain = uncompiled(child)
-        if plain is not child or child._compiled_call_impl is not None:
-            yield name, plain
+        if uncompiled(child) is not child or child._compiled_call_impl is not None:
+            yield name, child
         else:
-            for path, block in compiled_blocks(child):
+            for path, block in _compiled(child):
                 yield f"{name}.{path}", block
 
 

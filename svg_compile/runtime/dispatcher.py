@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer
 from svg_compile.config import SvgConfig
-from svg_compile.regional.forward import under_way
+from svg_compile.regional.forward import attending, under_way
 from svg_compile.regional.whole_model import note_run, region_of
 from svg_compile.runtime.model_context import (
     REGISTRY,
@@ -83,7 +83,11 @@ class Dispatcher:
     def __call__(self, *inputs: Any) -> Any:
         note_run()
         parameters = tuple(inputs[place] for place in self.parameters)
-        binding = REGISTRY.binding(parameters) if parameters else self._own
+        # The graph of an attention alone, which runs for all of a model's, has no parameters.
+        alone = attending() if self.marked and not parameters else None
+        binding = self._own if alone is None else REGISTRY.binding_of(alone.model, alone.number)
+        if parameters:
+            binding = REGISTRY.binding(parameters)
         # No option needs the step; but who looks on may be shown it where a schedule gives it.
         asks = self._asks or (watched() and binding.schedules)
         decision = self.decide(inputs, parameters, binding) if asks else NOT_ASKED
@@ -93,11 +97,14 @@ class Dispatcher:
             outputs = self.dense(*inputs)
         else:
             position, keeps = decision.position, bool(self.sparse.ports.shapes)
-            kept = binding.kept(self.sparse, position.run) if keeps and position is not None else KeptPlans()
+            kept = binding.kept(self.sparse.ports, position.run) if keeps and position is not None else KeptPlans()
             outputs, plans, errors = self.sparse(inputs, decision, kept)
         if watched() or log.isEnabledFor(logging.DEBUG):
             ports, first = self.sparse.ports, parameters[0] if parameters else None
-            publish(Forward(decision, first, ports.layers, plans, errors, ports.grids))
+            layers = ports.layers
+            if alone is not None:
+                first, layers = alone.parameter, (alone.layer,) * len(layers)
+            publish(Forward(decision, first, layers, plans, errors, ports.grids))
         return outputs
 
     @property
@@ -108,9 +115,13 @@ class Dispatcher:
     def decide(self, inputs: Sequence[Any], parameters: tuple[Tensor, ...], binding: Binding) -> Decision:
         """Find the step of a forward, count it, and choose the variant."""
         # A graph of a whole model may hold blocks that were compiled one by one before: their numbers are not its own.
+        alone = attending() if self.marked and not parameters else None
         regions, layer = region_of(parameters[0] if self.marked and parameters else None)
         context, config = binding.context, self.config
-        position, source = self._step(inputs, binding, None if regions is None else under_way(regions))
+        forward = None if regions is None else under_way(regions)
+        if alone is not None:
+            forward, layer = under_way(), alone.number
+        position, source = self._step(inputs, binding, forward)
         if position is None and (config.staged or not config.always_sparse):
             context.warn(_UNKNOWN)
         first = layer is not None and layer < config.dense_layers

@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from svg_compile.runtime.scheduler_steps import FOLLOWS, VALUE, VIEW, Claim
 from svg_compile.runtime.sparse_variant import KeptPlans
 from svg_compile.runtime.steps import Position
 from svg_compile.runtime.timestep import Moment
+
+if TYPE_CHECKING:
+    from svg_compile.passes.expose_plans import PlanPorts
 
 # Runs of one model that are under way at once, of which plans are kept.
 _MOST_RUNS = 16
@@ -142,7 +145,8 @@ class ModelContext:
         if chain.follows(schedule) and (chain.settled or claim.sure > FOLLOWS or begun):
             return False
         if claim.index == 0 and moment.value == chain.counter.value:
-            return False
+            # A first timestep of no known form may be anything: it is no reason to leave a run amid a step.
+            return claim.sure <= FOLLOWS and chain.counter.step > 0
         if strand not in self._strands_of(schedule, claim, strand):
             return True
         # The scheduler has not moved since it let a forward of this strand pass: it stands still, after a run that was
@@ -151,7 +155,13 @@ class ModelContext:
         if passed.get(schedule) == claim.state:
             return True
         free = chain.source is None or not chain.settled
-        return free and claim.sure <= VALUE and moment.value != chain.counter.value
+        # A first timestep, found as it is, rather begins a run than to be the next one of a run that nobody knows.
+        begins = claim.index == 0 and claim.sure == VALUE
+        counted = free and claim.sure <= VALUE and moment.value != chain.counter.value and not begins
+        if counted:
+            # So are the other forwards of the step.
+            self._passed.setdefault(strand, WeakKeyDictionary())[schedule] = claim.state
+        return bool(counted)
 
     def _add_follower(self, schedule: Schedule, claim: Claim, strand: Any) -> None:
         timesteps, strands = self._followers.get(schedule, (None, weakref.WeakSet()))
@@ -187,19 +197,22 @@ class Binding:
         self.context = context
         self.schedules = schedules
         self.generation = -1
-        # By graph, and gone with it; then by run, since several may be under way.
-        self._kept: WeakKeyDictionary[Any, OrderedDict[int, KeptPlans]] = WeakKeyDictionary()
+        # By run, since several may be under way; then by what a graph's plans are of.
+        self._kept: OrderedDict[int, dict[Any, KeptPlans]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def kept(self, graph: Any, run: int) -> KeptPlans:
-        """The plans that a run keeps of a graph."""
+    def kept(self, ports: PlanPorts, run: int) -> KeptPlans:
+        """The plans that a run keeps of a graph with these ports.
+
+        Not of the graph itself: Dynamo may hold several for the same inputs (threads compile at once), and which of
+        them serves a call changes.
+        """
         with self._lock:
-            runs = self._kept.setdefault(graph, OrderedDict())
-            plans = runs.setdefault(run, KeptPlans())
-            runs.move_to_end(run)
-            while len(runs) > _MOST_RUNS:
-                runs.popitem(last=False)
-            return plans
+            plans = self._kept.setdefault(run, {})
+            self._kept.move_to_end(run)
+            while len(self._kept) > _MOST_RUNS:
+                self._kept.popitem(last=False)
+            return plans.setdefault((ports.layers, ports.grids, ports.shapes, ports.fits), KeptPlans())
 
 
 class Registry:
@@ -210,6 +223,7 @@ class Registry:
         self.bindings: dict[tuple[int, ...], Binding] = {}
         self.models: WeakKeyDictionary[nn.Module, ModelContext] = WeakKeyDictionary()
         self._named: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._layers: WeakKeyDictionary[nn.Module, dict[int, Binding]] = WeakKeyDictionary()
         self._deaths: dict[tuple[int, ...], list[Any]] = {}
         self._generation = 0
         self._lock = threading.RLock()
@@ -243,6 +257,17 @@ class Registry:
             with self._lock:
                 found = self._bind(key, parameters)
         return found
+
+    def binding_of(self, model: nn.Module, layer: int) -> Binding:
+        """What is known of a model, for the graph of one of its attentions alone, by the number of its layer."""
+        with self._lock:
+            layers = self._layers.setdefault(model, {})
+            found = layers.setdefault(layer, Binding(self.models.setdefault(model, ModelContext())))
+            if found.generation != self._generation:
+                found.context = self.models[model]
+                found.schedules = tuple(s for s in self.schedules if any(model is other for other in s.models()))
+                found.generation = self._generation
+            return found
 
     def _bind(self, key: tuple[int, ...], parameters: tuple[Tensor, ...]) -> Binding:
         found, ids = self.bindings.get(key), set(key)

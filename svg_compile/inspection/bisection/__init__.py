@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg_compile._compat.dynamo import leaving_no_trace
 from svg_compile._compat.pytree import tree_leaves, tree_map
+from svg_compile._compat.traces import leaving_no_trace
 from svg_compile.errors import NothingRewritten, SvgError
 from svg_compile.inspection.bisection.report import Bisection, LayerCost, ranked
 from svg_compile.inspection.bisection.switched_model import SwitchedModel

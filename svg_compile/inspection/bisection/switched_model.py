@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from svg_compile._compat.dynamo import isolated_compile
+from svg_compile._compat.compiled import isolated_compile
 from svg_compile._compat.graphs import SDPA, copy_graph_module
 from svg_compile._compat.modules import uncompiled
 from svg_compile.config import split_options

@@ -1,0 +1,111 @@
+"""Tracing by Dynamo that leaves nothing behind: no compiled code, no counters, no random numbers drawn twice."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def leaving_no_trace(backend: Any) -> Iterator[Callable[[], list[tuple[str, list[Any]]]]]:
+    """Let Dynamo trace for `backend` in the block, and forget it at its end: what others compiled stays.
+
+    Tracing happens whatever stance or switch is set, and rewinds no random numbers. Yields a function that returns the
+    graph breaks so far, each its reason and the frames of the user's code, and then those that left no frames.
+    """
+    from torch._dynamo import config, convert_frame, eval_frame
+    from torch._dynamo.utils import counters, graph_break_reasons
+
+    def breaks() -> list[tuple[str, list[Any]]]:
+        found = [(str(reason.reason), list(reason.user_stack)) for reason in graph_break_reasons[reasons:]]
+        before = counted.get("unimplemented", {})
+        return found + [(str(text), []) for text, n in counters["unimplemented"].items() if n > before.get(text, 0)]
+
+    known = convert_frame.input_codes
+    before, reasons = {id(seen()) for seen in known.seen}, len(graph_break_reasons)
+    counted = {name: dict(counter) for name, counter in counters.items()}
+    as_it_is = eval_frame._stance.stance == "default"
+    stance = contextlib.nullcontext() if as_it_is else torch.compiler.set_stance("default")
+    switch = config.patch(disable=False) if config.disable else contextlib.nullcontext()
+    try:
+        with stance, switch, random_numbers_go_on():
+            yield breaks
+    finally:
+        for seen in list(known.seen):
+            code = seen()
+            entries = [] if code is None else torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
+            ours = [entry for entry in entries if _backend_of(entry) is backend]
+            for entry in ours:
+                _drop_entry(entry)
+            if code is not None and id(code) not in before and len(ours) == len(entries):
+                # Code that nobody else has compiled is as good as new.
+                torch._C._dynamo.eval_frame.reset_code(code)
+                known.seen_ids.discard(id(code))
+                known.seen.remove(seen)
+        del graph_break_reasons[reasons:]
+        for name in list(counters):
+            counters[name].clear()
+            counters[name].update(counted.get(name, {}))
+            if name not in counted:
+                del counters[name]
+
+
+def _backend_of(entry: Any) -> Any:
+    """The backend that a cache entry was compiled by, without what torch.compile wraps around it."""
+    return getattr(entry.backend, "compiler_fn", entry.backend)
+
+
+_TRACING = threading.local()
+_PATCHES = threading.Lock()
+_patched: list[int] = [0]
+_ORIGINAL: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def random_numbers_go_on() -> Iterator[None]:
+    """Within it Dynamo, which rewinds the process' random numbers after each frame, does not in this thread.
+
+    Nothing that it traces draws any, and what other threads drew in the meantime they would draw once more.
+    """
+    owners = {"random.setstate": random, "torch.set_rng_state": torch.random, "torch.cuda.set_rng_state": torch.cuda}
+
+    def quiet(name: str) -> Callable[..., Any]:
+        def set_state(*args: Any, **kwargs: Any) -> Any:
+            module = str(sys._getframe(1).f_globals.get("__name__"))
+            if getattr(_TRACING, "depth", 0) and (name == "random.setstate" or module.startswith("torch._dynamo")):
+                return None
+            return _ORIGINAL[name](*args, **kwargs)
+
+        return set_state
+
+    with _PATCHES:
+        _patched[0] += 1
+        if _patched[0] == 1:
+            for name, owner in owners.items():
+                attribute = name.rpartition(".")[2]
+                _ORIGINAL[name] = getattr(owner, attribute)
+                setattr(owner, attribute, quiet(name))
+    _TRACING.depth = getattr(_TRACING, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _TRACING.depth -= 1
+        with _PATCHES:
+            _patched[0] -= 1
+            if not _patched[0]:
+                for name, owner in owners.items():
+                    setattr(owner, name.rpartition(".")[2], _ORIGINAL[name])
+
+
+def _drop_entry(entry: Any) -> None:
+    from torch._dynamo.guards import DeletedGuardManagerWrapper
+
+    state = entry.guard_manager.extra_state
+    if state is not None:
+        state.invalidate(entry, DeletedGuardManagerWrapper("svg_compile.explain is done with it"))

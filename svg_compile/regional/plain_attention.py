@@ -1,0 +1,84 @@
+"""Attention that runs as plain Python in a module whose grid is proven.
+
+Hooks at every layer (layerwise casting, leaf-level and sequential offloading), caches that switch compiling off in
+their forward (MagCache) and Dynamo's recompile limit leave no graph of the block that a marker could stand in. There
+the attention is compiled by itself: while the marked module runs, its calls of `scaled_dot_product_attention` go to
+one small compiled function, which marks the query with the grid; the passes, the schedule, plans and recordings are
+those of any other graph. The rest of the module runs as Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from svg_compile._compat.compiled import CompileCall
+from svg_compile._compat.graphs import SDPA
+from svg_compile.config import split_options
+from svg_compile.passes.grid_marker import OF_BLOCK, Marker, entries_of
+from svg_compile.regional.forward import Attending, Forward
+
+Attend = Callable[..., Tensor]
+
+
+def attention_by_itself(call: CompileCall) -> Attend | None:
+    """The function that runs one attention sparse, compiled as the model was; None where its options ask for none."""
+    config, _ = split_options(call.arguments.get("options"), call.arguments.get("mode"))
+    if config.always_dense or not config.eager_attention:
+        return None
+
+    def attend(text: str, sizes: Sequence[Tensor], query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        marked = torch.ops.svg.mark(query, text, sizes)
+        return torch.nn.functional.scaled_dot_product_attention(marked, *args, **kwargs)
+
+    # Code of its own has a recompile limit of its own.
+    attend.__code__ = attend.__code__.replace()
+    compile_: Any = torch.compile
+    compiled: Attend = compile_(attend, backend=call.backend, dynamic=call.dynamic, **call.arguments)
+    return compiled
+
+
+def why_not_alone(marker: Marker) -> str:
+    """Why the attentions of a module cannot be told apart by what each call shows; "" where they can."""
+    if marker.text.startswith(OF_BLOCK):
+        return "the block itself calls it, outside of a module of its own"
+    if len({entry for entry in entries_of(marker) if entry[1]}) > 1:
+        return "its module holds attentions of several grids"
+    return ""
+
+
+@dataclass
+class PlainAttention(TorchFunctionMode):
+    """While it is entered one marked module's attentions run sparse; Dynamo does not watch the module."""
+
+    forward: Forward
+    attending: Attending
+    attend: Attend
+    marker: Marker
+    sizes: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not SDPA:
+            return func(*args, **kwargs)
+        entries, self.calls = entries_of(self.marker), self.calls + 1
+        text, sizes = entries[self.calls - 1] if self.calls <= len(entries) else ("", ())
+        if not sizes:
+            return func(*args, **kwargs)
+        kwargs = dict(kwargs)
+        query, *args = args if args else (kwargs.pop("query"),)
+        self.forward.attending = self.attending
+        try:
+            # All of the module's grids are the same: the first numbers that its marker carries.
+            return self.attend(text, self.sizes[: len(sizes)], query, *args, **kwargs)
+        finally:
+            self.forward.attending = None
