@@ -18,7 +18,7 @@ no exact rows: they were those of another step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def _profile_and_fit_host(
         plan = plan_from_kinds(previous[..., 0], layout, density)
         exact = _nan(query, min(sampled_rows, layout.video), value.shape[3])
         return plan, _nan(query, 3), exact, kept_fit(previous_fit, previous, plan)
-    options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
+    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
     if engine == "reference":
         from svg_compile.kernels import reference_repair
 

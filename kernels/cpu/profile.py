@@ -36,8 +36,9 @@ def profile_heads(
 
     q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]. Scores, outputs and errors are computed in float32.
     """
-    options = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
-    outputs = sampled_outputs(query, key, value, layout, **options)
+    outputs = sampled_outputs(
+        query, key, value, layout, density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale
+    )
     errors = band_errors(outputs)
     return plan_from_errors(errors, layout, density), errors
 
