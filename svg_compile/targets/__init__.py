@@ -90,8 +90,8 @@ def _from_function(name: str) -> Target:
     if not callable(build):
         raise SvgError(f"{name} must be a function that returns (model, args, kwargs), got {type(build).__name__}.")
     made = _run(name, build)
-    forms = (callable, lambda args: isinstance(args, (tuple, list)), lambda kwargs: isinstance(kwargs, Mapping))
-    if not (isinstance(made, tuple) and len(made) == 3 and all(form(part) for form, part in zip(forms, made))):
+    is_target = isinstance(made, tuple) and len(made) == 3 and callable(made[0])
+    if not (is_target and isinstance(made[1], (tuple, list)) and isinstance(made[2], Mapping)):
         parts = ", ".join(type(part).__name__ for part in made) if isinstance(made, tuple) else ""
         got = f"({parts})" if isinstance(made, tuple) else type(made).__name__
         raise SvgError(
