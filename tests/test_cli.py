@@ -272,15 +272,16 @@ def test_values_are_json_where_they_can_be() -> None:
 TOYS = {case.build.args[0]: case for case in reversed(models.CASES) if isinstance(case.build, partial)}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_inputs_of_every_recipe_run(name: str) -> None:
+def test_the_inputs_of_every_recipe_run(name: str, dtype: torch.dtype) -> None:
     case = TOYS[name]
-    model = case.build()
+    model = case.build().to(dtype)
     patch = 1 if name in ("LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel") else 2
     frames = 2 * 3 if name == "CogVideoXTransformer3DModel" else 5
     size = Size(2, (frames, 7 * patch, 3 * patch), models.TEXT)
     with torch.no_grad():
-        out = models.output(model(**inputs_for(model, size, torch.float32)))
+        out = models.output(model(**inputs_for(model, size, dtype)))
     assert out.isfinite().all()
 
 

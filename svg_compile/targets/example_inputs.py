@@ -138,6 +138,8 @@ def _wan_vace(config: Any, size: Size, dtype: torch.dtype) -> dict[str, Any]:
 def _hunyuan15(config: Any, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     second = 256
     return {
+        # Its blocks compute in the timestep's dtype, which pipelines give the latents'.
+        "timestep": torch.full((size.batch,), 500, dtype=dtype),
         "encoder_hidden_states_2": _noise(size.batch, second, config.text_embed_2_dim, dtype=dtype, seed=3),
         "encoder_attention_mask_2": torch.ones(size.batch, second, dtype=torch.int64),
         # Text to video: an image of zeros.
@@ -264,7 +266,7 @@ RECIPES: dict[str, Recipe] = {
     "WanVACETransformer3DModel": Recipe((21, 60, 104), 512, _wan_vace),
     "SkyReelsV2Transformer3DModel": Recipe((25, 68, 120), 512, _wan),
     "HunyuanVideoTransformer3DModel": Recipe((33, 90, 160), 256),
-    "HunyuanVideo15Transformer3DModel": Recipe((31, 30, 52), 1000, _hunyuan15, float_time=True),
+    "HunyuanVideo15Transformer3DModel": Recipe((31, 30, 52), 1000, _hunyuan15),
     "CogVideoXTransformer3DModel": Recipe((13, 60, 90), 226, _cogvideox),
     "LTXVideoTransformer3DModel": Recipe((21, 16, 22), 128, _ltx, float_time=True),
     "LTX2VideoTransformer3DModel": Recipe((16, 16, 24), 1024, _ltx2, float_time=True),
