@@ -164,7 +164,7 @@ def _from_diffusers(name: str, request: Request) -> Target:
             model = cls(**config).eval()
     except Exception as error:
         raise SvgError(f"{name} cannot be built with these settings: {type(error).__name__}: {error}") from error
-    _cast(model, dtype)
+    cast(model, dtype)
     size = size_for(name, request.batch, request.latents, request.text)
     try:
         inputs = inputs_for(model, size, dtype)
@@ -178,7 +178,7 @@ def _from_diffusers(name: str, request: Request) -> Target:
     return Target(model, (), moved)
 
 
-def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """As `from_pretrained(torch_dtype=...)` does: modules that a class names stay in float32."""
     kept = getattr(model, "_keep_in_fp32_modules", None) or ()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
