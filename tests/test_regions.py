@@ -19,7 +19,7 @@ import models
 import pipelines
 import svg_compile
 from lowering import kind, watch
-from svg_compile.regional.whole_model import compiled_blocks
+from svg_compile.regional.blocks import compiled_blocks
 from svg_compile.runtime import dispatcher as schedule
 from toy import ToyVideoDiT, latents
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,3 +74,37 @@ def attending() -> Attending | None:
     """The attention of the forward under way in this thread whose graph is called by itself."""
     forward = under_way()
     return None if forward is None else forward.attending
+
+
+def note_run() -> None:
+    """A graph that was compiled of a marked block runs."""
+    forward = under_way()
+    if forward is not None:
+        forward.ran = True
+
+
+def refused_under_way() -> bool:
+    """Whether a model runs in this thread whose blocks get no grid, for a reason that a warning has given."""
+    forward = under_way()
+    return forward is not None and forward.markers is None
+
+
+def attached_under_way() -> bool:
+    """Whether a model runs whose compiled blocks are served: the whole of it was looked at already."""
+    return under_way() is not None
+
+
+def marks_under_way() -> bool:
+    """Whether a model runs in this thread of which at least one attention is marked."""
+    forward = under_way()
+    return forward is not None and any(marker.has_grid for marker in (forward.markers or {}).values())
+
+
+def numbered(markers: Mapping[str, Marker]) -> Mapping[str, Marker]:
+    """The markers of a graph with the numbers of their layers, where its paths are those of the model under way."""
+    forward = under_way()
+    sparse = () if forward is None else forward.sparse
+    return {
+        layer: replace(marker, number=sparse.index(layer) if layer in sparse else None)
+        for layer, marker in markers.items()
+    }

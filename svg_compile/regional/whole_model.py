@@ -13,13 +13,10 @@ offloading break its graph at every block, its blocks are served likewise.
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from itertools import count
 from typing import Any
@@ -38,21 +35,17 @@ from svg_compile._compat.compiled import (
     no_graph_of_its_own,
 )
 from svg_compile._compat.graphs import is_fake
-from svg_compile._compat.modules import add_end_hook, uncompiled
+from svg_compile._compat.modules import add_end_hook
 from svg_compile._compat.pytree import tree_leaves
-from svg_compile.errors import WrappedForward
-from svg_compile.passes.grid_marker import Marker, marker_of
-from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of, readable
+from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_in, repeated_blocks
+from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of
 from svg_compile.regional.forward import Attending, Forward, enter, leave, under_way
 from svg_compile.regional.hooks import Mark, MarkEnd, ModelHook
 from svg_compile.regional.plain_attention import Attend, PlainAttention, attention_by_itself, why_not_alone
-from svg_compile.regional.wrappers import hides_grid, why_not_in_parallel
+from svg_compile.regional.traced_grids import ModelGrids, trace_grids
+from svg_compile.regional.wrappers import hides_grid
 
-log = logging.getLogger(__name__)
-# Grids and dense layers are decided by the block's own options; here everything provable counts.
-_ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
 _MOST_CALLS = 32
-_Kind = tuple[Mapping[str, Marker], tuple[str, ...]]
 
 
 class Regions:
@@ -64,8 +57,8 @@ class Regions:
     def __init__(self, model: nn.Module) -> None:
         self.holders: set[int] = set()
         self._marks: dict[str, Mark] = {}
-        # By what decides the grids of a call: (the markers, the paths of sparse attentions); None after a warning.
-        self._known: dict[CallKey, _Kind | None] = {}
+        # By what decides the grids of a call; None after a warning.
+        self._known: dict[CallKey, ModelGrids | None] = {}
         self._facts = CallFacts()
         self._last: CallKey | None = None
         self._warned_of_limit = False
@@ -101,7 +94,7 @@ class Regions:
         model = self._model()
         if model is None or not self.holders:
             return
-        blocks = dict(compiled_blocks(model)) or (dict(_repeated_blocks(model)) if whole and self.in_pieces() else {})
+        blocks = dict(compiled_blocks(model)) or (dict(repeated_blocks(model)) if whole and self.in_pieces() else {})
         if not blocks:
             return
         arguments = arguments_of(model, args, kwargs)
@@ -110,7 +103,7 @@ class Regions:
             return
         with self._lock:
             kind = self._kind(model, blocks, arguments, args, kwargs)
-            markers, sparse = ({}, ()) if kind is None else kind
+            markers, sparse = ({}, ()) if kind is None else (kind.markers, kind.sparse)
             for path in markers:
                 if path not in self._marks:
                     self._mark(model, path, blocks)
@@ -119,7 +112,7 @@ class Regions:
             # Other models of the class may be compiled without marks; this one must not run what they run.
             guard_absent_hooks()
         forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"))
-        call = next((found for _, child in _compiled(model) if (found := compile_call_of(child))), call)
+        call = next((found for _, child in blocks_as_compiled(model) if (found := compile_call_of(child))), call)
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)
             mark.tell(marker, device, None if marker is None else partial(self._beside, forward, call, path))
@@ -186,7 +179,7 @@ class Regions:
         arguments: Mapping[str, Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> _Kind | None:
+    ) -> ModelGrids | None:
         """What holds for calls like this one, traced where no such call was made before."""
         key = self._facts.key(model, arguments)
         if self._last is not None and self._last.modules != key.modules:
@@ -195,9 +188,12 @@ class Regions:
             key = self._facts.key(model, arguments)
         if key not in self._known:
             before = None if self._last is None else self._known.get(self._last)
-            found = self._trace(model, blocks, arguments, args, kwargs)
+            found = trace_grids(model, blocks, arguments, args, kwargs)
+            if found is not None:
+                self._facts.reads_values |= found.reads_values
+                self._know(blocks, found.sparse)
             # If the previous trace marked nothing, equal markers prove nothing about attributes.
-            if self._last is not None and before is not None and before[0]:
+            if self._last is not None and before is not None and before.markers:
                 self._facts.learn(self._last, key, same=before == found)
             # The trace may have taught that there is more to look at, or less.
             key = self._facts.key(model, arguments)
@@ -207,61 +203,12 @@ class Regions:
         self._last = key
         return self._known[key]
 
-    def _trace(
-        self,
-        model: nn.Module,
-        blocks: Mapping[str, nn.Module],
-        arguments: Mapping[str, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> _Kind | None:
-        """The marker of each module with a sparse attention, for calls of these shapes; None where the model cannot be
-        traced, which a warning says.
-        """
-        from svg_compile.inspection.tracing import trace
-
-        name, start = type(model).__name__, time.perf_counter()
-        log.info("tracing %s for the token grids of its %d compiled blocks", name, len(blocks))
-        try:
-            traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
-            if traced.stopped is not None:
-                raise traced.stopped
-            if (why := why_not_in_parallel(model, traced.report.sites)) is not None:
-                raise WrappedForward(why)
-        except Exception as error:
-            log.debug("tracing the whole model failed", exc_info=True)
-            why = f"{type(error).__name__}: {error}".partition("\n")[0]
-            warnings.warn(
-                f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not "
-                "known and their attention stays dense. Compile the whole model instead, or, where the tokens are in "
-                "raster order, pass options={'layout': (frames, height, width), 'dense_layers': 0}.",
-                stacklevel=2,
-            )
-            return None
-        report = traced.report
-        log.info("traced %s in %.1f s", name, time.perf_counter() - start)
-        self._facts.reads_values |= bool(report.breaks)
-        sparse = tuple(site.layer for site in report.sites if site.rewritten)
+    def _know(self, blocks: Mapping[str, nn.Module], sparse: tuple[str, ...]) -> None:
+        """Note which parameters are of which block, and the number of its first sparse layer."""
         for path, block in blocks.items():
-            mine = [number for number, layer in enumerate(sparse) if _is_in(layer, path)]
+            mine = [number for number, layer in enumerate(sparse) if is_in(layer, path)]
             for parameter in block.parameters() if mine else ():
                 _REGIONS[parameter] = (weakref.ref(self), mine[0])
-        inside = {layer for layer in sparse if any(_is_in(layer, path) for path in blocks)}
-        log.info("%d attentions of %s are marked for its blocks", len(inside), name)
-        markers = {layer: marker_of([site for site in report.sites if site.layer == layer]) for layer in inside}
-        for path in inside & set(blocks):
-            # A block's own hooks run outside of its graph: the modules in it carry its marker.
-            of_block = markers.pop(path).of_block()
-            names = (f"{path}.{child}" for child, _ in blocks[path].named_children())
-            carriers = [child for child in names if child not in inside]
-            markers |= dict.fromkeys(carriers, of_block)
-            if not carriers:
-                warnings.warn(
-                    f"svg: the block {path} calls attention itself and holds no module without attention that could "
-                    "carry its grid, so its attention stays dense. Compile the whole model instead.",
-                    stacklevel=2,
-                )
-        return markers, sparse
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
@@ -270,7 +217,7 @@ class Regions:
         self._handles.append(add_end_hook(module, MarkEnd(mark)))
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.
         for at, block in blocks.items():
-            if _is_in(path, at):
+            if is_in(path, at):
                 forget_compiled(block)
 
 
@@ -332,66 +279,3 @@ def region_of(parameter: Tensor | None) -> tuple[Regions | None, int | None]:
     """(regions, number of the layer) of the block that a parameter belongs to; (None, None) for a whole model's."""
     found = None if parameter is None else _REGIONS.get(parameter)
     return (None, None) if found is None else (found[0](), found[1])
-
-
-def note_run() -> None:
-    """A graph that was compiled of a marked block runs."""
-    forward = under_way()
-    if forward is not None:
-        forward.ran = True
-
-
-def refused_under_way() -> bool:
-    """Whether a model runs in this thread whose blocks get no grid, for a reason that a warning has given."""
-    forward = under_way()
-    return forward is not None and forward.markers is None
-
-
-def attached_under_way() -> bool:
-    """Whether a model runs whose compiled blocks are served: the whole of it was looked at already."""
-    return under_way() is not None
-
-
-def marks_under_way() -> bool:
-    """Whether a model runs in this thread of which at least one attention is marked."""
-    forward = under_way()
-    return forward is not None and any(marker.has_grid for marker in (forward.markers or {}).values())
-
-
-def numbered(markers: Mapping[str, Marker]) -> Mapping[str, Marker]:
-    """The markers of a graph with the numbers of their layers, where its paths are those of the model under way."""
-    forward = under_way()
-    sparse = () if forward is None else forward.sparse
-    return {
-        layer: replace(marker, number=sparse.index(layer) if layer in sparse else None)
-        for layer, marker in markers.items()
-    }
-
-
-def compiled_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of the outermost compiled modules inside a model, without the wrapper of torch.compile."""
-    return ((path, uncompiled(block)) for path, block in _compiled(model))
-
-
-def _compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in model.named_children():
-        if uncompiled(child) is not child or child._compiled_call_impl is not None:
-            yield name, child
-        else:
-            for path, block in _compiled(child):
-                yield f"{name}.{path}", block
-
-
-def _repeated_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of the elements of the outermost lists of modules inside a model."""
-    for name, child in model.named_children():
-        if isinstance(child, nn.ModuleList):
-            yield from ((f"{name}.{place}", block) for place, block in child.named_children())
-        else:
-            for path, block in _repeated_blocks(child):
-                yield f"{name}.{path}", block
-
-
-def _is_in(layer: str, block: str) -> bool:
-    """Whether a layer is a block itself, or a module inside of it."""
-    return layer == block or layer.startswith(f"{block}.")

@@ -16,8 +16,8 @@ from torch.nn import Parameter
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer
 from svg_compile.config import SvgConfig
-from svg_compile.regional.forward import attending, under_way
-from svg_compile.regional.whole_model import note_run, region_of
+from svg_compile.regional.forward import attending, note_run, under_way
+from svg_compile.regional.whole_model import region_of
 from svg_compile.runtime.model_context import (
     REGISTRY,
     Binding,

@@ -1,0 +1,87 @@
+"""The grids of a model's attentions, from one trace of the whole of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from svg_compile.errors import WrappedForward
+from svg_compile.passes.grid_marker import Marker, marker_of
+from svg_compile.regional.blocks import is_in
+from svg_compile.regional.call_guards import readable
+from svg_compile.regional.wrappers import why_not_in_parallel
+
+log = logging.getLogger(__name__)
+# Grids and dense layers are decided by the block's own options; here everything provable counts.
+_ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
+
+
+@dataclass(frozen=True)
+class ModelGrids:
+    """What holds for one kind of calls of a model.
+
+    markers: by the path of the module that is marked. sparse: the paths of the attentions that have a grid, in the
+    order in which they run. reads_values: whether Python code may have read the values of integer tensors.
+    """
+
+    markers: Mapping[str, Marker]
+    sparse: tuple[str, ...]
+    reads_values: bool = field(default=False, compare=False)
+
+
+def trace_grids(
+    model: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    arguments: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> ModelGrids | None:
+    """The grids for calls like `model(*args, **kwargs)`; None where the model cannot be traced, which a warning says.
+
+    blocks: the modules that are compiled one by one, by path. arguments: those of the call, by name.
+    """
+    from svg_compile.inspection.tracing import trace
+
+    name, start = type(model).__name__, time.perf_counter()
+    log.info("tracing %s for the token grids of its %d compiled blocks", name, len(blocks))
+    try:
+        traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
+        if traced.stopped is not None:
+            raise traced.stopped
+        if (why := why_not_in_parallel(model, traced.report.sites)) is not None:
+            raise WrappedForward(why)
+    except Exception as error:
+        log.debug("tracing the whole model failed", exc_info=True)
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        warnings.warn(
+            f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not "
+            "known and their attention stays dense. Compile the whole model instead, or, where the tokens are in "
+            "raster order, pass options={'layout': (frames, height, width), 'dense_layers': 0}.",
+            stacklevel=2,
+        )
+        return None
+    report = traced.report
+    log.info("traced %s in %.1f s", name, time.perf_counter() - start)
+    sparse = tuple(site.layer for site in report.sites if site.rewritten)
+    inside = {layer for layer in sparse if any(is_in(layer, path) for path in blocks)}
+    log.info("%d attentions of %s are marked for its blocks", len(inside), name)
+    markers = {layer: marker_of([site for site in report.sites if site.layer == layer]) for layer in inside}
+    for path in inside & set(blocks):
+        # A block's own hooks run outside of its graph: the modules in it carry its marker.
+        of_block = markers.pop(path).of_block()
+        names = (f"{path}.{child}" for child, _ in blocks[path].named_children())
+        carriers = [child for child in names if child not in inside]
+        markers |= dict.fromkeys(carriers, of_block)
+        if not carriers:
+            warnings.warn(
+                f"svg: the block {path} calls attention itself and holds no module without attention that could "
+                "carry its grid, so its attention stays dense. Compile the whole model instead.",
+                stacklevel=2,
+            )
+    return ModelGrids(markers, sparse, bool(report.breaks))
