@@ -111,7 +111,7 @@ def test_regional_equals_whole_with_one_compile_for_a_class_of_blocks(name: str,
     model = case.build()
     model.compile_repeated_blocks(backend="svg", dynamic=False, options=OPTIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message="svg")
         outputs, dense = run(model, inputs)
     assert built.count("sparse") == kinds
     # The first layer stays dense, at the second step as well.
