@@ -197,9 +197,12 @@ def build():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_model_that_reads_values_is_told_of_the_switch_for_weights() -> None:
-    result = run("explain", "HunyuanVideo15Transformer3DModel", "num_layers=1")
+def test_a_model_that_cannot_be_traced_is_told_of_the_switch_for_weights(tmp_path: Path) -> None:
+    code = "import torch\ndef fails(x):\n    return x @ x\ndef build():\n    return fails, (torch.ones(2, 3),), {}\n"
+    (tmp_path / "broken.py").write_text(code)
+    result = run("explain", "broken.py:build")
     assert result.exit_code == 1
+    assert "broken.py:build cannot be traced" in result.output
     assert "--weights" in result.output
 
 
