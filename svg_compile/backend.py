@@ -28,8 +28,8 @@ from svg_compile.inspection.render.text import to_text
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.regional.forward import attached_under_way, marks_under_way, numbered, refused_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, parameter_places
-from svg_compile.runtime.model_context import REGISTRY
 from svg_compile.runtime.position_guard import PositionGuard
+from svg_compile.runtime.registry import REGISTRY
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
 

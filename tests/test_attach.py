@@ -27,7 +27,7 @@ from svg_compile import ScheduleError
 from svg_compile.runtime import dispatcher as schedule
 from svg_compile.runtime import timestep
 from svg_compile.runtime.dispatcher import Decision
-from svg_compile.runtime.model_context import REGISTRY
+from svg_compile.runtime.registry import REGISTRY
 from toy import latents
 from traced import answer_with_zeros
 

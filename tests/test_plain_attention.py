@@ -104,10 +104,10 @@ def test_a_recording_names_the_layers() -> None:
     assert names == {"blocks.0.attn1", "blocks.1.attn1"}
 
 
-def toy(outside_of: Callable[[Any], Any] = lambda block: block.attn, **options: Any) -> Any:
+def toy(**options: Any) -> Any:
     model = Blocks()
     for block in model.blocks:
-        outside(outside_of(block))
+        outside(block.attn)
         block.compile(backend="svg", dynamic=False, options={**OPTIONS, "density": 0.4, **ALWAYS, **options})
     return model
 
@@ -140,7 +140,6 @@ def test_a_second_grid_of_equal_length_is_told_apart() -> None:
 
 def test_two_threads_at_once_have_their_own_grids() -> None:
     model, grids = toy(), ((5, 7, 3), (3, 7, 5))
-    expected = {}
     with svg_compile.denoising(model, steps=1):
         expected = {grid: model(latents(1, *grid)) for grid in grids}
     found: dict[tuple[int, ...], list[bool]] = {grid: [] for grid in grids}
@@ -150,9 +149,9 @@ def test_two_threads_at_once_have_their_own_grids() -> None:
             for _ in range(10):
                 found[grid].append(torch.equal(copies[grid](latents(1, *grid)), expected[grid]))
 
-    copies = dict.fromkeys(grids, model)
+    # A model that has compiled, and one of the class whose first calls come while the other runs.
+    copies = {grids[0]: model, grids[1]: toy()}
     threads = [threading.Thread(target=forwards, args=(grid,)) for grid in grids]
-    copies[grids[1]] = toy()
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -160,8 +159,54 @@ def test_two_threads_at_once_have_their_own_grids() -> None:
     assert found == {grid: [True] * 10 for grid in grids}
 
 
+class Elsewhere(Attention):
+    """An attention that computes by itself, or by the function that the trace saw."""
+
+    own = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.own or torch.compiler.is_dynamo_compiling():
+            return super().forward(x)
+        q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (3 * self.qkv(x)).chunk(3, dim=-1))
+        return ((q @ k.mT / 4).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_attention_by_another_function_stays_dense_with_a_reason() -> None:
+    model = Blocks()
+    for block in model.blocks:
+        block.attn = Elsewhere(block.attn.qkv)
+        block.attn.own = True
+        outside(block.attn)
+        block.compile(backend="svg", dynamic=False, options={**OPTIONS, **ALWAYS})
+    with pytest.warns(
+        UserWarning, match=r"blocks\.0\.attn and 2 more.*called scaled_dot_product_attention 0 times, and 1"
+    ):
+        assert sparse_forwards(model) == 0
+
+
+def test_each_block_has_its_own_options() -> None:
+    model = Blocks()
+    for block, density in zip(model.blocks, (0.9, 0.6, 0.2), strict=True):
+        outside(block.attn)
+        block.compile(backend="svg", dynamic=False, options={**OPTIONS, **ALWAYS, "density": density})
+    seen: list[Forward] = []
+    with schedule.watch(seen.append), svg_compile.denoising(model, steps=1):
+        model(latents(1, 9, 7, 5))
+    widths = [int(forward.plans[0][..., 1].max()) for forward in seen]
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_blocks_of_another_backend_are_left_alone() -> None:
+    model = Blocks()
+    for block in model.blocks:
+        outside(block.attn)
+        block.compile(backend=lambda graph, inputs, **options: graph.forward, options={"of": "another"})
+    with pytest.warns(UserWarning, match="not known how this backend was asked"):
+        assert sparse_forwards(model) == 0
+
+
 class Interrupting(Attention):
-    """An attention that is broken off, as by Ctrl-C, where it is told to."""
+    """An attention whose forward raises `stop`, where that is set: KeyboardInterrupt is Ctrl-C."""
 
     stop: type[BaseException] | None = None
 

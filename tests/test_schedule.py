@@ -24,7 +24,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.passes.expose_plans import PlanPorts
 from svg_compile.runtime import dispatcher as schedule
 from svg_compile.runtime.dispatcher import Decision, Dispatcher, StepCounter
-from svg_compile.runtime.model_context import REGISTRY
+from svg_compile.runtime.registry import REGISTRY
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import Timestep
 from toy import ToyVideoDiT, latents

@@ -43,7 +43,8 @@ pytestmark = pytest.mark.filterwarnings("error:svg", "ignore:svg. all [0-9]+ ste
 def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     torch._dynamo.reset()
     before = registered()
-    with torch._dynamo.config.patch(recompile_limit=8):
+    # Takes back what `compile_often` sets.
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
         yield watch(monkeypatch, kind)
     torch._dynamo.reset()
     assert registered() == before

@@ -25,7 +25,7 @@ from step_models import FORMS, Pipe, StepModel, dispatcher, log_of
 from svg_compile import ScheduleError
 from svg_compile.runtime import timestep
 from svg_compile.runtime.dispatcher import observe, registered, watch
-from svg_compile.runtime.model_context import REGISTRY
+from svg_compile.runtime.registry import REGISTRY
 from svg_compile.runtime.steps import Decision
 
 X = torch.zeros(1, 4, 2, 3, 4)

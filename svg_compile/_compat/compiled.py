@@ -65,7 +65,7 @@ def at_recompile_limit(module: torch.nn.Module) -> bool:
 
 
 def forget_compiled(module: torch.nn.Module) -> None:
-    """Have the forward of a module's class compiled anew when it is next called; other classes keep theirs."""
+    """Drop what Dynamo has compiled for the forward of a module's class, so that its next call compiles."""
     code = getattr(type(module).forward, "__code__", None)
     if code is not None:
         torch._C._dynamo.eval_frame.reset_code(code)

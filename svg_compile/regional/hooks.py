@@ -65,10 +65,12 @@ class Mark(_LeftOutOfPickles):
             here = self.here
             if here.text is not None and here.beside is not None:
                 here.watching = let_dynamo_watch(None)
-                here.entered = here.beside(here.sizes)
-                if here.entered is None:
-                    let_dynamo_watch(here.watching)
-                else:
+                try:
+                    here.entered = here.beside(here.sizes)
+                finally:
+                    if here.entered is None:
+                        let_dynamo_watch(here.watching)
+                if here.entered is not None:
                     here.entered.__enter__()
             return None
         text = self.here.text

@@ -43,8 +43,13 @@ def attention_by_itself(call: CompileCall) -> Attend | None:
     return compiled
 
 
+def of_this_backend(call: CompileCall) -> bool:
+    """Whether the backend of a compile is this package's, and so its options."""
+    return getattr(call.backend, "__module__", "").partition(".")[0] == "svg_compile"
+
+
 def why_not_alone(marker: Marker) -> str:
-    """Why the attentions of a module cannot be told apart by what each call shows; "" where they can."""
+    """Why a module's calls of attention cannot each be given their grid outside of a graph; "" where they can."""
     if marker.text.startswith(OF_BLOCK):
         return "the block itself calls it, outside of a module of its own"
     if len({entry for entry in entries_of(marker) if entry[1]}) > 1:
@@ -65,6 +70,16 @@ class PlainAttention(TorchFunctionMode):
     def __post_init__(self) -> None:
         super().__init__()
         self.calls = 0
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        expected = len(entries_of(self.marker))
+        if self.calls != expected:
+            # Another attention function, or another branch: what ran was not what the trace saw.
+            self.forward.dense[self.attending.layer] = (
+                f"it called scaled_dot_product_attention {self.calls} times, and {expected} times when the whole model "
+                "was traced; if it uses another attention backend, select the native one"
+            )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -14,7 +14,7 @@ from torch import nn
 from svg_compile.errors import WrappedForward
 from svg_compile.passes.grid_marker import Marker, marker_of
 from svg_compile.regional.blocks import is_in
-from svg_compile.regional.call_guards import readable
+from svg_compile.regional.call_guards import arguments_of, readable
 from svg_compile.regional.wrappers import why_not_in_parallel
 
 log = logging.getLogger(__name__)
@@ -38,20 +38,19 @@ class ModelGrids:
 def trace_grids(
     model: nn.Module,
     blocks: Mapping[str, nn.Module],
-    arguments: Mapping[str, Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> ModelGrids | None:
     """The grids for calls like `model(*args, **kwargs)`; None where the model cannot be traced, which a warning says.
 
-    blocks: the modules that are compiled one by one, by path. arguments: those of the call, by name.
+    blocks: the modules that are compiled one by one, by path.
     """
     from svg_compile.inspection.tracing import trace
 
     name, start = type(model).__name__, time.perf_counter()
     log.info("tracing %s for the token grids of its %d compiled blocks", name, len(blocks))
     try:
-        traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
+        traced = trace(model, args, kwargs, _ANY, values=readable(arguments_of(model, args, kwargs)))
         if traced.stopped is not None:
             raise traced.stopped
         if (why := why_not_in_parallel(model, traced.report.sites)) is not None:

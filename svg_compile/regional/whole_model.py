@@ -41,7 +41,13 @@ from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_
 from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of
 from svg_compile.regional.forward import Attending, Forward, enter, leave, under_way
 from svg_compile.regional.hooks import Mark, MarkEnd, ModelHook
-from svg_compile.regional.plain_attention import Attend, PlainAttention, attention_by_itself, why_not_alone
+from svg_compile.regional.plain_attention import (
+    Attend,
+    PlainAttention,
+    attention_by_itself,
+    of_this_backend,
+    why_not_alone,
+)
 from svg_compile.regional.traced_grids import ModelGrids, trace_grids
 from svg_compile.regional.wrappers import hides_grid
 
@@ -112,20 +118,25 @@ class Regions:
             # Other models of the class may be compiled without marks; this one must not run what they run.
             guard_absent_hooks()
         forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"))
-        call = next((found for _, child in blocks_as_compiled(model) if (found := compile_call_of(child))), call)
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)
             mark.tell(marker, device, None if marker is None else partial(self._beside, forward, call, path))
         enter(forward)
 
     def _beside(
-        self, forward: Forward, call: CompileCall | None, path: str, sizes: tuple[Tensor, ...]
+        self, forward: Forward, whole: CompileCall | None, path: str, sizes: tuple[Tensor, ...]
     ) -> PlainAttention | None:
-        """What a marked module runs within that runs as plain Python; None where its attention stays dense there."""
+        """What a marked module runs within that runs as plain Python; None where its attention stays dense there.
+
+        whole: how the whole model was compiled, if it was; a block may have options of its own.
+        """
         model, marker = self._model(), (forward.markers or {})[path]
         if model is None or not marker.has_grid:
             return None
-        why = "how it was compiled is not known" if call is None else why_not_alone(marker)
+        own = [compile_call_of(block) for at, block in blocks_as_compiled(model) if is_in(path, at)]
+        call = own[0] if own else whole
+        why = "it is not known how this backend was asked to compile it"
+        why = why if call is None or not of_this_backend(call) else why_not_alone(marker)
         if why or call is None:
             forward.dense[path] = why
             return None
@@ -188,7 +199,7 @@ class Regions:
             key = self._facts.key(model, arguments)
         if key not in self._known:
             before = None if self._last is None else self._known.get(self._last)
-            found = trace_grids(model, blocks, arguments, args, kwargs)
+            found = trace_grids(model, blocks, args, kwargs)
             if found is not None:
                 self._facts.reads_values |= found.reads_values
                 self._know(blocks, found.sparse)

@@ -16,18 +16,11 @@ from torch.nn import Parameter
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer
 from svg_compile.config import SvgConfig
-from svg_compile.regional.forward import attending, note_run, under_way
+from svg_compile.regional.forward import Attending, attending, note_run, under_way
 from svg_compile.regional.whole_model import region_of
-from svg_compile.runtime.model_context import (
-    REGISTRY,
-    Binding,
-    ModelContext,
-    Schedule,
-    register,
-    registered,
-    unregister,
-)
+from svg_compile.runtime.model_context import ModelContext, Schedule
 from svg_compile.runtime.observers import Forward, observe, publish, watch, watched
+from svg_compile.runtime.registry import REGISTRY, Binding, register, registered, unregister
 from svg_compile.runtime.sparse_variant import KeptPlans, SparseGraph
 from svg_compile.runtime.steps import NOT_ASKED, Decision, Position, StepCounter
 from svg_compile.runtime.timestep import Moment, Timestep
@@ -85,12 +78,13 @@ class Dispatcher:
         parameters = tuple(inputs[place] for place in self.parameters)
         # The graph of an attention alone, which runs for all of a model's, has no parameters.
         alone = attending() if self.marked and not parameters else None
-        binding = self._own if alone is None else REGISTRY.binding_of(alone.model, alone.number)
-        if parameters:
-            binding = REGISTRY.binding(parameters)
+        if alone is not None:
+            binding = REGISTRY.binding_of(alone.model, alone.number)
+        else:
+            binding = REGISTRY.binding(parameters) if parameters else self._own
         # No option needs the step; but who looks on may be shown it where a schedule gives it.
         asks = self._asks or (watched() and binding.schedules)
-        decision = self.decide(inputs, parameters, binding) if asks else NOT_ASKED
+        decision = self.decide(inputs, parameters, binding, alone) if asks else NOT_ASKED
         plans: tuple[Tensor, ...] = ()
         errors: tuple[Tensor, ...] = ()
         if decision.dense and self.dense is not None:
@@ -112,15 +106,21 @@ class Dispatcher:
         """Whether anything depends on the step."""
         return self.dense is not None or self.config.staged
 
-    def decide(self, inputs: Sequence[Any], parameters: tuple[Tensor, ...], binding: Binding) -> Decision:
-        """Find the step of a forward, count it, and choose the variant."""
-        # A graph of a whole model may hold blocks that were compiled one by one before: their numbers are not its own.
-        alone = attending() if self.marked and not parameters else None
-        regions, layer = region_of(parameters[0] if self.marked and parameters else None)
+    def decide(
+        self, inputs: Sequence[Any], parameters: tuple[Tensor, ...], binding: Binding, alone: Attending | None = None
+    ) -> Decision:
+        """Find the step of a forward, count it, and choose the variant.
+
+        alone: the attention that the graph is of, if it is of one that runs as plain Python.
+        """
         context, config = binding.context, self.config
-        forward = None if regions is None else under_way(regions)
+        layer: int | None
         if alone is not None:
             forward, layer = under_way(), alone.number
+        else:
+            # A graph of a whole model may hold blocks that were compiled one by one: their numbers are not its own.
+            regions, layer = region_of(parameters[0] if self.marked and parameters else None)
+            forward = None if regions is None else under_way(regions)
         position, source = self._step(inputs, binding, forward)
         if position is None and (config.staged or not config.always_sparse):
             context.warn(_UNKNOWN)

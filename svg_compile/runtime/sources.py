@@ -18,7 +18,7 @@ from torch import nn
 
 from svg_compile.errors import ScheduleError
 from svg_compile.regional.whole_model import leave_regions, watch_regions
-from svg_compile.runtime.model_context import register, registered, unregister
+from svg_compile.runtime.registry import register, registered, unregister
 from svg_compile.runtime.scheduler_steps import Claim, SchedulerSteps
 from svg_compile.runtime.steps import Position, new_run
 from svg_compile.runtime.timestep import Moment
