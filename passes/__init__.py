@@ -11,6 +11,7 @@ from svg_compile._compat.graphs import fake_mode_of
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Decisions, Reason
 from svg_compile.passes.axes.infer import infer_token_axes, table
+from svg_compile.passes.axes.ledger import GraphCall
 from svg_compile.passes.coordinates import build_on, rasters_among
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
@@ -38,22 +39,24 @@ def run_passes(
     rewrite: bool = True,
     observer: PassObserver | None = None,
     markers: Mapping[str, Marker] | None = None,
+    call: GraphCall | None = None,
 ) -> Decisions:
     """Infer the axes, find the attention, rewrite it and return its plans as graph outputs, all in place.
 
     rewrite: False only decides, and leaves the graph as it is. markers: what `strip_markers` took from the graph, where
-    it is a block of a model that is compiled block by block.
+    it is a block of a model that is compiled block by block. call: the call of the graph, where a whole model is traced.
     """
     if observer is not None:
         observer.graph("dynamo", graph_module)
     fake_mode = fake_mode_of(graph_module)
-    if fake_mode is None or not any(attention_nodes(graph_module)):
+    if fake_mode is None or (call is None and not any(attention_nodes(graph_module))):
         return Decisions()
-    axes = infer_token_axes(graph_module, fake_mode)
+    axes = infer_token_axes(graph_module, fake_mode, call=call)
     candidates = find_attention(graph_module, axes, config, markers)
-    if any(candidate.reason in _HIDDEN for candidate in candidates) and (rasters := rasters_among(graph_module)):
+    examples = None if call is None else call.inputs
+    if any(one.reason in _HIDDEN for one in candidates) and (rasters := rasters_among(graph_module, examples)):
         # The graph does not show the grid, but values of its inputs may.
-        other_axes = infer_token_axes(graph_module, fake_mode, rasters)
+        other_axes = infer_token_axes(graph_module, fake_mode, rasters, call)
         others = find_attention(graph_module, other_axes, config, markers)
         if sum(other.grid is not None for other in others) > sum(one.grid is not None for one in candidates):
             axes, candidates = other_axes, others

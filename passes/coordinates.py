@@ -117,11 +117,16 @@ def raster_seen(positions: Tensor) -> Raster | None:
     return raster
 
 
-def rasters_among(graph_module: fx.GraphModule) -> Mapping[fx.Node, Raster]:
-    """The inputs of a graph being compiled whose values, in the call at hand, are positions in raster order."""
+def rasters_among(
+    graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None = None
+) -> Mapping[fx.Node, Raster]:
+    """The inputs of a graph whose values, in the call at hand, are positions in raster order.
+
+    inputs: those of the call; None where the graph is being compiled for it, and Dynamo knows them.
+    """
     found = {}
     for node in graph_module.graph.find_nodes(op="placeholder"):
-        example = example_of(node)
+        example = example_of(node) if inputs is None else inputs.get(node)
         if example is not None and not isinstance(example, torch.nn.Parameter):
             raster = raster_seen(example)
             if raster is not None:

@@ -56,6 +56,11 @@ class Reason(enum.Enum):
         "inside a higher-order operator whose body is not understood",
         "call the attention outside checkpointing, control flow or custom autograd functions",
     )
+    BETWEEN_GRAPHS = (
+        "attention that runs between graphs, in plain Python",
+        "take away the graph break, or call svg_compile.attach(pipe), which runs the attention of a module sparse there, "
+        "too; torch.nn.attention.sdpa_kernel breaks no graph, torch.backends.cuda.sdp_kernel does",
+    )
     SYMBOLIC = (
         "its grid depends on sizes that are not inputs of the graph it stands in",
         "compile with dynamic=False, or pass options={'layout': (frames, height, width)}",

@@ -14,6 +14,7 @@ from svg_compile.decisions import Site
 from svg_compile.passes import run_passes
 from svg_compile.passes.axes.infer import TokenAxes, infer_token_axes
 
+GRID_OPTIONS = {"min_tokens": 1, "dense_layers": 0}
 CONFIG = SvgConfig(min_tokens=1, dense_layers=0)
 
 

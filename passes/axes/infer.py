@@ -19,16 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.dynamo import is_parameter_or_buffer, is_plain_state, made_between_graphs
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
 from svg_compile._compat.pytree import tree_leaves, tree_map_only
 from svg_compile._compat.sizes import equal, holds
-from svg_compile.passes.axes.axis import (
-    Kind,
-    Origin,
-    axis_of,
-    free_axis,
-)
+from svg_compile.passes.axes.axis import Kind, axis_of, free_axis
+from svg_compile.passes.axes.ledger import GraphCall, InputFacts, input_facts, name_input
 from svg_compile.passes.axes.rules.by_node import NODE_RULES
 from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
@@ -49,15 +44,18 @@ class TokenAxes:
 
 
 def infer_token_axes(
-    graph_module: fx.GraphModule, fake_mode: Any, rasters: Mapping[fx.Node, Raster] | None = None
+    graph_module: fx.GraphModule,
+    fake_mode: Any,
+    rasters: Mapping[fx.Node, Raster] | None = None,
+    call: GraphCall | None = None,
 ) -> TokenAxes:
     """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it.
 
     rasters: inputs whose values were looked at and are positions in raster order (`passes.coordinates`). Along their
-    tokens they count frames, rows and columns, as a table that the model computes from `arange` does.
+    tokens they count frames, rows and columns, as a table that the model computes from `arange` does. call: the call of
+    it in the trace of a model, which knows what its inputs are; else the graph is all that is known.
     """
-    tracker = AxisTracker()
-    unseen: set[fx.Node] = set()
+    tracker, unseen = AxisTracker(), set[fx.Node]()
     # The graph may switch gradients and autocast itself, and fail between on and off.
     with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode):
         placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
@@ -66,14 +64,17 @@ def infer_token_axes(
             # Tensors that change their own shape: not the graph's examples. Else those themselves, for they remember
             # the symbols of sizes and numbers read from them.
             inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
-        unseen_before = made_between_graphs(placeholders)
-        for node, value in zip(placeholders, inputs):
-            if isinstance(value, Tensor):
-                _name_input(node, value, tracker, node not in unseen_before)
-                if rasters and node in rasters:
-                    _name_positions(value, rasters[node], tracker)
+        values = dict(zip(placeholders, inputs))
+        if call is None:
+            _name_inputs(values, tracker, input_facts(graph_module))
+        else:
+            call.begin(tracker, values)
+        for node, raster in (rasters or {}).items():
+            _name_positions(values[node], raster, tracker)
         with tracker:
-            _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
+            results = _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
+        if call is not None:
+            call.end(tracker, values, results)
     if tracker.without_rule:
         log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
     visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
@@ -84,18 +85,12 @@ def _graphs(graph_module: fx.GraphModule) -> list[fx.GraphModule]:
     return [module for module in graph_module.modules() if isinstance(module, fx.GraphModule)]
 
 
-def _name_input(node: fx.Node, value: Tensor, tracker: AxisTracker, given: bool) -> None:
-    # State of the model is a table wherever it is kept; of rank 5 it may be latents that a caller put there.
-    if is_parameter_or_buffer(node) or (given and value.dim() < 5 and is_plain_state(node)):
-        return tracker.weight(value)
-    rank = value.dim()
-    if given and rank == 2 and not (value.dtype.is_floating_point or value.dtype.is_complex):
-        # [B, N] of whole numbers is taken for a mask where a bias is computed from it.
-        tracker.values.set(value, frozenset({0.0, 1.0}))
-    tracker.name(
-        value,
-        [axis_of(size, Kind.NAMED, Origin(node.name, (dim,), rank, given)) for dim, size in enumerate(value.shape)],
-    )
+def _name_inputs(values: Mapping[fx.Node, Any], tracker: AxisTracker, facts: InputFacts) -> None:
+    for node, value in values.items():
+        if node in facts.tables:
+            tracker.weight(value)
+        elif isinstance(value, Tensor):
+            name_input(tracker, value, node.name, node not in facts.unseen)
 
 
 def _name_positions(value: Tensor, raster: Raster, tracker: AxisTracker) -> None:

@@ -58,6 +58,8 @@ class AxisTracker(TorchDispatchMode):
         self._spoiled: dict[int, tuple[Any, Why | None]] = {}
         # By storage of a result of a graph that was not run, kept alive likewise: what it may be a view of.
         self._behind: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        # Storages that were written, or may have been.
+        self.changed: set[int] = set()
 
     def of(self, tensor: Tensor) -> list[Axis]:
         if self._spoiled and storage_of(tensor) in self._spoiled:
@@ -96,7 +98,7 @@ class AxisTracker(TorchDispatchMode):
         storage = storage_of(target)
         if storage in self._spoiled:
             return
-        self._spoil_behind(storage)
+        self._spoil_behind(storage, storage)
         for weight in self._weights.pop(storage, ()):
             self.name(weight, self.of(weight))
         self.name(target, self.of(target))
@@ -108,20 +110,49 @@ class AxisTracker(TorchDispatchMode):
         storage = storage_of(target)
         return [tensor for tensor in self._axes if storage_of(tensor) == storage]
 
-    def _spoil_behind(self, storage: int) -> None:
+    def _spoil_behind(self, storage: int, but: int | None = None) -> None:
+        """Spoil what a storage may be a view of, but one storage, of which it is known what was written."""
         for other in self._behind[storage][1] if storage in self._behind else ():
-            self.spoil(other)
+            if storage_of(other) != but:
+                self.spoil(other, but)
 
-    def spoil(self, tensor: Tensor) -> None:
+    def spoil(self, tensor: Tensor, but: int | None = None) -> None:
         """Nothing is known any more of a tensor, of what shares its storage, and of what it may be a view of."""
         storage = tensor.untyped_storage()
+        self.changed.add(storage._cdata)
         if storage._cdata not in self._spoiled:
             self._spoiled[storage._cdata] = storage, under_analysis()
-            self._spoil_behind(storage._cdata)
+            self._spoil_behind(storage._cdata, but)
 
     def behind(self, tensor: Tensor, others: list[Tensor]) -> None:
         """`tensor` may be a view of one of the others, though it has another storage here."""
-        self._behind[storage_of(tensor)] = tensor, others
+        before = self._behind[storage_of(tensor)][1] if storage_of(tensor) in self._behind else []
+        self._behind[storage_of(tensor)] = tensor, [*before, *others]
+
+    def views(self, tensors: Sequence[Tensor]) -> list[list[int]]:
+        """The places of those tensors that may be views of one storage: several to a group."""
+        group: dict[int, int] = {}
+
+        def leader(storage: int) -> int:
+            while group.get(storage, storage) != storage:
+                storage = group[storage]
+            return storage
+
+        for storage, (_, others) in self._behind.items():
+            for other in others:
+                group[leader(storage_of(other))] = leader(storage)
+        found: dict[int, list[int]] = {}
+        for place, tensor in enumerate(tensors):
+            found.setdefault(leader(storage_of(tensor)), []).append(place)
+        return [places for places in found.values() if len(places) > 1]
+
+    def adopt(self, tensor: Tensor, axes: list[Axis], other: AxisTracker, twin: Tensor) -> None:
+        """Take over what another tracker knows of a tensor's twin, whose axes are these."""
+        self.name(tensor, axes)
+        self._pins.pop(tensor, None)
+        if pins := other.pins_of(twin):
+            self._pins[tensor] = pins
+        self.values.set(tensor, other.values.of(twin))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -196,6 +227,7 @@ class AxisTracker(TorchDispatchMode):
         """An operator that writes arguments: pointwise into its first one, by its rule, or in an unknown way."""
         schema = func._schema
         written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        self.changed.update(storage_of(leaf) for name in written for leaf in leaves_of(bound.get(name)))
         if rule is None and written == ["self"] and schema.name.endswith("_"):
             if torch.Tag.pointwise in func.tags or schema.name.removeprefix("aten::") in _IN_PLACE:
                 rule = in_place

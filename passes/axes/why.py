@@ -14,14 +14,18 @@ from svg_compile.passes.node_origin import source_of
 
 
 class Why(NamedTuple):
-    """An operator and the graph's node that called it; None for a node where the graph does not show it."""
+    """An operator and the graph's node that called it; None for a node where the graph does not show it.
+
+    place: the line that called it outside of a graph.
+    """
 
     operator: Any
     node: fx.Node | None
+    place: str = ""
 
     def __str__(self) -> str:
         name = str(getattr(self.operator, "overloadpacket", self.operator))
-        source = "" if self.node is None else source_of(self.node)
+        source = self.place if self.node is None else source_of(self.node)
         return f"{name} at {os.path.basename(source)}" if source else name
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 # Values of at most this many elements are kept and computed with.
 MOST_ELEMENTS = 2**20
+# A tensor of at most this many elements says how large something is, not what is in a video.
+_FEW = 64
 # What an operator raises where its result, or the shape of it, depends on a value that nobody knows.
 READS_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
 _ATEN = torch.ops.aten
@@ -37,6 +39,11 @@ class ValueMode(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         # Storages that belong to the caller: their values may be read, and are forgotten where they would be written.
         self._borrowed: set[int] = set()
+        # Told of each operator that is called on a fake tensor: itself, its arguments and what it returned.
+        self.listener: Callable[[Any, Any, Any, Any], object] | None = None
+        self._depth = 0
+        # Whether so much was read of a tensor that a video's values could be among it.
+        self.data_was_read = False
 
     def unknown(self, like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A tensor of the shape and strides of `like` (also of a meta tensor) whose values nobody knows."""
@@ -74,13 +81,31 @@ class ValueMode(FakeTensorMode):
         return plain and t.device.type != "meta" and not t.is_quantized and t.numel() <= MOST_ELEMENTS
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        self._depth += 1
+        try:
+            out = self._dispatch(func, types, args, kwargs or {})
+        finally:
+            self._depth -= 1
+        # What an operator is made of is heard of by itself.
+        if self.listener is not None and not self._depth and isinstance(func, torch._ops.OpOverload):
+            self.listener(func, args, kwargs or {}, out)
+        return out
+
+    def _dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(func, torch._ops.OpOverload):
             self._before_write(func, args, kwargs)
+            if func is _ATEN._local_scalar_dense.default:
+                self._note_read(args[0])
             args, kwargs = tree_map(self._with_value, (args, kwargs))
             if func is _ATEN.index.Tensor:
                 args = (args[0], [index for each in args[1] for index in _as_places(each)], *args[2:])
         return super().dispatch(func, types, args, kwargs)
+
+    def _note_read(self, tensor: Tensor) -> None:
+        value = self.value(tensor)
+        if value is not None:
+            count = value.untyped_storage().nbytes() // value.element_size()
+            self.data_was_read = self.data_was_read or count > _FEW
 
     def _with_value(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or isinstance(value, FakeTensor) or not self.may_turn_const(value):

@@ -6,7 +6,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -28,6 +28,8 @@ from svg_compile.inspection.cost import cost_of, count_flops
 from svg_compile.inspection.explanation import GraphBreak
 from svg_compile.inspection.known_values import answer
 from svg_compile.inspection.report import Report
+from svg_compile.inspection.traced_calls import TracedCalls
+from svg_compile.passes.axes.ledger import GraphCall, input_facts
 
 # Weights of at most this many elements are read where Python code asks for them.
 _SMALL_WEIGHT = 2**16
@@ -40,9 +42,8 @@ Listener = Callable[[fx.GraphModule, Any], object]
 
 @dataclass
 class _Graph:
-    """A traced graph: its attentions, its FLOPs, and how often one forward calls it."""
+    """A traced graph: its FLOPs, and how often one forward calls it."""
 
-    sites: tuple[Site, ...]
     flops: int | None
     calls: int = 0
 
@@ -100,32 +101,39 @@ def trace(
     stopped = None
 
     def collect(graph_module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        graph = _Graph(_sites(graph_module, config, notes), count_flops(graph_module))
+        graph = _Graph(count_flops(graph_module))
         graphs.append(graph)
         if listener is not None:
             listener(graph_module, example_inputs)
-        answered = answer(graph_module, mode)
+        facts, answered = input_facts(graph_module), answer(graph_module, mode)
+        placeholders = graph_module.graph.find_nodes(op="placeholder")
+        # Of what was computed between graphs the backend sees less than the trace does.
+        alone = _sites(graph_module, config, notes, None) if facts.unseen else ()
 
         def run(*inputs: Any) -> Any:
             graph.calls += 1
-            return answered(*inputs)
+            call = calls.call(facts, dict(zip(placeholders, inputs)), first=graph.calls == 1)
+            calls.add(graph_module, _sites(graph_module, config, notes, call), alone)
+            outputs = answered(*inputs)
+            call.leave(outputs)
+            return outputs
 
         return run
 
     with torch.no_grad(), leaving_no_trace(collect) as breaks:
         clone, inputs, keywords = _bare(model, args, kwargs, mode, values)
+        calls = TracedCalls(clone, (inputs, keywords), mode, config, lambda: _last_break(breaks()))
         try:
             isolated_compile(clone, collect)(*inputs, **keywords)
         except (*READS_VALUE, LostWrite) as error:
             stopped = NeedsData(_what_was_read(error))
             notes.append(f"the trace ends here, what comes after is not in the table: {stopped}")
         found = _breaks(breaks())
-    sites = tuple(replace(site, calls=graph.calls) for graph in graphs for site in graph.sites)
     total = None if any(graph.flops is None for graph in graphs) else sum(g.calls * (g.flops or 0) for g in graphs)
-    if not sites and not notes:
+    if not calls.sites and not notes:
         notes.append(_NO_ATTENTION)
-    cost = cost_of(sites, None if stopped else total, config)
-    return Trace(Report(sites, len(graphs), tuple(dict.fromkeys(notes)), found, cost), stopped)
+    cost = cost_of(calls.in_graphs, None if stopped else total, config)
+    return Trace(Report(calls.sites, len(graphs), tuple(dict.fromkeys(notes)), found, cost), stopped)
 
 
 def _bare(
@@ -171,11 +179,13 @@ def _what_was_read(error: Exception) -> str:
     return f"{what} that follows from weights or from what a graph computes, and a trace has neither"
 
 
-def _sites(graph_module: fx.GraphModule, config: SvgConfig, notes: list[str]) -> tuple[Site, ...]:
+def _sites(
+    graph_module: fx.GraphModule, config: SvgConfig, notes: list[str], call: GraphCall | None
+) -> tuple[Site, ...]:
     from svg_compile.passes import run_passes
 
     try:
-        return run_passes(graph_module, config, rewrite=False).sites
+        return run_passes(graph_module, config, rewrite=False, call=call).sites
     except Exception as error:
         if config.on_error == "raise":
             raise
@@ -209,6 +219,12 @@ def _breaks(found: list[tuple[str, list[Any]]]) -> tuple[GraphBreak, ...]:
         before = merged.get((title, source))
         merged[title, source] = GraphBreak(title, source, *_advice(text), 1 if before is None else before.count + 1)
     return tuple(merged.values())
+
+
+def _last_break(found: list[tuple[str, list[Any]]]) -> str:
+    """The last break, in a line."""
+    last = _breaks(found)[-1:]
+    return "".join(f"{each.reason}{' at ' + os.path.basename(each.source) if each.source else ''}" for each in last)
 
 
 def _advice(text: str) -> tuple[str, str]:

@@ -164,9 +164,7 @@ def bands(report: Explanation) -> dict[tuple[float, int, str, int], tuple[str, s
 
 def breaks(report: Explanation) -> list[str]:
     """One line a graph break: where, why, and what Dynamo advises."""
-    if not report.breaks:
-        return []
-    return [*map(break_line, report.breaks), "attention that runs between graphs is not in the table: it stays dense"]
+    return [*map(break_line, report.breaks)]
 
 
 def break_line(each: GraphBreak) -> str:

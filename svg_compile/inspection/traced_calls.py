@@ -1,0 +1,113 @@
+"""What runs while a model is traced: the calls of its graphs, and the operators that Python code calls between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from svg_compile._compat.fake_values import ValueMode
+from svg_compile._compat.pytree import tree_leaves
+from svg_compile.config import SvgConfig
+from svg_compile.decisions import Reason, Site
+from svg_compile.inspection.callers import Callers, place, stack
+from svg_compile.layout import VideoLayout
+from svg_compile.passes.axes.grid import Grid, grid_of
+from svg_compile.passes.axes.ledger import GraphCall, InputFacts, Ledger
+from svg_compile.passes.axes.text import show_sequence
+from svg_compile.passes.axes.tracker import AttentionAxes
+
+_ATTENTION = "scaled_dot_product"
+_BETWEEN = "between graphs"
+_CARRIED = "with svg_compile.attach(pipe), as its grid is carried across a graph break"
+
+
+class TracedCalls:
+    """The calls of one trace, and the attentions in them, in the order in which they run.
+
+    why_between: what parted the graphs at last, for attention that runs between them.
+    """
+
+    def __init__(
+        self, model: Any, inputs: Any, mode: ValueMode, config: SvgConfig, why_between: Callable[[], str]
+    ) -> None:
+        self.config = config
+        self._callers = Callers(model)
+        self._why_between = why_between
+        self._found: dict[tuple[Any, Site], int] = {}
+        self.ledger = Ledger(
+            [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)],
+            _state_of(model),
+            lambda: mode.data_was_read,
+        )
+        mode.listener = self._hear
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The attentions; one that ran several times, and nothing tells the calls apart, is one of so many calls."""
+        return tuple(replace(site, calls=calls) for (_, site), calls in self._found.items())
+
+    @property
+    def in_graphs(self) -> tuple[Site, ...]:
+        """Those that are part of a graph."""
+        return tuple(replace(site, calls=calls) for (where, site), calls in self._found.items() if where != _BETWEEN)
+
+    def call(self, facts: InputFacts, inputs: Mapping[fx.Node, Any], *, first: bool) -> GraphCall:
+        """A graph is called with these inputs."""
+        return GraphCall(self.ledger, facts, inputs, first=first)
+
+    def add(self, graph: fx.GraphModule, sites: Sequence[Site], alone: Sequence[Site]) -> None:
+        """The attentions of the call of a graph that runs now. alone: as the graph shows them by itself."""
+        shown = alone if len(alone) == len(sites) else sites
+        for number, (site, by_itself) in enumerate(zip(sites, shown)):
+            detail = site.detail
+            if site.rewritten and not by_itself.rewritten:
+                detail = f"{_CARRIED}; {detail}" if detail else _CARRIED
+            self._note((graph, number), replace(site, layer=self._callers.layer(site.layer), detail=detail))
+
+    def _note(self, where: Any, site: Site) -> None:
+        self._found[where, site] = self._found.get((where, site), 0) + 1
+
+    def _hear(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Python code has called an operator between the graphs."""
+        here = place()
+        if _ATTENTION in operator._schema.name and len(args) > 2:
+            self._attention(args, here)
+        self.ledger.hear(operator, args, kwargs, out, here)
+
+    def _attention(self, args: Any, here: str) -> None:
+        query, key, value = args[:3]
+        axes = AttentionAxes(*(tuple(self.ledger.of(operand)) for operand in (query, key, value)))
+        tokens = query.shape[-2], key.shape[-2]
+        found = grid_of(axes, tokens, self.config) if query.dim() == 4 else None
+        layout, reason, detail = None, Reason.BETWEEN_GRAPHS, self._why_between()
+        if isinstance(found, Grid):
+            layout = VideoLayout(*found.sizes, found.text_first, self.config.block)
+        elif found is not None and found.reason is Reason.CROSS_ATTENTION:
+            reason, detail = found.reason, found.detail
+        site = Site(
+            rewritten=False,
+            reason=reason,
+            layer=self._callers.layer(),
+            layout=layout,
+            batch=query.shape[0] if query.dim() == 4 else 1,
+            heads=query.shape[-3] if query.dim() > 2 else 1,
+            head_dim=query.shape[-1],
+            tokens=tokens[0],
+            key_tokens=tokens[1],
+            sequence=show_sequence(axes.query[-2]),
+            source=here,
+            detail=detail,
+            stack=stack(),
+        )
+        self._note(_BETWEEN, site)
+
+
+def _state_of(model: Any) -> Iterable[Tensor]:
+    """The parameters, buffers and other tensors that a model holds."""
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        for name, value in vars(module).items():
+            if name != "_modules":
+                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
