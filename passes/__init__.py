@@ -52,12 +52,13 @@ def run_passes(
     if fake_mode is None or (call is None and not any(attention_nodes(graph_module))):
         return Decisions()
     axes = infer_token_axes(graph_module, fake_mode, call=call)
-    candidates = find_attention(graph_module, axes, config, markers)
+    before = 0 if call is None else call.layers_before
+    candidates = find_attention(graph_module, axes, config, markers, before)
     examples = None if call is None else call.inputs
     if any(one.reason in _HIDDEN for one in candidates) and (rasters := rasters_among(graph_module, examples)):
         # The graph does not show the grid, but values of its inputs may.
         other_axes = infer_token_axes(graph_module, fake_mode, rasters, call)
-        others = find_attention(graph_module, other_axes, config, markers)
+        others = find_attention(graph_module, other_axes, config, markers, before)
         if sum(other.grid is not None for other in others) > sum(one.grid is not None for one in candidates):
             axes, candidates = other_axes, others
             build_on(graph_module, rasters)

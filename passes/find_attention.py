@@ -77,16 +77,20 @@ class Candidate:
 
 
 def find_attention(
-    graph_module: fx.GraphModule, axes: TokenAxes, config: SvgConfig, markers: Mapping[str, Marker] | None = None
+    graph_module: fx.GraphModule,
+    axes: TokenAxes,
+    config: SvgConfig,
+    markers: Mapping[str, Marker] | None = None,
+    layers_before: int = 0,
 ) -> tuple[Candidate, ...]:
     """Every SDPA of the graph and its child graphs, decided, in the order in which they stand.
 
     markers: what `strip_markers` found. A marked attention has the grid that the whole model gave it; which of the
     model's layers it is, and so whether it is one of the first `dense_layers`, is known only when the graph runs,
-    unless the marker has the number.
+    unless the marker has the number. layers_before: how many attentions with a grid ran before this graph.
     """
     found = []
-    sparse_layers = 0
+    sparse_layers = layers_before
     nodes = list(attention_nodes(graph_module))
     marked = _marked([node for _, node in nodes], markers or {})
     numbers = {layer: marker.number for layer, marker in (markers or {}).items()}

@@ -27,9 +27,11 @@ from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.inspection.render.text import to_text
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.regional.forward import attached_under_way, marks_under_way, numbered, refused_under_way
+from svg_compile.regional.whole_model import note_break
 from svg_compile.runtime.dispatcher import Dispatcher, parameter_places
 from svg_compile.runtime.position_guard import PositionGuard
 from svg_compile.runtime.registry import REGISTRY
+from svg_compile.runtime.sources import note_forward
 from svg_compile.runtime.sparse_variant import SparseGraph
 from svg_compile.runtime.timestep import find_timestep
 
@@ -59,6 +61,7 @@ def compile_graph(
     mode: str | None = None,
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
+    from svg_compile.passes.axes.ledger import input_facts
     from svg_compile.passes.coordinates import positions_of
     from svg_compile.passes.expose_plans import ports_of
     from svg_compile.passes.strip_markers import strip_markers
@@ -78,6 +81,10 @@ def compile_graph(
     dump = None if process is None else process.new_graph()
     try:
         report = rewrite(sparse_module, config, dump, markers)
+        hidden = not report.rewritten and any(site.needs_whole_model for site in report.sites)
+        if hidden and not attached_under_way() and input_facts(graph_module).unseen:
+            note_break()
+            note_forward()
         _tell(graph_module, report, config)
         with nullcontext() if dump is None else dump.inductor_code():
             if not report.rewritten:

@@ -82,7 +82,7 @@ class Atom:
 
     __slots__ = (
         *("aligned", "derived", "inner", "kind", "made_of", "origin", "parent", "parts", "piece", "root", "size"),
-        "why",
+        *("rows", "why"),
     )
 
     def __init__(self, size: Any, kind: Kind = Kind.TABLE, origin: Origin | None = None) -> None:
@@ -99,10 +99,11 @@ class Atom:
         self.derived: dict[Any, Any] = {}
         # The other inputs along whose axes it ran.
         self.aligned: set[str] = set()
-        # Of an opaque atom: the operator that took its name, what it is a piece of, and which input dimensions'
-        # positions it may run over (None: any).
+        # Of an opaque atom: the operator that took its name, what it is a piece of, what it is some positions of in an
+        # order that is not followed, and which input dimensions' positions it may run over (None: any).
         self.why: Why | None = None
         self.piece: Piece | None = None
+        self.rows: Axis | None = None
         self.made_of: frozenset[Place] | None = None
 
     @property
@@ -295,7 +296,13 @@ def other_positions(size: Any, like: Axis) -> Axis:
         return free_axis(size)
     if kinds == {Kind.COORD} and len(parts) == 1 and isinstance(parts[0], Atom) and not parts[0].inner:
         return axis_of(size, Kind.COORD)
-    return axis_of(size, Kind.MIXED) if is_plain(like) else opaque_axis(size, like)
+    if is_plain(like):
+        return axis_of(size, Kind.MIXED)
+    if is_one(size):
+        return ()
+    atom = opaque_atom(size, (like,))
+    atom.rows = parts
+    return (atom,)
 
 
 def mixed_in(axis: Axis) -> Axis:

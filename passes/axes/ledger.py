@@ -153,11 +153,15 @@ class Ledger(AxisTracker):
 class GraphCall:
     """One call of a graph of a traced model: what enters it from the ledger, and what leaves it.
 
-    first: it is the call that the graph was compiled for, whose inputs `facts` speak of.
+    first: it is the call that the graph was compiled for, whose inputs `facts` speak of. layers_before: how many
+    attentions with a grid ran before it.
     """
 
-    def __init__(self, ledger: Ledger, facts: InputFacts, inputs: Mapping[fx.Node, Any], *, first: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, facts: InputFacts, inputs: Mapping[fx.Node, Any], *, first: bool, layers_before: int = 0
+    ) -> None:
         self.ledger = ledger
+        self.layers_before = layers_before
         self.facts = facts
         self.first = first
         self.inputs = {node: value for node, value in inputs.items() if isinstance(value, Tensor)}

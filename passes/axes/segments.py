@@ -105,18 +105,20 @@ def _joined_videos(parts: Axis) -> Video | None:
 def is_text(segment: Axis, video: Video | None) -> bool:
     """Whether a segment may be attended as text beside a video: one axis that is not the video's.
 
-    Any order will do, for text is seen by all and sees all: a piece of another input's one axis is text, too.
+    Any order will do, for text is seen by all and sees all: a piece of another input's one axis is text, too, and so is
+    what was picked of one.
     """
     parts = joined(segment)
     if len(parts) > 1:
         return False
     if not is_opaque(segment):
         return True
-    (piece,) = parts
-    assert isinstance(piece, Atom)
-    if piece.piece is None or len(piece.piece.whole) != 1 or video is None:
+    (atom,) = parts
+    assert isinstance(atom, Atom)
+    of = atom.rows if atom.piece is None else atom.piece.whole
+    if of is None or len(of) != 1 or video is None:
         return False
-    (whole,) = piece.piece.whole
+    (whole,) = of
     if not isinstance(whole, Atom) or whole.origin is None or not whole.origin.given or whole.inner:
         return False
     return not video.sources & {whole.origin.source, *whole.aligned}

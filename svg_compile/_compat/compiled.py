@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
@@ -69,6 +70,32 @@ def forget_compiled(module: torch.nn.Module) -> None:
     code = getattr(type(module).forward, "__code__", None)
     if code is not None:
         torch._C._dynamo.eval_frame.reset_code(code)
+
+
+def forget_all_compiled(model: torch.nn.Module) -> None:
+    """Drop what Dynamo has compiled of the files that a model's modules are written in, behind graph breaks too."""
+    from torch._dynamo import convert_frame
+
+    forwards = (getattr(type(module).forward, "__code__", None) for module in model.modules())
+    files = {code.co_filename for code in forwards if code is not None} - {
+        torch.nn.Module._call_impl.__code__.co_filename
+    }
+    for seen in list(convert_frame.input_codes.seen):
+        code = seen()
+        if code is not None and code.co_filename in files:
+            torch._C._dynamo.eval_frame.reset_code(code)
+
+
+def call_under_way() -> CompileCall | None:
+    """How the compiled callable that runs now was compiled; None where none runs, or torch does not say."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch._dynamo.eval_frame" and "callback" in frame.f_locals:
+            found = compile_call(frame.f_locals["callback"])
+            if found is not None:
+                return found
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def recompile_limit(count: int) -> contextlib.AbstractContextManager[Any]:

@@ -186,6 +186,9 @@ def _name(node: fx.Node) -> str:
 
 def _writes(node: fx.Node) -> bool:
     """Whether a node writes one of its arguments."""
+    if node.op not in ("call_function", "call_method"):
+        # The names of inputs end as the names of writers do.
+        return False
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(node.target._schema.is_mutable)
     name = _name(node)

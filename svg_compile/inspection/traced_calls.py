@@ -37,6 +37,8 @@ class TracedCalls:
         self._callers = Callers(model)
         self._why_between = why_between
         self._found: dict[tuple[Any, Site], int] = {}
+        # Attentions with a grid so far.
+        self._layers = 0
         self.ledger = Ledger(
             [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)],
             _state_of(model),
@@ -56,13 +58,14 @@ class TracedCalls:
 
     def call(self, facts: InputFacts, inputs: Mapping[fx.Node, Any], *, first: bool) -> GraphCall:
         """A graph is called with these inputs."""
-        return GraphCall(self.ledger, facts, inputs, first=first)
+        return GraphCall(self.ledger, facts, inputs, first=first, layers_before=self._layers)
 
     def add(self, graph: fx.GraphModule, sites: Sequence[Site], alone: Sequence[Site]) -> None:
         """The attentions of the call of a graph that runs now. alone: as the graph shows them by itself."""
         shown = alone if len(alone) == len(sites) else sites
         for number, (site, by_itself) in enumerate(zip(sites, shown)):
             detail = site.detail
+            self._layers += site.rewritten or site.reason is Reason.DENSE_LAYER
             if site.rewritten and not by_itself.rewritten:
                 detail = f"{_CARRIED}; {detail}" if detail else _CARRIED
             self._note((graph, number), replace(site, layer=self._callers.layer(site.layer), detail=detail))

@@ -9,8 +9,11 @@ guarded by nothing, so its calls are told apart here:
     the values of integer tensors, where the trace had breaks: Python code may have read them;
     the values of positions that are the raster of a video (`passes.coordinates`): they prove the grid.
 
-The values of other floating-point tensors, weights and the timestep decide nothing: where Python code reads one, the
-trace ends, and the blocks stay dense.
+    the values of a small floating-point argument where the trace ends at a line that reads it, and with it alone does
+    not: whether an image is all zeros.
+
+The values of other floating-point tensors, of latents, weights and the timestep, decide nothing: where Python code
+reads one, the trace ends, and the blocks stay dense.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +29,7 @@ import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from svg_compile._compat.fake_values import MOST_ELEMENTS
 from svg_compile._compat.graphs import version_of
 from svg_compile._compat.pytree import tree_flatten, tree_leaves
 from svg_compile.passes.coordinates import raster_seen
@@ -34,6 +38,8 @@ from svg_compile.passes.coordinates import raster_seen
 _FEW = 16
 # An attribute that changed this often without any grid is a counter, and would cost a trace at every step.
 _HARMLESS = 3
+# Arguments that are other ones at each step.
+_CHANGING = ("timestep", "hidden_states", "sample", "latents", "x")
 _PLAIN = (bool, int, float, str, type(None))
 # By tensor: the version of its values, None where writes are not counted, and their hash.
 _DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -53,6 +59,8 @@ class CallFacts:
 
     def __init__(self) -> None:
         self.reads_values = False
+        # The names of floating-point arguments whose values were read.
+        self.reads: frozenset[str] = frozenset()
         self._changes: Counter[Any] = Counter()
 
     def key(self, model: nn.Module, arguments: Mapping[str, Any]) -> CallKey:
@@ -79,7 +87,8 @@ class CallFacts:
         leaves, structure = tree_flatten(given)
         timestep = arguments.get("timestep")
         when = tuple(timestep.shape) if isinstance(timestep, Tensor) else type(timestep)
-        call = (is_grad_enabled(), str(structure), when, *map(self._fact, leaves))
+        read = [_digest(leaf) for name in sorted(self.reads & given.keys()) for leaf in _tensors(given[name])]
+        call = (is_grad_enabled(), str(structure), when, *map(self._fact, leaves), *read)
         return CallKey(call, tuple(map(id, things)), frozenset((*attributes, *state)))
 
     def learn(self, before: CallKey, now: CallKey, *, same: bool) -> None:
@@ -105,14 +114,37 @@ def arguments_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return {**named, **kwargs}
 
 
-def readable(arguments: Mapping[str, Any]) -> Callable[[Tensor], bool]:
-    """Which tensors Python code may read the values of while a call with these arguments is traced."""
+def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of the arguments that are small floating-point tensors: neither the timestep nor latents."""
+
+    def small(value: Any) -> bool:
+        tensors = _tensors(value)
+        return bool(tensors) and all(
+            leaf.is_floating_point() and leaf.dim() < 5 and leaf.numel() <= MOST_ELEMENTS and not leaf.is_meta
+            for leaf in tensors
+        )
+
+    return [name for name, value in arguments.items() if name not in _CHANGING and small(value)]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callable[[Tensor], bool]:
+    """Which tensors Python code may read the values of while a call with these arguments is traced.
+
+    also: the names of floating-point arguments that it may read.
+    """
+    asked = {id(leaf) for name in also for leaf in _tensors(arguments[name])}
     given = {id(leaf) for name, leaf in arguments.items() if name != "timestep" for leaf in tree_leaves(leaf)}
     never = {id(leaf) for leaf in tree_leaves(arguments.get("timestep"))}
 
     def may_be_read(tensor: Tensor) -> bool:
         if id(tensor) in never:
             return False
+        if id(tensor) in asked:
+            return True
         if id(tensor) in given:
             return _is_whole(tensor) or raster_seen(tensor) is not None
         return _is_small_state(tensor)

@@ -116,6 +116,8 @@ class ModelHook(_LeftOutOfPickles):
         self.number = number
         self.outside = outside
         self.in_pieces = in_pieces
+        # Dynamo guards it: where it changes, the model is compiled anew.
+        self.broken = False
 
     def __call__(self, *given: Any) -> None:
         if not torch.compiler.is_dynamo_compiling():
@@ -125,5 +127,5 @@ class ModelHook(_LeftOutOfPickles):
                 self.outside(self.number, call is not None, call, *given)
             finally:
                 let_dynamo_watch(watching)
-        elif self.in_pieces(self.number):
+        elif self.broken or self.in_pieces(self.number):
             self.outside(self.number, True, None, *given)

@@ -6,15 +6,16 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+from svg_compile.decisions import Reason, Site
 from svg_compile.errors import WrappedForward
 from svg_compile.passes.grid_marker import Marker, marker_of
 from svg_compile.regional.blocks import is_in
-from svg_compile.regional.call_guards import arguments_of, readable
+from svg_compile.regional.call_guards import arguments_of, might_be_read, readable
 from svg_compile.regional.wrappers import why_not_in_parallel
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,14 @@ class ModelGrids:
     """What holds for one kind of calls of a model.
 
     markers: by the path of the module that is marked. sparse: the paths of the attentions that have a grid, in the
-    order in which they run. reads_values: whether Python code may have read the values of integer tensors.
+    order in which they run. reads_values: whether Python code may have read the values of integer tensors. reads: the names
+    of the floating-point arguments whose values it has read.
     """
 
     markers: Mapping[str, Marker]
     sparse: tuple[str, ...]
     reads_values: bool = field(default=False, compare=False)
+    reads: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def trace_grids(
@@ -45,12 +48,10 @@ def trace_grids(
 
     blocks: the modules that are compiled one by one, by path.
     """
-    from svg_compile.inspection.tracing import trace
-
     name, start = type(model).__name__, time.perf_counter()
     log.info("tracing %s for the token grids of its %d compiled blocks", name, len(blocks))
     try:
-        traced = trace(model, args, kwargs, _ANY, values=readable(arguments_of(model, args, kwargs)))
+        traced, reads = _trace(model, args, kwargs)
         if traced.stopped is not None:
             raise traced.stopped
         if (why := why_not_in_parallel(model, traced.report.sites)) is not None:
@@ -67,10 +68,11 @@ def trace_grids(
         return None
     report = traced.report
     log.info("traced %s in %.1f s", name, time.perf_counter() - start)
-    sparse = tuple(site.layer for site in report.sites if site.rewritten)
+    sites = [_served(site) for site in report.sites]
+    sparse = tuple(site.layer for site in sites if site.rewritten)
     inside = {layer for layer in sparse if any(is_in(layer, path) for path in blocks)}
     log.info("%d attentions of %s are marked for its blocks", len(inside), name)
-    markers = {layer: marker_of([site for site in report.sites if site.layer == layer]) for layer in inside}
+    markers = {layer: marker_of([site for site in sites if site.layer == layer]) for layer in inside}
     for path in inside & set(blocks):
         # A block's own hooks run outside of its graph: the modules in it carry its marker.
         of_block = markers.pop(path).of_block()
@@ -83,4 +85,23 @@ def trace_grids(
                 "carry its grid, so its attention stays dense. Compile the whole model instead.",
                 stacklevel=2,
             )
-    return ModelGrids(markers, sparse, bool(report.breaks))
+    return ModelGrids(markers, sparse, bool(report.breaks), reads)
+
+
+def _served(site: Site) -> Site:
+    """An attention as its module's mark has it: one that runs as plain Python is compiled by itself."""
+    between = site.reason is Reason.BETWEEN_GRAPHS and site.layout is not None
+    return replace(site, rewritten=True, reason=None) if between else site
+
+
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, frozenset[str]]:
+    """The trace of a call, and the floating-point arguments whose values it has read: none, or one that lets it end."""
+    from svg_compile.inspection.tracing import trace
+
+    arguments = arguments_of(model, args, kwargs)
+    traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
+    for name in might_be_read(arguments) if traced.stopped is not None else ():
+        with_it = trace(model, args, kwargs, _ANY, values=readable(arguments, [name]))
+        if with_it.stopped is None:
+            return with_it, frozenset({name})
+    return traced, frozenset()

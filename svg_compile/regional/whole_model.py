@@ -8,11 +8,13 @@ timestep, nor the layer's number. The model around it runs as plain Python, so a
     the dispatcher of a block asks here for its layer's number and the call's timestep.
 
 A model that is compiled whole is its own witness, and the hook does nothing; but where hooks of step caches or
-offloading break its graph at every block, its blocks are served likewise.
+offloading break its graph at every block, its blocks are served likewise, and so they are, from its second forward on,
+where the backend has met attention behind a graph break of the model's own.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 import weakref
@@ -28,7 +30,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from svg_compile._compat.compiled import (
     CompileCall,
     at_recompile_limit,
+    call_under_way,
     compile_call_of,
+    forget_all_compiled,
     forget_compiled,
     guard_absent_hooks,
     let_dynamo_watch,
@@ -78,7 +82,10 @@ class Regions:
         self._told: set[str] = set()
         number = next(_NUMBERS)
         _BY_NUMBER[number] = self
-        before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
+        self._hooks = before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
+        # How a whole model was compiled that breaks its own graph before its attention.
+        self._broken: CompileCall | None = None
+        self._broken_anew = False
         self._handles: list[Any] = [
             model.register_forward_pre_hook(before, with_kwargs=True),
             model.register_forward_hook(after, always_call=True),
@@ -93,7 +100,18 @@ class Regions:
     def in_pieces(self) -> bool:
         """Whether hooks on its modules hide the grid from the model's own graph, so that its blocks are marked."""
         model = self._model()
-        return model is not None and bool(self.holders) and hides_grid(model)
+        return model is not None and bool(self.holders) and (self._broken is not None or hides_grid(model))
+
+    def note_break(self, call: CompileCall | None) -> None:
+        """Attention of the model, which was compiled whole by `call`, stands behind a graph break that hides its grid.
+
+        Its next forward is compiled anew, and its blocks are marked.
+        """
+        if call is None or self._broken is not None or not self.holders:
+            return
+        self._broken, self._broken_anew = call, True
+        for hook in self._hooks:
+            hook.broken = True
 
     def before(self, whole: bool, call: CompileCall | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins. whole: a compiled callable runs it, which was compiled by `call`."""
@@ -103,11 +121,15 @@ class Regions:
         blocks = dict(compiled_blocks(model)) or (dict(repeated_blocks(model)) if whole and self.in_pieces() else {})
         if not blocks:
             return
+        call = call or (self._broken if whole else None)
         arguments = arguments_of(model, args, kwargs)
         if any(isinstance(leaf, Tensor) and is_fake(leaf) for leaf in tree_leaves(arguments)):
             # An export: nothing runs.
             return
         with self._lock:
+            if self._broken_anew:
+                self._broken_anew = False
+                forget_all_compiled(model)
             kind = self._kind(model, blocks, arguments, args, kwargs)
             markers, sparse = ({}, ()) if kind is None else (kind.markers, kind.sparse)
             for path in markers:
@@ -202,6 +224,7 @@ class Regions:
             found = trace_grids(model, blocks, args, kwargs)
             if found is not None:
                 self._facts.reads_values |= found.reads_values
+                self._facts.reads |= found.reads
                 self._know(blocks, found.sparse)
             # If the previous trace marked nothing, equal markers prove nothing about attributes.
             if self._last is not None and before is not None and before.markers:
@@ -284,6 +307,19 @@ def leave_regions(model: nn.Module, holder: object) -> None:
         regions.end_forward()
         if not regions.holders and regions.remove():
             del _OF_MODEL[model]
+
+
+def note_break() -> None:
+    """A graph that is being compiled has attention behind a graph break, and shows no grid: tell the model that runs.
+
+    Nothing happens where it is not watched, or its blocks are served already.
+    """
+    call, frame = call_under_way(), inspect.currentframe()
+    while frame is not None:
+        running = frame.f_locals.get("self")
+        if isinstance(running, nn.Module) and running in _OF_MODEL:
+            return _OF_MODEL[running].note_break(call)
+        frame = frame.f_back
 
 
 def region_of(parameter: Tensor | None) -> tuple[Regions | None, int | None]:

@@ -156,6 +156,10 @@ class Denoising:
         self._asked = True
         return Position(self.step, self.steps, self._run)
 
+    def note_forward(self) -> None:
+        """A forward runs that asks for no step, as all of it is dense."""
+        self._asked = self._asked or self._state == "running"
+
     def advance(self) -> None:
         """Say that a step is done: what is called from now on belongs to the next one."""
         if self._state != "running":
@@ -194,6 +198,12 @@ class Denoising:
                 stacklevel=2,
             )
         self._state, self._models = "over", ()
+
+
+def note_forward() -> None:
+    """A forward of the runs under way in this thread has no sparse attention yet, and so asks for no step."""
+    for run in _ACTIVE.get():
+        run.note_forward()
 
 
 def _parameter_ids(run: Denoising) -> Iterator[int]:

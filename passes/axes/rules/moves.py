@@ -134,7 +134,10 @@ def _index(state: State, a: Bound, out: Tensor) -> None:
     source, indices = a["self"], list(a["indices"])
     used = [dim for dim, index in enumerate(indices) if index is not None]
     contiguous = used == list(range(used[0], used[-1] + 1))
-    if not contiguous or any(indices[dim].dtype in (torch.bool, torch.uint8) for dim in used):
+    where = any(indices[dim].dtype in (torch.bool, torch.uint8) for dim in used)
+    # Where a mask of one axis is true, positions of it are picked, as by their numbers.
+    rows = len(used) == 1 and indices[used[0]].dim() == 1 and not is_table(state.of(source)[used[0]])
+    if not contiguous or (where and not rows):
         state.name(out, [opaque_axis(size, *state.of(source)) for size in out.shape])
         for axis in state.of(source):
             state.pin(out, axis)
