@@ -44,7 +44,7 @@ def run_passes(
     """Infer the axes, find the attention, rewrite it and return its plans as graph outputs, all in place.
 
     rewrite: False only decides, and leaves the graph as it is. markers: what `strip_markers` took from the graph, where
-    it is a block of a model that is compiled block by block. call: the call of the graph, where a whole model is traced.
+    it is a block of a model that is compiled block by block. call: the call of the graph in a model's trace.
     """
     if observer is not None:
         observer.graph("dynamo", graph_module)

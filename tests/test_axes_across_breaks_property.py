@@ -14,7 +14,7 @@ from torch import Tensor
 import svg_compile
 from svg_compile.decisions import Reason, Site
 from test_token_axes_property import PLAIN, assert_raster
-from token_programs import BATCH, CHANNELS, NOBODY, TEXT, Step, apply, payload, programs
+from token_programs import BATCH, CHANNELS, TEXT, Step, apply, payload, programs
 from traced import GRID_OPTIONS
 
 PROGRAMS = int(os.environ.get("SVG_TEST_BROKEN_PROGRAMS", "60"))
@@ -135,7 +135,6 @@ def test_what_is_changed_between_graphs_has_no_grid(places: list[str], happens: 
 
 
 def test_the_oracle_sees_a_wrong_claim() -> None:
-    assert NOBODY == -2
+    wrong = payload((4, 2, 6)).roll(1, 1).reshape(BATCH, 1, -1, CHANNELS)
     with pytest.raises(AssertionError, match="another order"):
-        wrong = payload((4, 2, 6)).roll(1, 1).reshape(BATCH, 1, -1, CHANNELS)
         assert_raster(wrong, (4, 2, 6), svg_compile.VideoLayout(4, 2, 6))

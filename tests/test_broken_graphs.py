@@ -121,6 +121,27 @@ class Masked(RotaryOutside):
         return self.head(x).transpose(1, 2).unflatten(2, grid)
 
 
+class Disabled(Attention):
+    """Its attention is in no graph."""
+
+    @torch.compiler.disable
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+
+    def forward(self, x: Tensor, *tables: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(2, (2, -1)) for t in self.qkv(2 * x).chunk(3, -1))
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+def between() -> RotaryOutside:
+    model = RotaryOutside()
+    for block in model.blocks:
+        attention = Disabled(rotated)
+        attention.load_state_dict(block.attn.state_dict())
+        block.attn = attention.eval()
+    return model
+
+
 def toy(**more: Any) -> Inputs:
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -187,6 +208,33 @@ def test_attention_behind_a_break_is_sparse_and_right(name: str, how: str) -> No
     given, _ = run(name, how, density=0.3, layout=MODELS[name][1])
     torch.testing.assert_close(sparse[-1], given[-1], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(sparse[-1], expected[-1], rtol=1e-3, atol=1e-3)
+
+
+def test_attention_between_graphs_has_a_row_and_is_served_by_blocks() -> None:
+    MODELS["between"] = (lambda: (between(), toy()), GRID)
+    try:
+        model, inputs = MODELS["between"][0]()
+        report = svg_compile.explain(model, **inputs, options={"min_tokens": 0})
+        assert [site.layer for site in report.sites] == ["blocks.0.attn", "blocks.1.attn"]
+        assert {site.reason for site in report.sites} == {svg_compile.Reason.BETWEEN_GRAPHS}
+        line = Disabled.attend.__wrapped__.__code__.co_firstlineno + 2  # type: ignore[attr-defined]
+        assert all(site.source.endswith(f"test_broken_graphs.py:{line}") for site in report.sites)
+        assert all(site.sequence == "[5*7*3]" and "disable" in site.detail for site in report.sites)
+        assert "another attention backend" not in str(report)
+        outputs, dense = run("between", "blocks", density=1.0)
+        assert dense == [[False, False]] * STEPS
+        for got, want in zip(outputs, run("between", "eager")[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    finally:
+        del MODELS["between"]
+
+
+def test_a_grid_that_is_carried_across_a_break_is_said_to_need_attach() -> None:
+    report = svg_compile.explain(RotaryOutside(), **toy(), options={"min_tokens": 0, "dense_layers": 1})
+    assert [site.layer for site in report.sites] == ["blocks.0.attn", "blocks.1.attn"]
+    # Layers are counted through all graphs.
+    assert [site.reason for site in report.sites] == [svg_compile.Reason.DENSE_LAYER, None]
+    assert "svg_compile.attach(pipe)" in report.sites[1].detail
 
 
 def test_tokens_that_are_rolled_between_the_graphs_stay_dense() -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from svg_compile import passes
+
 # Code that is no model's: its lines say nothing to a reader.
-_NOT_THE_MODELS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
-_NOT_THE_MODELS += (str(Path(__file__).parent.parent.parent / "passes"), "<")
+_OURS = str(Path(__file__).parent.parent)
+_NOT_THE_MODELS = (str(Path(torch.__file__).parent), _OURS, str(Path(passes.__file__).parent), "<")
 
 
 class Callers:
@@ -46,7 +48,7 @@ def frames() -> Iterator[FrameType]:
     """The frames of this thread, innermost first, without those of this package."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(_NOT_THE_MODELS[1]):
+        if not frame.f_code.co_filename.startswith(_OURS):
             yield frame
         frame = frame.f_back
 

@@ -82,7 +82,7 @@ class TracedCalls:
 
     def _attention(self, args: Any, here: str) -> None:
         query, key, value = args[:3]
-        axes = AttentionAxes(*(tuple(self.ledger.of(operand)) for operand in (query, key, value)))
+        axes = AttentionAxes(tuple(self.ledger.of(query)), tuple(self.ledger.of(key)), tuple(self.ledger.of(value)))
         tokens = query.shape[-2], key.shape[-2]
         found = grid_of(axes, tokens, self.config) if query.dim() == 4 else None
         layout, reason, detail = None, Reason.BETWEEN_GRAPHS, self._why_between()

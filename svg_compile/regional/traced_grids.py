@@ -28,8 +28,8 @@ class ModelGrids:
     """What holds for one kind of calls of a model.
 
     markers: by the path of the module that is marked. sparse: the paths of the attentions that have a grid, in the
-    order in which they run. reads_values: whether Python code may have read the values of integer tensors. reads: the names
-    of the floating-point arguments whose values it has read.
+    order in which they run. reads_values: whether Python code may have read the values of integer tensors. reads: the
+    names of the floating-point arguments whose values it has read.
     """
 
     markers: Mapping[str, Marker]
