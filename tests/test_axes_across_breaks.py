@@ -1,4 +1,4 @@
-"""Programs with graph breaks in them: what is proven of tokens that leave one graph and enter another, and what is not."""
+"""Programs with graph breaks: what is proven of tokens that leave one graph and enter another, and what is not."""
 
 from __future__ import annotations
 

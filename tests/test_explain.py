@@ -216,7 +216,7 @@ def test_graph_breaks_are_named_with_their_cause_and_line() -> None:
     assert "attention_processor.py:" in found.source
     assert "nonzero" in found.explanation
     assert "capture_dynamic_output_shape_ops" in found.hint
-    assert "stays dense" in str(report)
+    assert Reason.BETWEEN_GRAPHS in {site.reason for site in report.sites}
 
 
 def test_a_branch_on_data_is_told_once() -> None:
@@ -231,11 +231,16 @@ def test_a_branch_on_data_is_told_once() -> None:
     assert found.explanation
 
 
-def test_one_graph_that_dynamo_runs_for_every_layer_counts_as_often() -> None:
+def test_one_graph_that_dynamo_runs_for_every_layer_has_a_row_for_each() -> None:
     case = models.case("hunyuan_video_1_5")
     report = svg_compile.explain(case.build(), **case.inputs(1, case.grid), options=OPTIONS)
-    assert [site.calls for site in report.sites] == [1, 2]
-    assert "(called 2x)" in str(report)
+    assert [(site.layer, site.calls) for site in report.sites] == [
+        ("context_embedder.token_refiner.refiner_blocks.0.attn", 1),
+        ("transformer_blocks.0.attn", 1),
+        ("transformer_blocks.1.attn", 1),
+    ]
+    assert [site.rewritten for site in report.sites] == [False, True, True]
+    assert "transformer_blocks.{0-1}.attn (2x)" in str(report)
 
 
 def test_a_pass_that_fails_is_a_note_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:

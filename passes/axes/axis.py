@@ -99,8 +99,8 @@ class Atom:
         self.derived: dict[Any, Any] = {}
         # The other inputs along whose axes it ran.
         self.aligned: set[str] = set()
-        # Of an opaque atom: the operator that took its name, what it is a piece of, what it is some positions of in an
-        # order that is not followed, and which input dimensions' positions it may run over (None: any).
+        # Of an opaque atom: the operator that took its name, what it is a piece of, or was picked of by a mask, and
+        # which input dimensions' positions it may run over (None: any).
         self.why: Why | None = None
         self.piece: Piece | None = None
         self.rows: Axis | None = None
@@ -296,13 +296,16 @@ def other_positions(size: Any, like: Axis) -> Axis:
         return free_axis(size)
     if kinds == {Kind.COORD} and len(parts) == 1 and isinstance(parts[0], Atom) and not parts[0].inner:
         return axis_of(size, Kind.COORD)
-    if is_plain(like):
-        return axis_of(size, Kind.MIXED)
-    if is_one(size):
-        return ()
-    atom = opaque_atom(size, (like,))
-    atom.rows = parts
-    return (atom,)
+    return axis_of(size, Kind.MIXED) if is_plain(like) else opaque_axis(size, like)
+
+
+def picked(size: Any, like: Axis) -> Axis:
+    """`other_positions`, of those where a mask along `like` is true."""
+    axis = other_positions(size, like)
+    for atom in atoms_of(axis):
+        if atom.opaque:
+            atom.rows = expand(like)
+    return axis
 
 
 def mixed_in(axis: Axis) -> Axis:

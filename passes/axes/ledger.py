@@ -174,7 +174,9 @@ class GraphCall:
         named = []
         for node, twin in twins.items():
             tensor = self.inputs[node]
-            if self.first and node not in self.facts.unseen | self.facts.tables and not self.ledger.knows(tensor):
+            facts = self.facts
+            given = self.first and node not in facts.unseen and node not in facts.tables
+            if given and not self.ledger.knows(tensor):
                 self.ledger.enter(tensor, node.name, True)
             if not self.ledger.knows(tensor) and (node in self.facts.tables or self.ledger.is_table(tensor)):
                 self.ledger.table(tensor)

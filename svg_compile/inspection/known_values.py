@@ -73,11 +73,9 @@ def _values(
     Where an unknown value is written into a known one, all that has to do with that one is unknown, and forgotten.
     """
     values = {node: known for node, value in given.items() if (known := _value(value, mode)) is not None}
-    flags = _known_nodes(nodes, set(values))
-    if any(_writes(node) for node in flags):
-        # What belongs to somebody else is not written: nobody knows its values.
-        own = {node for node in values if not (isinstance(given[node], Tensor) and mode.is_borrowed(given[node]))}
-        flags = _known_nodes(nodes, own)
+    # What belongs to somebody else, a weight, is neither written nor computed with: else the model itself would run.
+    own = {node for node in values if not (isinstance(given[node], Tensor) and mode.is_borrowed(given[node]))}
+    flags = _known_nodes(nodes, own)
     _check_writes(nodes, given)
     for node in values.keys() - flags:
         if isinstance(given[node], Tensor) and not mode.is_borrowed(given[node]):

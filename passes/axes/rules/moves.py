@@ -22,6 +22,7 @@ from svg_compile.passes.axes.axis import (
     mixed_in,
     opaque_axis,
     other_positions,
+    picked as mask_picked,
 )
 from svg_compile.passes.axes.merge import unify_each
 from svg_compile.passes.axes.pieces import padded, put_together
@@ -148,7 +149,7 @@ def _index(state: State, a: Bound, out: Tensor) -> None:
     if all(is_table(axes[dim]) for dim in used):
         picked = aligned(state, [indices[dim] for dim in used], shape)
     elif len(used) == len(shape) == 1:
-        picked = [other_positions(shape[0], axes[used[0]])]
+        picked = [(mask_picked if where else other_positions)(shape[0], axes[used[0]])]
     else:
         picked = [opaque_axis(size, *(axes[dim] for dim in used)) for size in shape]
     for dim in used:
