@@ -22,6 +22,8 @@ from svg_compile.passes.axes.axis import (
     mixed_in,
     opaque_axis,
     other_positions,
+)
+from svg_compile.passes.axes.axis import (
     picked as mask_picked,
 )
 from svg_compile.passes.axes.merge import unify_each
