@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer, is_plain_state, made_between_graphs
 from svg_compile._compat.graphs import is_fake, version_of
+from svg_compile._compat.operators import writes_operands
 from svg_compile._compat.pytree import tree_leaves
 from svg_compile._compat.sizes import size_hint
 from svg_compile.passes.axes.alias_update import storage_of
@@ -123,7 +124,7 @@ class Ledger(AxisTracker):
         """Python code at `place` has called an ATen operator outside of any graph."""
         with analysing(Why(operator, None, place)):
             self._carry(operator, args, kwargs, out)
-        for tensor in tree_leaves((args, kwargs)) if operator._schema.is_mutable else ():
+        for tensor in tree_leaves((args, kwargs)) if writes_operands(operator) else ():
             if isinstance(tensor, Tensor):
                 for alias in self._sharing(tensor):
                     self._versions.pop(alias, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from svg_compile import passes
+from svg_compile.passes import node_origin
 
 # Code that is no model's: its lines say nothing to a reader.
 _OURS = str(Path(__file__).parent.parent)
-_NOT_THE_MODELS = (str(Path(torch.__file__).parent), _OURS, str(Path(passes.__file__).parent), "<")
+_NOT_THE_MODELS = (str(Path(torch.__file__).parent), _OURS, str(Path(node_origin.__file__).parent), "<")
 
 
 class Callers:
@@ -46,7 +46,7 @@ class Callers:
 
 def frames() -> Iterator[FrameType]:
     """The frames of this thread, innermost first, without those of this package."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if not frame.f_code.co_filename.startswith(_OURS):
             yield frame

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from svg_compile._compat.fake_values import ValueMode
+from svg_compile._compat.operators import qualified_name
 from svg_compile._compat.pytree import tree_leaves
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
@@ -76,7 +77,7 @@ class TracedCalls:
     def _hear(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Python code has called an operator between the graphs."""
         here = place()
-        if _ATTENTION in operator._schema.name and len(args) > 2:
+        if _ATTENTION in (qualified_name(operator) or "") and len(args) > 2:
             self._attention(args, here)
         self.ledger.hear(operator, args, kwargs, out, here)
 
@@ -111,6 +112,6 @@ class TracedCalls:
 def _state_of(model: Any) -> Iterable[Tensor]:
     """The parameters, buffers and other tensors that a model holds."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
-        for name, value in vars(module).items():
-            if name != "_modules":
+        for value in vars(module).values():
+            if isinstance(value, (Tensor, dict, list, tuple)):
                 yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
