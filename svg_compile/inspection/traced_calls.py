@@ -91,6 +91,9 @@ class TracedCalls:
             layout = VideoLayout(*found.sizes, found.text_first, self.config.block)
         elif found is not None and found.reason is Reason.CROSS_ATTENTION:
             reason, detail = found.reason, found.detail
+        else:
+            more = "" if found is None or not found.detail else f" ({found.detail})"
+            detail = f"{detail}; its token grid could not be proven{more}".lstrip("; ")
         site = Site(
             rewritten=False,
             reason=reason,
