@@ -52,7 +52,7 @@ def test_cache_dit(how: str) -> None:
     inputs = case.inputs(1, case.grid)
     expected = list(run(built(cache_dit), inputs))
     # It has skipped blocks: the same model without a cache gives something else.
-    assert not torch.equal(expected[-1], list(run(case.build(), inputs))[-1])
+    assert not all(map(torch.equal, expected, run(case.build(), inputs)))
     full = beside(built(cache_dit), how, inputs)
     assert full.same(expected)
     found = beside(built(cache_dit), how, inputs, density=0.3)
@@ -124,23 +124,24 @@ def patched(self: Any, hidden_states: Tensor, timestep: Tensor, encoder_hidden_s
 
 
 def teacache(model: Any) -> None:
-    model.distance = Distance(threshold=0.2)
+    model.distance = Distance(threshold=0.5)
     model.forward = MethodType(patched, model)
 
 
 @HOW
-def test_a_patched_forward_that_skips_blocks_stays_dense_with_a_reason(how: str) -> None:
+def test_a_patched_forward_that_skips_blocks_is_not_traced_and_says_so(how: str) -> None:
     case = models.case("wan")
     inputs = case.inputs(1, case.grid)
     alone = built(teacache)
     expected = list(run(alone, inputs))
     assert 0 < alone.distance.runs < STEPS
     model = built(teacache)
-    found = beside(model, how, inputs, density=0.3)
-    assert found.same(expected)
-    assert found.sparse == 0
+    assert beside(model, how, inputs).same(expected)
     assert model.distance.runs == alone.distance.runs
-    assert any("test_step_caches.patched" in said or "test_step_caches.py" in said for said in found.said), found.said
+    found = beside(built(teacache), how, inputs, density=0.3)
+    # Compiled whole the first forward reads nothing, and is one graph: it proves its own grid.
+    assert found.sparse == (1 if how == "whole" else 0)
+    assert any("was replaced by test_step_caches.patched" in said for said in found.said)
 
 
 @HOW
@@ -217,7 +218,7 @@ def test_caches_and_guidance_of_diffusers(row: tuple[str, Callable[[Any], None],
     case = models.case("wan")
     inputs = case.inputs(1, case.grid)
     expected = list(run(built(companion), inputs, context=context))
-    assert not torch.equal(expected[-1], list(run(case.build(), inputs))[-1])
+    assert not all(map(torch.equal, expected, run(case.build(), inputs)))
     assert beside(built(companion), how, inputs, context).same(expected)
     found = beside(built(companion), how, inputs, context, density=0.3)
     told = beside(built(companion), how, inputs, context, density=0.3, layout=case.grid)

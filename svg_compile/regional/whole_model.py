@@ -76,6 +76,7 @@ class Regions:
         # Attentions that run as plain Python: the function that runs one, by how the model was compiled.
         self._alone: dict[str, Attend | None] = {}
         self._told: set[str] = set()
+        self._served: set[str] = set()
         # The marked modules, by path: a cache may put others in their places while the model runs.
         self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         number = next(_NUMBERS)
@@ -119,7 +120,7 @@ class Regions:
         if self._marks:
             # Other models of the class may be compiled without marks; this one must not run what they run.
             guard_absent_hooks()
-        forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"))
+        forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served)
         calls = {at: compile_call_of(block) for at, block in blocks_as_compiled(model)}
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)
