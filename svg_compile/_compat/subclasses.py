@@ -1,8 +1,8 @@
-"""Tensors of classes of their own, as quantised weights are: how a clone of one is made."""
+"""Tensors of classes of their own, as quantised weights are: how a clone of one is made, and who may refer to one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,16 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 def is_quantised(tensor: Tensor) -> bool:
     """Whether a tensor is of another library's class."""
     return type(tensor) not in _PLAIN and not is_fake(tensor)
+
+
+def referable(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those of a model's parameters that may be referred to weakly; all of them where none may.
+
+    Offloading swaps what quantised weights hold by torch.utils.swap_tensors, which refuses tensors that have weak
+    references.
+    """
+    given = list(tensors)
+    return [tensor for tensor in given if not is_quantised(tensor)] or given
 
 
 def rebuilt(tensor: Tensor, part: Callable[[Tensor], Any]) -> Tensor:

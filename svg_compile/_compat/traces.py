@@ -33,7 +33,10 @@ def leaving_no_trace(backend: Any) -> Iterator[Callable[[], list[tuple[str, list
     counted = {name: dict(counter) for name, counter in counters.items()}
     as_it_is = eval_frame._stance.stance == "default"
     stance = contextlib.nullcontext() if as_it_is else torch.compiler.set_stance("default")
-    switch = config.patch(disable=False) if config.disable else contextlib.nullcontext()
+    # Weak references to what was traced go at the end, as after a compile by a backend of torch's own.
+    weak = "invalidate_compile_context_weakrefs"
+    changed = {weak: True} if hasattr(config, weak) else {}
+    switch = config.patch(**changed, **({"disable": False} if config.disable else {}))
     try:
         with stance, switch, random_numbers_go_on():
             yield breaks

@@ -37,6 +37,7 @@ from svg_compile._compat.compiled import (
 from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.modules import add_end_hook
 from svg_compile._compat.pytree import tree_leaves
+from svg_compile._compat.subclasses import referable
 from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_in, repeated_blocks
 from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of
 from svg_compile.regional.forward import Attending, Forward, enter, leave, under_way
@@ -155,7 +156,7 @@ class Regions:
         attend, module = self._alone[key], self._modules.get(path)
         if attend is None or module is None:
             return None
-        attending = Attending(model, path, next(module.parameters(), None), forward.sparse.index(path))
+        attending = Attending(model, path, next(iter(referable(module.parameters())), None), forward.sparse.index(path))
         return PlainAttention(forward, attending, attend, marker, sizes)
 
     def end_forward(self) -> None:
@@ -227,7 +228,7 @@ class Regions:
         """Note which parameters are of which block, and the number of its first sparse layer."""
         for path, block in blocks.items():
             mine = [number for number, layer in enumerate(sparse) if is_in(layer, path)]
-            for parameter in block.parameters() if mine else ():
+            for parameter in referable(block.parameters()) if mine else ():
                 _REGIONS[parameter] = (weakref.ref(self), mine[0])
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
