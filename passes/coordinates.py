@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.dynamo import example_of
 from svg_compile._compat.graphs import known_value, version_of
+from svg_compile._compat.subclasses import is_quantised
 
 # (time, row, column), and at most one more component, which is the same for all tokens.
 _COMPONENTS = (3, 4)
@@ -106,6 +107,8 @@ def raster_seen(positions: Tensor) -> Raster | None:
 
     A denoising loop gives each step the same tensor, so a GPU is waited for once a run.
     """
+    if is_quantised(positions):
+        return None
     if positions.is_inference():
         # It does not count how often it was written.
         return raster_of(positions)

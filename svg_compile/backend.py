@@ -17,7 +17,7 @@ from torch import fx
 from svg_compile._compat import inductor
 from svg_compile._compat.backends import registered_meanwhile
 from svg_compile._compat.dynamo import traced_module
-from svg_compile._compat.graphs import PRODUCTS, SDPA, copy_graph_module, trace_artifact
+from svg_compile._compat.graphs import PRODUCTS, SDPA, copy_graph_module, forget_arguments, trace_artifact
 from svg_compile._compat.options import keep_own_options
 from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
@@ -108,6 +108,7 @@ def compile_graph(
             chosen = Dispatcher(stepped, SparseGraph(sparse, ports, config), config, timestep, parameters, by_layer)
             return PositionGuard(chosen, dense, positions) if positions and dense is not None else chosen
     finally:
+        forget_arguments(sparse_module)
         if process is not None:
             process.write_index()
             process.warn_once()

@@ -12,14 +12,15 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from svg_compile._compat.operators import definition_of
 from svg_compile._compat.sizes import size_hint
 from svg_compile.passes.axes.alias_update import same_place, storage_of, written_axes
 from svg_compile.passes.axes.axis import Axis, atoms_of, free_axis, is_opaque, length, mixed_in, opaque_axis
 from svg_compile.passes.axes.rules import compute, moves, views  # noqa: F401  (they fill RULES)
 from svg_compile.passes.axes.rules.by_node import NodeRule
 from svg_compile.passes.axes.rules.compute import FACTORIES, attended, in_place, pointwise
-from svg_compile.passes.axes.rules.registry import RULES, shown_axes
-from svg_compile.passes.axes.rules.rowwise import is_registered, rowwise
+from svg_compile.passes.axes.rules.registry import RULES, Rule, shown_axes
+from svg_compile.passes.axes.rules.rowwise import is_rowwise, rowwise
 from svg_compile.passes.axes.selections import Pins, beside, comes_back, own_atoms, pins_of, spread
 from svg_compile.passes.axes.values import KnownValues, hide_keys_alone
 from svg_compile.passes.axes.why import Why, analysing, under_analysis
@@ -156,6 +157,9 @@ class AxisTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _rule_of(func) is None and (definition := definition_of(func)) is not None:
+            with self:
+                return definition(*args, **kwargs)
         out = func(*args, **kwargs)
         with analysing(Why(func, self.node)):
             self._carry(func, args, kwargs, out)
@@ -165,11 +169,7 @@ class AxisTracker(TorchDispatchMode):
         schema = func._schema
         bound = {argument.name: value for argument, value in zip(schema.arguments, args)}
         bound.update(kwargs)
-        rule = RULES.get(func.overloadpacket)
-        if rule is None and not schema.is_mutable and torch.Tag.pointwise in func.tags:
-            rule = pointwise
-        if rule is None and not schema.is_mutable and is_registered(schema.name):
-            rule = rowwise
+        rule = _rule_of(func)
         operands = leaves_of(list(bound.values()))
         if schema.is_mutable:
             self._write_values(func, bound)
@@ -274,6 +274,17 @@ class AxisTracker(TorchDispatchMode):
         hides = hide_keys_alone(self.values.of(mask))
         axes = AttentionAxes(tuple(self.of(query)), tuple(self.of(key)), tuple(self.of(value)), hides)
         self.visits.setdefault(node, []).append(axes)
+
+
+def _rule_of(func: Any) -> Rule | None:
+    """The rule of an operator: its own, or that of its kind."""
+    rule = RULES.get(func.overloadpacket)
+    if rule is None and not func._schema.is_mutable:
+        if torch.Tag.pointwise in func.tags:
+            return pointwise
+        if is_rowwise(func._schema.name):
+            return rowwise
+    return rule
 
 
 def _lost(size: Any, operands: Sequence[Axis]) -> Axis:

@@ -158,3 +158,13 @@ NEEDS_DATA = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,
 )
+
+
+def forget_arguments(graph_module: torch.fx.GraphModule) -> None:
+    """Drop a graph's references to the arguments that it was traced for, as Dynamo does with its own graph at the end.
+
+    They are weak, but torch.utils.swap_tensors, by which offloading moves quantised weights, refuses tensors with any.
+    """
+    for module in graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("grapharg", None)

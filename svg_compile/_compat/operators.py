@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
+
+# Namespaces of operators whose rules are written down, or that exchange data between processes.
+_OF_TORCH = ("aten::", "prims::", "c10d", "_c10d", "svg::")
 
 # `torch.nn.functional.pad` as it stands in a graph.
 PAD_TARGETS = (torch.nn.functional.pad, torch._C._nn.pad)
@@ -31,3 +37,24 @@ def writes_operands(operator: Any) -> bool:
     packet = getattr(operator, "_opoverload", operator)
     overloads = [getattr(packet, name) for name in packet.overloads()] if hasattr(packet, "overloads") else [packet]
     return any(overload._schema.is_mutable for overload in overloads if hasattr(overload, "_schema"))
+
+
+def definition_of(operator: Any) -> Callable[..., Any] | None:
+    """The operator in terms of others, if torch runs that itself to learn the shape of a result; else None.
+
+    One that other operators are made of by themselves (CompositeImplicitAutograd), and one of another library with a
+    kernel for all devices (CompositeExplicitAutograd) and no account of its shapes beside it: fake tensors go through
+    that kernel anyway, so that running it on them does nothing that is not done already.
+    """
+    name = operator._schema.name
+    if name.startswith("prim::"):
+        # Python's own attributes of tensors.
+        return None
+    if operator.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        return partial(operator._op_dk, DispatchKey.CompositeImplicitAutograd)
+    if name.startswith(_OF_TORCH) or not operator.has_kernel_for_dispatch_key(DispatchKey.CompositeExplicitAutograd):
+        return None
+    fake = torch._library.simple_registry.singleton.find(operator.name()).fake_impl.kernel
+    if fake is not None or operator.has_kernel_for_dispatch_key(DispatchKey.Meta):
+        return None
+    return partial(operator._op_dk, DispatchKey.CompositeExplicitAutograd)

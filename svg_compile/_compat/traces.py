@@ -7,6 +7,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -32,13 +33,17 @@ def leaving_no_trace(backend: Any) -> Iterator[Callable[[], list[tuple[str, list
     counted = {name: dict(counter) for name, counter in counters.items()}
     as_it_is = eval_frame._stance.stance == "default"
     stance = contextlib.nullcontext() if as_it_is else torch.compiler.set_stance("default")
-    switch = config.patch(disable=False) if config.disable else contextlib.nullcontext()
+    # Weak references to what was traced go at the end, as after a compile by a backend of torch's own.
+    weak = "invalidate_compile_context_weakrefs"
+    changed = {weak: True} if hasattr(config, weak) else {}
+    switch = config.patch(**changed, **({"disable": False} if config.disable else {}))
     try:
         with stance, switch, random_numbers_go_on():
             yield breaks
     finally:
-        for seen in list(known.seen):
-            code = seen()
+        # Codes outlive the references to them, whose callbacks would look for what is forgotten here.
+        codes = [seen() for seen in known.seen]
+        for seen, code in zip(list(known.seen), codes):
             entries = [] if code is None else torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
             ours = [entry for entry in entries if _backend_of(entry) is backend]
             for entry in ours:
@@ -48,12 +53,37 @@ def leaving_no_trace(backend: Any) -> Iterator[Callable[[], list[tuple[str, list
                 torch._C._dynamo.eval_frame.reset_code(code)
                 known.seen_ids.discard(id(code))
                 known.seen.remove(seen)
+        seen = None
         del graph_break_reasons[reasons:]
         for name in list(counters):
             counters[name].clear()
             counters[name].update(counted.get(name, {}))
             if name not in counted:
                 del counters[name]
+
+
+def with_code_of_its_own(function: Any) -> Any:
+    """A copy of a plain function, and of those that it wraps, which Dynamo takes for functions it has never seen.
+
+    Dynamo gives up on a code object for good, for all who call it, where it once broke off in a loop.
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    cells = tuple(_copied(cell) for cell in function.__closure__ or ())
+    code, names = function.__code__.replace(), function.__globals__
+    copy = FunctionType(code, names, function.__name__, function.__defaults__, cells)
+    copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
+    copy.__dict__.update(vars(function))
+    return copy
+
+
+def _copied(cell: CellType) -> CellType:
+    # What a decorator wraps; a cell that is empty, or holds anything else, is shared.
+    try:
+        wraps = isinstance(cell.cell_contents, FunctionType)
+    except ValueError:
+        return cell
+    return CellType(with_code_of_its_own(cell.cell_contents)) if wraps else cell
 
 
 def _backend_of(entry: Any) -> Any:

@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from svg_compile._compat.modules import HOOK_TABLES, uncompiled
+from svg_compile._compat.subclasses import is_quantised, rebuilt
 from svg_compile.errors import WrappedForward
 
 # Libraries whose hooks leave the tokens of every attention as they are: they move or cast weights and inputs, skip
 # blocks or reuse their results, and gather what is spread over processes.
-_HARMLESS = ("diffusers.hooks.", "accelerate.hooks", "torch.distributed.", "svg_compile.")
-# Where diffusers and accelerate keep the hooks of a module, and the forward that they replaced.
+_HARMLESS = ("diffusers.hooks.", "accelerate.hooks", "cache_dit.", "torch.distributed.", "svg_compile.")
+# Where they keep the hooks of a module, and the forward that they replaced.
 _HOOKS_OF = ("_diffusers_hook", "_hf_hook")
-_LEFT_OFF = (*_HOOKS_OF, "_old_forward", "forward", "_compiled_call_impl")
+_FORWARDS_OF = ("_old_forward", "_original_forward")
+_LEFT_OFF = (*_HOOKS_OF, *_FORWARDS_OF, "forward", "_compiled_call_impl")
 # What spreads the tokens over processes; without it each process sees the whole sequence.
 _PARALLEL = "_parallel_config"
 
@@ -57,7 +59,8 @@ class _Cloner:
         if isinstance(value, nn.Module):
             return self._module(value, path)
         if isinstance(value, Tensor):
-            return self._note(value, self.tensor(value, dtype))
+            twin = rebuilt(value, partial(self.clone, path=path, dtype=dtype)) if is_quantised(value) else None
+            return self._note(value, self.tensor(value, dtype)) if twin is None else self._filled(value, twin, path)
         kind = type(value)
         if kind in (list, set, dict, OrderedDict, defaultdict):
             return self._container(value, path, dtype)
@@ -77,6 +80,14 @@ class _Cloner:
 
     def _note(self, value: Any, twin: Any) -> Any:
         self.made[id(value)] = (value, twin)
+        return twin
+
+    def _filled(self, value: Tensor, twin: Tensor, path: str) -> Tensor:
+        """The clone of a quantised tensor with the attributes of its own: scales, states, the module it is in."""
+        self._note(value, twin)
+        for name, entry in vars(value).items():
+            if name not in vars(twin):
+                setattr(twin, name, self.clone(entry, path))
         return twin
 
     def _container(self, value: Any, path: str, dtype: torch.dtype | None) -> Any:
@@ -148,12 +159,13 @@ def _check_forward(module: nn.Module, path: str) -> None:
     for hook in _hooks(module):
         if not _is_harmless(hook):
             raise WrappedForward(f"the hook {_name(hook)} around {where} is not known to leave the tokens alone")
-    forward = vars(module).get("forward")
+    forward, kept = vars(module).get("forward"), dict(vars(module))
     while forward is not None and not _is_own(forward, module):
-        # What torch.compile returned for a forward keeps the forward; so do hooks, by functools.update_wrapper.
+        # What torch.compile returned for a forward keeps the forward; so do hooks, by functools.update_wrapper, which
+        # may name the hook itself, or beside it on the module.
         inner = getattr(forward, "_torchdynamo_orig_callable", None)
         if inner is None and _is_harmless(getattr(forward, "func", forward)):
-            inner = getattr(forward, "__wrapped__", None)
+            inner = getattr(forward, "__wrapped__", None) or kept.pop("_original_forward", None)
         if inner is None:
             raise WrappedForward(f"the forward of {where} was replaced by {_name(forward)}")
         forward = inner

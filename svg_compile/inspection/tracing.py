@@ -19,7 +19,7 @@ from svg_compile._compat.compiled import isolated_compile
 from svg_compile._compat.fake_values import READS_VALUE, LostWrite, ValueMode
 from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.modules import uncompiled
-from svg_compile._compat.traces import leaving_no_trace
+from svg_compile._compat.traces import leaving_no_trace, with_code_of_its_own
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import Site
 from svg_compile.errors import NeedsData, SvgError
@@ -167,6 +167,8 @@ def _bare(
     method: Any = model
     target = module if plain is model else MethodType(method.__func__, module) if module is not None else model
     clone, given_args, given_kwargs = bare_clone((target, args, dict(kwargs)), stand_in)
+    if isinstance(clone, nn.Module) and (own := with_code_of_its_own(type(clone).forward)) is not type(clone).forward:
+        clone.forward = MethodType(own, clone)
     return clone, given_args, given_kwargs
 
 

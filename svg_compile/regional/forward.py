@@ -33,6 +33,7 @@ class Forward:
     ran: whether a graph that was compiled of a marked block ran in it.
     attending: the attention whose graph is called now, where it is none of a block.
     dense: why attentions that ran as plain Python stayed dense, by the paths of their modules.
+    served: the paths of the modules whose attentions ran as the trace saw them, in any forward of the model.
     steps: what the runtime has found of the forward's step, by the length of a run that no schedule knows.
     """
 
@@ -43,6 +44,7 @@ class Forward:
     ran: bool = False
     attending: Attending | None = None
     dense: dict[str, str] = field(default_factory=dict)
+    served: set[str] = field(default_factory=set)
     steps: dict[int, Any] = field(default_factory=dict)
 
 

@@ -74,8 +74,11 @@ class PlainAttention(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         expected = len(entries_of(self.marker))
-        if self.calls != expected:
-            # Another attention function, or another branch: what ran was not what the trace saw.
+        if self.calls == expected:
+            self.forward.served.add(self.attending.layer)
+        elif self.calls or self.attending.layer not in self.forward.served:
+            # Another attention function, or another branch: what ran was not what the trace saw. One that has run as
+            # traced before, and does not run now, is left out by a cache.
             self.forward.dense[self.attending.layer] = (
                 f"it called scaled_dot_product_attention {self.calls} times, and {expected} times when the whole model "
                 "was traced; if it uses another attention backend, select the native one"

@@ -41,6 +41,7 @@ from svg_compile._compat.compiled import (
 from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.modules import add_end_hook
 from svg_compile._compat.pytree import tree_leaves
+from svg_compile._compat.subclasses import referable
 from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_in, repeated_blocks
 from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of
 from svg_compile.regional.forward import Attending, Forward, enter, leave, under_way
@@ -80,6 +81,9 @@ class Regions:
         # Attentions that run as plain Python: the function that runs one, by how the model was compiled.
         self._alone: dict[str, Attend | None] = {}
         self._told: set[str] = set()
+        self._served: set[str] = set()
+        # The marked modules, by path: a cache may put others in their places while the model runs.
+        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         number = next(_NUMBERS)
         _BY_NUMBER[number] = self
         self._hooks = before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
@@ -139,23 +143,29 @@ class Regions:
         if self._marks:
             # Other models of the class may be compiled without marks; this one must not run what they run.
             guard_absent_hooks()
-        forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"))
+        forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served)
+        calls = {at: compile_call_of(block) for at, block in blocks_as_compiled(model)}
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)
-            mark.tell(marker, device, None if marker is None else partial(self._beside, forward, call, path))
+            mark.tell(marker, device, None if marker is None else partial(self._beside, forward, calls, call, path))
         enter(forward)
 
     def _beside(
-        self, forward: Forward, whole: CompileCall | None, path: str, sizes: tuple[Tensor, ...]
+        self,
+        forward: Forward,
+        blocks: Mapping[str, CompileCall | None],
+        whole: CompileCall | None,
+        path: str,
+        sizes: tuple[Tensor, ...],
     ) -> PlainAttention | None:
         """What a marked module runs within that runs as plain Python; None where its attention stays dense there.
 
-        whole: how the whole model was compiled, if it was; a block may have options of its own.
+        blocks, whole: how the blocks were compiled, by path, and the whole model, if it was.
         """
         model, marker = self._model(), (forward.markers or {})[path]
         if model is None or not marker.has_grid:
             return None
-        own = [compile_call_of(block) for at, block in blocks_as_compiled(model) if is_in(path, at)]
+        own = [compiled for at, compiled in blocks.items() if is_in(path, at)]
         call = own[0] if own else whole
         why = "it is not known how this backend was asked to compile it"
         why = why if call is None or not of_this_backend(call) else why_not_alone(marker)
@@ -165,10 +175,10 @@ class Regions:
         key = repr(call)
         if key not in self._alone:
             self._alone[key] = attention_by_itself(call)
-        attend, module = self._alone[key], model.get_submodule(path)
-        if attend is None:
+        attend, module = self._alone[key], self._modules.get(path)
+        if attend is None or module is None:
             return None
-        attending = Attending(model, path, next(module.parameters(), None), forward.sparse.index(path))
+        attending = Attending(model, path, next(iter(referable(module.parameters())), None), forward.sparse.index(path))
         return PlainAttention(forward, attending, attend, marker, sizes)
 
     def end_forward(self) -> None:
@@ -241,12 +251,12 @@ class Regions:
         """Note which parameters are of which block, and the number of its first sparse layer."""
         for path, block in blocks.items():
             mine = [number for number, layer in enumerate(sparse) if is_in(layer, path)]
-            for parameter in block.parameters() if mine else ():
+            for parameter in referable(block.parameters()) if mine else ():
                 _REGIONS[parameter] = (weakref.ref(self), mine[0])
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
-        module = model.get_submodule(path)
+        module = self._modules[path] = model.get_submodule(path)
         self._handles.append(module.register_forward_pre_hook(mark, with_kwargs=True))
         self._handles.append(add_end_hook(module, MarkEnd(mark)))
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.nn import Parameter
 
 from svg_compile._compat.dynamo import is_parameter_or_buffer
+from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.regional.forward import Attending, attending, note_run, under_way
 from svg_compile.regional.whole_model import region_of
@@ -94,7 +95,7 @@ class Dispatcher:
             kept = binding.kept(self.sparse.ports, position.run) if keeps and position is not None else KeptPlans()
             outputs, plans, errors = self.sparse(inputs, decision, kept)
         if watched() or log.isEnabledFor(logging.DEBUG):
-            ports, first = self.sparse.ports, parameters[0] if parameters else None
+            ports, first = self.sparse.ports, _first(parameters)
             layers = ports.layers
             if alone is not None:
                 first, layers = alone.parameter, (alone.layer,) * len(layers)
@@ -119,7 +120,7 @@ class Dispatcher:
             forward, layer = under_way(), alone.number
         else:
             # A graph of a whole model may hold blocks that were compiled one by one: their numbers are not its own.
-            regions, layer = region_of(parameters[0] if self.marked and parameters else None)
+            regions, layer = region_of(_first(parameters) if self.marked else None)
             forward = None if regions is None else under_way(regions)
         position, source = self._step(inputs, binding, forward)
         if position is None and (config.staged or not config.always_sparse):
@@ -162,3 +163,8 @@ def parameter_places(graph_module: fx.GraphModule) -> tuple[int, ...]:
 def key_parameter(graph_module: fx.GraphModule) -> int | None:
     """The place among a graph's inputs of its first parameter by name; None where parameters are no inputs."""
     return next(iter(parameter_places(graph_module)), None)
+
+
+def _first(parameters: Sequence[Tensor]) -> Tensor | None:
+    """The parameter that stands for the model: one that may be referred to weakly, if any may."""
+    return next((each for each in parameters if not is_quantised(each)), parameters[0] if parameters else None)

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from svg_compile._compat.subclasses import referable
 from svg_compile.runtime.model_context import ModelContext, Schedule
 from svg_compile.runtime.sparse_variant import KeptPlans
 
@@ -124,7 +125,7 @@ class Registry:
         if found is None:
             found = self.bindings[key] = Binding(context or ModelContext())
             # An id is another parameter's after this one's death.
-            self._deaths[key] = [weakref.ref(parameter, self._forget(key)) for parameter in parameters]
+            self._deaths[key] = [weakref.ref(parameter, self._forget(key)) for parameter in referable(parameters)]
         elif context is not None and context.fresh and model is not None:
             # It is named only now, and was counted as these parameters before.
             self.models[model] = found.context

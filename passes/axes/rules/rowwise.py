@@ -11,8 +11,16 @@ from svg_compile._compat.operators import operators_named, qualified_name, write
 from svg_compile.passes.axes.axis import Kind, axis_of, is_table, mixed_in, opaque_axis
 from svg_compile.passes.axes.rules.registry import Bound, State, rule, same_size, tensors_in
 
-# Operators of other libraries, by their qualified name, `namespace::operator`.
+# Operators of other libraries, by their qualified name, `namespace::operator`: those that were declared, and those of
+# which no graph shows what they do but their own documents and tests/test_quantised.py.
 _REGISTERED: set[str] = set()
+_KNOWN = frozenset(
+    f"bitsandbytes::{name}"
+    for name in (
+        *("gemm_4bit", "int8_vectorwise_quant", "int8_linear_matmul", "int8_mm_dequant"),
+        *("int8_scaled_mm", "int8_mixed_scaled_mm"),
+    )
+)
 
 
 def register_rowwise_op(operator: Any) -> None:
@@ -36,9 +44,9 @@ def register_rowwise_op(operator: Any) -> None:
     _REGISTERED.add(name)
 
 
-def is_registered(name: str) -> bool:
-    """Whether an operator, by its qualified name, is declared to keep the rows of its first operand."""
-    return name in _REGISTERED
+def is_rowwise(name: str) -> bool:
+    """Whether an operator, by its qualified name, is known or declared to keep the rows of its first operand."""
+    return name in _REGISTERED or name in _KNOWN
 
 
 @rule(

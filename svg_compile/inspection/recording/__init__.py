@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
+from svg_compile._compat.subclasses import is_quantised
 from svg_compile._compat.modules import uncompiled
 from svg_compile.config import SvgConfig
 from svg_compile.errors import SvgError
@@ -160,7 +161,7 @@ class _Recorder:
         if owner is None:
             found = ((name, parameter_name(model, parameter)) for name, model in self.models.items())
             owner = next(((name, path) for name, path in found if path is not None), None)
-            if owner is not None:
+            if owner is not None and not is_quantised(parameter):
                 self.owners[parameter] = owner
         return owner
 

@@ -1,0 +1,65 @@
+"""Context parallelism over two processes on this machine's CPUs: each attends the whole sequence with half of the heads.
+
+What each process runs stands in tests/ulysses.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+
+
+def processes(case: str, count: int = 2) -> list[dict[str, Any]]:
+    """What each process of a run found, by rank."""
+    pytest.importorskip("diffusers", minversion="0.41")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(TESTS / "ulysses.py"), case]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [each["rank"] for each in sorted(found, key=lambda each: each["rank"])] == list(range(count)), done.stdout
+    return found
+
+
+@pytest.mark.parametrize("case", ["whole", "blocks"])
+def test_ulysses_is_sparse_and_equals_one_process(case: str) -> None:
+    first, second = processes(case)
+    for each in (first, second):
+        assert each["off"] < 1e-4
+        assert each["said"] == []
+        # The first of three steps is dense, at both ranks alike.
+        # By its hooks a model that is compiled whole comes in pieces, one a block.
+        assert each["dense"].count(False) == 4
+        assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
+    assert first["steps"] == second["steps"]
+
+
+def test_ring_attention_is_refused_and_ulysses_named() -> None:
+    for each in processes("ring"):
+        assert any("it runs ring attention" in said and "use Ulysses" in said for said in each["said"]), each
+        # diffusers has no ring attention on CPUs, whatever the backend.
+        assert "return_lse" in each["error"]
+        assert "return_lse" in each["without"]
+
+
+def test_lengths_that_do_not_divide_compile_with_no_backend() -> None:
+    """If this fails Dynamo has learned to trace diffusers' `ulysses_anything`: docs/companions.md says it cannot."""
+    for each in processes("anything"):
+        assert each["error"]
+        assert each["without"]
