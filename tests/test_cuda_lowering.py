@@ -38,7 +38,7 @@ STRIDES = {
         **{name: [f"stride_{name[0]}{axis}" for axis in "bhnd"] for name in ("query", "key", "value")},
         "key_mask": ["stride_mb", "stride_mn"],
     },
-    "hidden_range_fwd_kernel": {"key_mask": ["stride_b", "stride_n"]},
+    "hidden_range_fwd_kernel": {"key_mask": ["stride_batch", "stride_token"]},
     "repair_fwd_kernel": {"out": [f"stride_{axis}" for axis in "bhnd"]},
     "exact_rows_fwd_kernel": {"out": [f"stride_o{axis}" for axis in "bhnd"]},
 }

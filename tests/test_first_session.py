@@ -34,7 +34,7 @@ def stored(folder: Path) -> dict[str, Any]:
 
 
 def python(script: ModuleType, name: str, code: str, seconds: float = 30.0, **more: Any) -> Any:
-    return script.Step(name, ("-c", code, "{json}"), seconds, **more)
+    return script.Step(name, ("-c", code, *(["{json}"] if "argv[1]" in code else [])), seconds, **more)
 
 
 def test_a_step_that_fails_or_hangs_costs_only_itself(script: ModuleType, tmp_path: Path) -> None:
@@ -44,6 +44,7 @@ def test_a_step_that_fails_or_hangs_costs_only_itself(script: ModuleType, tmp_pa
     steps = [
         python(script, "a", "import sys; open(sys.argv[1], 'w').write('{\"speed\": 3}'); print('fine')"),
         python(script, "b", "raise SystemExit(3)"),
+        python(script, "n", "import sys; print('no figures to', sys.argv[1])"),
         python(script, "c", hangs + "time.sleep(60)", seconds=2.0),
         python(script, "d", half, seconds=4.0),
         python(script, "e", "print(1)", after=("a", "b")),
@@ -57,9 +58,10 @@ def test_a_step_that_fails_or_hangs_costs_only_itself(script: ModuleType, tmp_pa
     session = stored(tmp_path)
     assert session["commit"] == "abc"
     found = {step["name"]: step for step in session["steps"]}
-    assert [found[name]["status"] for name in "abcdefhg"] == [
+    assert [found[name]["status"] for name in "abncdefhg"] == [
         "succeeded",
         "failed with 3",
+        "failed: it stored no figures",
         "stopped: out of time",
         "stopped: out of time",
         "left out: b did not succeed",
@@ -68,15 +70,17 @@ def test_a_step_that_fails_or_hangs_costs_only_itself(script: ModuleType, tmp_pa
         "failed with -11",
     ]
     assert found["a"]["figures"] == {"00-a.json": {"speed": 3}}
-    assert found["h"]["figures"] == {"06-h.json": "[7, "}
+    assert found["h"]["figures"] == {"07-h.json": "[7, "}
     assert found["a"]["output"] == "fine\n"
-    assert found["d"]["figures"] == {"03-d.json": [7]}
+    assert found["d"]["figures"] == {"04-d.json": [7]}
     assert found["d"]["output"] == "one turn\n"
 
 
 def test_the_file_tells_what_runs_while_it_runs(script: ModuleType, tmp_path: Path) -> None:
     copies = "import shutil, sys; from pathlib import Path; p = Path(sys.argv[1]).parent / 'session.json'; "
-    step = python(script, "a", copies + f"shutil.copy(p, {str(tmp_path / 'then.txt')!r})")
+    step = python(
+        script, "a", copies + f"shutil.copy(p, {str(tmp_path / 'then.txt')!r}); open(sys.argv[1], 'w').write('1')"
+    )
     assert script.run_session([step, python(script, "b", "pass")], tmp_path, 60.0, {}, dry=False)
     then = json.loads((tmp_path / "then.txt").read_text())
     assert [step["status"] for step in then["steps"]] == ["running", "not begun"]
@@ -119,5 +123,5 @@ def test_every_step_can_be_run(tmp_path: Path) -> None:
     assert session["commit"]
     assert session["torch"] == torch.__version__
     figures = {step["name"]: step["figures"] for step in session["steps"]}
-    assert figures["attention"]
-    assert figures["forward"]
+    assert figures["attention"]["01-attention.json"]["machine"]["device"] == "cpu"
+    assert any(name.startswith("07-forward") for name in figures["forward"])

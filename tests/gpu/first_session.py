@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LEAST_SECONDS = 15.0
 _TAIL = 4000
 _PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
-_BENCH = ("-m", "svg_compile.cli", "bench")
+_BENCH = ("-c", "from svg_compile.cli import main; main()", "bench")
 _SMALL = ("--grid", "4x8x8", "--text", "20", "--heads", "2", "--head-dim", "16", "--repeats", "1", "--device", "cpu")
 
 
@@ -135,6 +135,8 @@ def _run(step: Step, record: dict[str, Any], path: Path, limit: float, dry: bool
     # Figures are stored turn by turn: a step that was stopped may have some.
     found = sorted(path.parent.glob(f"{path.name}*.json"))
     record["figures"] = {file.name: _figures(file) for file in found}
+    if record["status"] == "succeeded" and "{json}" in chosen and not found:
+        record["status"] = "failed: it stored no figures"
 
 
 def _figures(file: Path) -> Any:
