@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help demo test test-slow test-versions check-constraints goldens lint types docs release-check mutate bench \
-	bench-cpu bench-gpu bench-gpu-attention bench-gpu-models clean
+	bench-cpu bench-gpu bench-gpu-first bench-gpu-attention bench-gpu-models clean
 
 help:
 	@echo "make demo       generate a video dense and sparse on this machine and compare (about 5 minutes on 2 cores)"
@@ -20,6 +20,7 @@ help:
 	@echo "make release-check  build sdist and wheel, check them, install the wheel elsewhere and compile a model there"
 	@echo "make mutate     put known faults into the kernels and see the tests notice (about 12 minutes)"
 	@echo "make bench-gpu  the GPU tests and the whole benchmark on a large GPU, into docs/benchmarks (half an hour)"
+	@echo "make bench-gpu-first  the first ten minutes on a GPU, step by step, each stored (first_session.py --dry-run without one)"
 	@echo "make bench-cpu  the CPU benchmark, as JSON and a page in docs/benchmarks (a quiet machine, 10 minutes)"
 	@echo "make bench      time sparse against dense: an attention and a transformer block, on this machine"
 
@@ -105,6 +106,11 @@ bench-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest tests/gpu -m gpu -q --ignore tests/gpu/test_hopper.py
 	-$(MAKE) -k $(GPU_PRESETS) $(GPU_BLOCKS) $(GPU_FORWARDS)
 	$(MAKE) bench-gpu-page
+
+# Without a GPU it ends at once; SESSION=--dry-run tries its steps on the CPU.
+SESSION ?= --results $(RESULTS)/first
+bench-gpu-first: $(INSTALLED)
+	$(BIN)/python tests/gpu/first_session.py $(SESSION)
 
 bench-gpu-attention: $(GPU_PRESETS)
 bench-gpu-models: $(GPU_BLOCKS) $(GPU_FORWARDS)

@@ -67,18 +67,6 @@ def engine_for(query: Tensor, engine: str) -> str:
     return engine
 
 
-def settled(tensor: Tensor) -> Tensor:
-    """A [B, H, N, D] operand of a Triton kernel whose strides are those that it will have when the kernel runs.
-
-    Traced kernels take strides as constants, while Inductor promises them only the order of the strides. For a dense
-    tensor the one follows from the other; a slice of a wider tensor, whose strides have gaps, is made dense.
-    """
-    if type(tensor) in (Tensor, torch.nn.Parameter):
-        return tensor
-    rows = tensor.transpose(1, 2)
-    return tensor if tensor.is_contiguous() or rows.is_contiguous() else rows.contiguous().transpose(1, 2)
-
-
 @torch.library.custom_op("svg::attention_host", mutates_args=(), tags=ANY_STRIDES)
 def _attention_host(
     query: Tensor,
@@ -193,7 +181,6 @@ def attention(
         return torch.ops.svg.attention_host(query, key, value, plan, key_mask, *grid, scale, engine, abi)
     from svg_compile.kernels.triton.attention import sparse_attention
 
-    query, key, value = settled(query), settled(key), settled(value)
     return sparse_attention(query, key, value, plan, key_mask, *grid, scale)
 
 
@@ -228,7 +215,6 @@ def profile(
         return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, *options, *stages)
     from svg_compile.kernels.triton.profile import profile_heads
 
-    query, key, value = settled(query), settled(key), settled(value)
     return profile_heads(query, key, value, key_mask, *grid, *options, when, previous)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
-from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for, settled
+from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for
 from svg_compile.kernels.plan import plan_from_errors, plan_from_kinds
 from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
 from svg_compile.layout import VideoLayout
@@ -160,7 +160,6 @@ def profile_and_fit(
         return host
     from svg_compile.kernels.triton.fit import profile_and_fit
 
-    query, key, value = settled(query), settled(key), settled(value)
     return profile_and_fit(query, key, value, key_mask, *grid, *options, when, previous, previous_fit)
 
 

@@ -60,6 +60,9 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
         options = (list(config.densities), config.sampled_rows, *tail, None, None)
+        if shown.device.type != "cpu":
+            query, key, value = (_emit_settled(graph, operand) for operand in (query, key, value))
+            key_mask = None if key_mask is None else _emit_settled(graph, key_mask)
         operands = (query, key, value)
         if config.repair:
             profiled = graph.call_function(repair_ops.PROFILE, (*operands, key_mask, *layout, *options, None))
@@ -85,6 +88,11 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         result.meta["example_value"] = shown if result is not out else out.meta["example_value"]
     node.replace_all_uses_with(result)
     graph.erase_node(node)
+
+
+def _emit_settled(graph: fx.Graph, operand: fx.Node) -> fx.Node:
+    """An operand of the profile and of attention as one buffer, of which both read."""
+    return graph.call_function(torch.ops.svg.settled.default, (operand,))
 
 
 def _profiled(shown: torch.Tensor, config: SvgConfig, sizes: Sequence[Any]) -> tuple[torch.Tensor, ...]:

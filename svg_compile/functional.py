@@ -103,6 +103,8 @@ def repaired_attention(
     density = _check_profile(density, sampled_rows)
     if query.device.type == "meta":
         return empty_output(query, value)
+    if torch.compiler.is_compiling() and query.device.type != "cpu":
+        query, key, value = (torch.ops.svg.settled(operand) for operand in (query, key, value))
     grid, tail = _grid(layout), (scale, "auto", ops.ABI)
     options = ([density], min(sampled_rows, layout.video), *tail, None, None, None)
     plan, _, exact, fit = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import svg_compile
 from svg_compile import NothingRewritten, OptionError, Reason
@@ -212,6 +213,16 @@ def test_ops_pass_opcheck() -> None:
         kept = (*profile, torch.tensor([1, 0], dtype=torch.int32), plan)
         torch.library.opcheck(torch.ops.svg.profile.default, kept, test_utils=NO_COMPARISON)
         torch.library.opcheck(torch.ops.svg.attention.default, (q, k, v, plan, key_mask, *grid, None, "auto", ops.ABI))
+
+
+@pytest.mark.parametrize("operand", [torch.randn(2, 60, 3, 16).transpose(1, 2), torch.randn(2, 3, 60, 20)[..., :16]])
+def test_settled_passes_opcheck_and_is_dense(operand: Tensor) -> None:
+    torch.library.opcheck(torch.ops.svg.settled.default, (operand,), test_utils=NO_COMPARISON)
+    assert torch.equal(torch.ops.svg.settled(operand), operand)
+    traced = FakeTensorMode().from_tensor(operand)
+    settled = torch.ops.svg.settled(traced)
+    assert settled.shape == operand.shape
+    assert settled.transpose(1, 2).is_contiguous() or settled.is_contiguous()
 
 
 def test_global_state_is_left_alone() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import svg_compile
-from svg_compile._compat import compiled, dynamo, graphs, sizes, traces, versions
+from svg_compile._compat import compiled, dynamo, gpu, graphs, sizes, traces, versions
 from toy import ToyVideoDiT, latents
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +54,22 @@ class Broken(nn.Module):
         x = latents.flip(2).contiguous()
         torch._dynamo.graph_break()
         return self.inner(x)
+
+
+def test_inductor_lowers_the_operator_that_stores_a_tensor_once() -> None:
+    from torch._inductor import inductor_prims
+    from torch._inductor.lowering import lowerings
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert inductor_prims.force_stride_order in lowerings
+    held = torch.empty(3, 4)
+    assert not gpu.is_traced(held)
+    assert gpu.in_one_buffer(held) is held
+    with FakeTensorMode() as mode:
+        traced = mode.from_tensor(held).t()
+        assert gpu.is_traced(traced)
+        stored = gpu.in_one_buffer(traced)
+    assert (stored.shape, stored.stride()) == ((4, 3), (1, 4))
 
 
 def test_the_frame_being_traced_is_found_in_a_backend_and_not_outside() -> None:

@@ -35,8 +35,8 @@ class Band:
         out = torch.empty_like(query)
         lse = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         first, last = self._interior()
-        for tile in (*range(first), *range(last, query.shape[1])):
-            self._clipped(tile, query, key, value, out, lse)
+        for tiles in (*self._edge(0, first), *self._edge(last, query.shape[1])):
+            self._clipped(tiles, query, key, value, out, lse)
         chunk = self._chunk_tiles()
         while first < last:
             count = (last - first) // chunk * chunk
@@ -118,21 +118,59 @@ class Band:
         out.copy_(merged[0])
         lse.copy_(merged[1])
 
-    def _clipped(self, tile: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor) -> None:
-        """One tile on its run of visible keys; writes out[:, tile] and lse[:, tile]."""
+    def _edge(self, first: int, last: int) -> list[range]:
+        """Tiles [first, last) by ones and twos: flash is faster for the rows of two, unless padding is among them."""
+        full = self.order.rows.shape[1]
+        short = [4 * count < 3 * full for count in self.order.counts]
+        parts: list[range] = []
+        while first < last:
+            two = first + 1 < last and self.block >= self.order.tile and not short[first] and not short[first + 1]
+            parts.append(range(first, first + 1 + two))
+            first += 1 + two
+        return parts
+
+    def _clipped(self, tiles: range, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor) -> None:
+        """One tile or two on their runs of visible keys; writes their out and lse, but for padded rows at the end."""
+        runs = [self._run(tile) for tile in tiles]
+        shared = range(max(run.start for run in runs), min(run.stop for run in runs))
+        if len(tiles) == 2 and not shared:
+            for tile in tiles:
+                self._clipped(range(tile, tile + 1), query, key, value, out, lse)
+            return
+        rows = query.shape[2] * (len(tiles) - 1) + self.order.counts[tiles[-1]]
+        span = slice(tiles.start, tiles.stop)
+        targets = out[:, span].flatten(1, 2)[:, :rows], lse[:, span].flatten(1, 2)[:, :rows]
+        queries = query[:, span].flatten(1, 2)[:, :rows]
+        mask = self._shown(tiles.start)[None, :, :rows] if self.block < self.order.tile else None
+        run = slice(shared.start, shared.stop)
+        part = flash(queries, key[:, run], value[:, run], self.scale, mask)
+        for target, source in zip(targets, part, strict=True):
+            target.copy_(source)
+        for number, run_of_tile in enumerate(runs):
+            place = slice(number * query.shape[2], (number + 1) * query.shape[2])
+            near = targets[0][:, place], targets[1][:, place]
+            for rest in (range(run_of_tile.start, shared.start), range(shared.stop, run_of_tile.stop)):
+                if rest:
+                    keys = slice(rest.start, rest.stop)
+                    other = flash(queries[:, place], key[:, keys], value[:, keys], self.scale)
+                    near[1].copy_(merge(near, other, out=near[0])[1])
+
+    def _run(self, tile: int) -> range:
+        """The keys that a tile attends, of those that are visible."""
+        begin, end = self._ranks(tile)
+        kept = int(self.visible[:begin].sum())
+        return range(kept, kept + int(self.visible[begin:end].sum()))
+
+    def _ranks(self, tile: int) -> tuple[int, int]:
         body = len(self.visible)
         start = (self.order.first_tile + tile) * self.order.tile
-        begin = min(max(start - self.reach, 0), body)
-        end = min(max(start + self.order.tile + self.reach, 0), body)
+        return min(max(start - self.reach, 0), body), min(max(start + self.order.tile + self.reach, 0), body)
+
+    def _shown(self, tile: int) -> Tensor:
+        """The mask between a tile's rows and the visible keys of its run, bool [1, R, K]."""
+        begin, end = self._ranks(tile)
         shown = self.visible[begin:end].nonzero().flatten() + begin
-        kept = int(self.visible[:begin].sum())
-        run = slice(kept, kept + len(shown))
-        mask = None
-        if self.block < self.order.tile:
-            mask = self._near(slice(tile, tile + 1), shown // self.block)[None]
-        part = flash(query[:, tile], key[:, run], value[:, run], self.scale, mask)
-        out[:, tile].copy_(part[0])
-        lse[:, tile].copy_(part[1])
+        return self._near(slice(tile, tile + 1), shown // self.block)
 
     def _near(self, tiles: slice, key_block: Tensor) -> Tensor:
         """The band's mask, bool [tiles, R, K], between the rows of some tiles and keys in blocks [K] or [tiles, K]."""

@@ -21,7 +21,8 @@ class TokenOrder:
 
     tile: ranks a tile spans, a multiple of the block. first_tile: index of tile 0 of the tensors below (negative where
     frame 0 has negative ranks). body int64 [M]: the body's positions in rank order. rows int64 [T, R]: positions of
-    the tile's queries, frame 0 included, padded by repeating the tile's last one. row_block int64 [T, R]: their blocks.
+    the tile's queries, frame 0 included, padded by repeating the tile's last one. counts: how many of them are no
+    padding, T integers. row_block int64 [T, R]: the blocks of the rows.
     slot int64 [F * S]: the place in `rows` (flattened) of each video token.
     """
 
@@ -29,6 +30,7 @@ class TokenOrder:
     first_tile: int
     body: Tensor
     rows: Tensor
+    counts: tuple[int, ...]
     row_block: Tensor
     slot: Tensor
 
@@ -60,6 +62,7 @@ def token_order(layout: VideoLayout, kind: HeadKind) -> TokenOrder:
         first_tile=first_tile,
         body=body + layout.video_start,
         rows=tokens + layout.video_start,
+        counts=tuple(counts.tolist()),
         row_block=band_block(rank, layout.area, layout.block)[tokens],
         slot=slot,
     )

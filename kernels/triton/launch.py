@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 from triton.runtime.interpreter import InterpretedFunction
 
+from svg_compile._compat.gpu import is_traced
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.triton.configs import TileConfig
 
@@ -49,7 +50,7 @@ def autotunes(tensor: Tensor) -> bool:
 
     An eager launch never times anything (it may be under capture), and nothing does where results have to be the same.
     """
-    if type(tensor) in (Tensor, torch.nn.Parameter):
+    if not is_traced(tensor):
         return False
     from torch._inductor import config
 

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from svg_compile._compat.gpu import in_one_buffer
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.kernels.triton.configs import profile_tiles
 from svg_compile.kernels.triton.decide import profile_plan_fwd_kernel
@@ -244,7 +245,8 @@ def profile_parts(
     count = torch.sym_min(sampled_rows, video)
     row_tiles = cdiv(count, block_m)
     sampled = sampled_video_token(torch.arange(count, device=query.device), count, video)
-    widths = half_widths(frames, height, width, text_len, text_first, block, densities, query.device)
+    # One buffer, for it stands in for what is not given, too.
+    widths = in_one_buffer(half_widths(frames, height, width, text_len, text_first, block, densities, query.device))
     parts = batch * heads * row_tiles * _SPLITS
     partial = query.new_empty(parts, 3, block_m, value_dim, dtype=torch.float32)
     sums = query.new_empty(parts, 3, 2, block_m, dtype=torch.float32)

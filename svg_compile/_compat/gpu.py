@@ -1,4 +1,4 @@
-"""Registering operators that launch Triton kernels, launching them, and compiling them anew."""
+"""Registering operators that launch Triton kernels, what they are given in a graph, and compiling them anew."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ def triton_op(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callab
             logger.setLevel(level)
 
     return register
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for one in a graph that is being traced, and has no data."""
+    return type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def in_one_buffer(tensor: torch.Tensor) -> torch.Tensor:
+    """A traced tensor as Inductor stores it, once, in the order of its strides; one with data is returned as it is.
+
+    Without it Inductor gives each kernel that reads a tensor which is still to be computed a buffer of its own.
+    """
+    if not is_traced(tensor):
+        return tensor
+    from torch._inductor import inductor_prims
+
+    stored: torch.Tensor = inductor_prims.force_stride_order(tensor, tensor.stride())
+    return stored
 
 
 def gpu_sleep(cycles: int) -> None:

@@ -1,0 +1,313 @@
+"""An H200 that is not there: Inductor generates its code for it, and the code runs on tensors without data.
+
+Fake tensors claim the device, a stand-in answers what Inductor asks of it, and kernels are noted instead of launched.
+All else is as on a GPU: Dynamo, the backend, the passes, Inductor's lowering, scheduling and code, its guards on sizes
+and strides, what is allocated and freed, and whether the whole may become a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from torch._dynamo import device_interface
+from torch._inductor import async_compile, compile_fx, graph
+from torch._inductor import config as inductor_config
+from torch._inductor.runtime.hints import DeviceProperties
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.multiprocessing.reductions import StorageWeakRef
+from triton.backends.compiler import GPUTarget
+
+from svg_compile import passes
+from svg_compile.kernels.triton import configs as triton_configs
+from svg_compile.runtime import sparse_variant
+
+# What CUDA says of an H200, as far as Inductor asks.
+H200 = SimpleNamespace(
+    name="NVIDIA H200",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    total_memory=150_000_000_000,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    warp_size=32,
+    shared_memory_per_block_optin=232448,
+    gcnArchName="",
+)
+# Benchmarks of padded products, and constants that are folded by running operators, need the device. Buffers keep
+# their own memory, so that what is written to one is known.
+OPTIONS: dict[str, Any] = {
+    "shape_padding": False,
+    "joint_graph_constant_folding": False,
+    "fx_graph_cache": False,
+    "compile_threads": 1,
+    "allow_buffer_reuse": False,
+    "inplace_buffers": False,
+}
+
+
+class Interface(device_interface.CudaInterface):
+    """The device as Dynamo and Inductor ask for it."""
+
+    class Worker(device_interface.CudaInterface.Worker):
+        current_device = staticmethod(lambda: 0)
+        get_device_properties = staticmethod(lambda device=None: H200)
+
+    current_device = staticmethod(lambda: 0)
+    device_count = staticmethod(lambda: 1)
+    is_available = staticmethod(lambda: True)
+    is_bf16_supported = staticmethod(lambda including_emulation=False: True)
+    is_triton_capable = staticmethod(lambda device=None: True)
+    raise_if_triton_unavailable = staticmethod(lambda device=None: None)
+    get_compute_capability = staticmethod(lambda device=None: 90)
+    get_device_properties = staticmethod(lambda device=None: H200)
+    get_raw_stream = staticmethod(lambda index: 0)
+    synchronize = staticmethod(lambda device=None: None)
+
+
+class Driver:
+    """Triton's, as far as PyTorch asks when it analyses a kernel."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's launch: its name, its source, and its arguments by the names of its parameters."""
+
+    name: str
+    source: str
+    arguments: dict[str, Any]
+
+    @property
+    def ours(self) -> bool:
+        return self.name.endswith("_fwd_kernel")
+
+    @property
+    def copies(self) -> list[tuple[str, str]]:
+        """(from, to): the pointers between which the kernel moves values as they are, but for their dtype."""
+        body = self.source.split("def ", 1)[-1]
+        loads = dict(re.findall(r"(tmp\d+) = tl\.load\((\w+) ", body))
+        stores = re.findall(r"tl\.store\((\w+) .*?, (tmp\d+)(?:, \w+)*\)", body)
+        return [(loads[value], target) for target, value in stores if value in loads]
+
+    @property
+    def stored(self) -> dict[str, list[str]]:
+        """Each value that is stored, and the pointers to which it is."""
+        found: dict[str, list[str]] = {}
+        for target, value in re.findall(
+            r"tl\.store\((\w+) .*?, (tmp\d+)(?:, \w+)*\)", self.source.split("def ", 1)[-1]
+        ):
+            found.setdefault(value, []).append(target)
+        return found
+
+
+@dataclass
+class Machine:
+    """What has been compiled for the absent GPU and run on it."""
+
+    mode: FakeTensorMode
+    code: list[str] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+    cuda_graphs: int = 0
+    peak_bytes: int = 0
+    _memory: list[tuple[StorageWeakRef, int]] = field(default_factory=list)
+
+    def tensor(self, like: Any) -> Any:
+        """A tensor without data on the device, of the shape and strides of one; float32 becomes bfloat16."""
+        if isinstance(like, (tuple, list)):
+            return type(like)(self.tensor(part) for part in like)
+        if not isinstance(like, Tensor):
+            return like
+        dtype = torch.bfloat16 if like.dtype is torch.float32 else like.dtype
+        with self.mode:
+            return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device="cuda")
+
+    def move(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model with weights and buffers that are on the device, without data; in place."""
+        for module in model.modules():
+            for name, weight in list(module._parameters.items()):
+                if weight is not None:
+                    module._parameters[name] = torch.nn.Parameter(self.tensor(weight), requires_grad=False)
+            for name, buffer in list(module._buffers.items()):
+                module._buffers[name] = self.tensor(buffer)
+        return model
+
+    def allocate(self, size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        made = torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+        self.hold(made)
+        return made
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count a tensor that the code has made, and drop those that are gone."""
+        self._memory = [(storage, size) for storage, size in self._memory if not storage.expired()]
+        storage = tensor.untyped_storage()
+        self._memory.append((StorageWeakRef(storage), storage.nbytes()))
+        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._memory))
+
+
+class Kernel:
+    """In the place of a compiled kernel."""
+
+    def __init__(self, machine: Machine, name: str, source: str) -> None:
+        self.machine, self.name, self.source = machine, name, source
+        functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+        # Inductor calls its own so; the source of others holds the functions that they call, too.
+        (function,) = (node for node in functions if node.name in (name, "triton_"))
+        constants = {p.arg for p in function.args.args if p.annotation and "constexpr" in ast.unparse(p.annotation)}
+        self.parameters = [parameter.arg for parameter in function.args.args if parameter.arg not in constants]
+
+    def run(self, *arguments: Any, stream: int) -> None:
+        # What follows the parameters is the grid.
+        found = dict(zip(self.parameters, arguments, strict=False))
+        self.machine.launches.append(Launch(self.name, self.source, found))
+
+
+def load(machine: Machine, code: str, constants: dict[str, Any]) -> SimpleNamespace:
+    """The generated module, with kernels that are noted and memory that is none."""
+    machine.code.append(code)
+    names: dict[str, Any] = {"__name__": "generated"}
+    exec(
+        compile(code.replace("from torch._C import _cuda_getCurrentRawStream as get_raw_stream", ""), "g", "exec"),
+        names,
+    )
+
+    def reinterpret(tensor: Tensor, size: Any, stride: Any, offset: int = 0) -> Tensor:
+        return torch.as_strided(tensor, size, stride, tensor.storage_offset() + offset)
+
+    names.update(
+        constants,
+        empty_strided_cuda=machine.allocate,
+        # Numbers that dynamic=True makes inputs of a graph wait there to be copied.
+        empty_strided_cpu_pinned=lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype),
+        reinterpret_tensor=reinterpret,
+        get_raw_stream=lambda index: 0,
+        copy_if_misaligned=lambda tensor: tensor,
+    )
+
+    def call(inputs: list[Any]) -> Any:
+        with machine.mode:
+            return names["call"](inputs)
+
+    return SimpleNamespace(
+        call=call, __file__=__file__, recursively_apply_fns=names["recursively_apply_fns"], runner=names["runner"]
+    )
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """SDPA as CUDA chooses it: FlashAttention, with a mask the memory-efficient one. Without CUDA it would be maths."""
+    if attn_mask is None:
+        call = torch.ops.aten._scaled_dot_product_flash_attention.default
+        return call(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    if attn_mask.dtype is torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype)
+    bias = attn_mask.expand(*query.shape[:3], key.shape[2])
+    call = torch.ops.aten._scaled_dot_product_efficient_attention.default
+    return call(query, key, value, bias, False, dropout_p, is_causal, scale=scale)[0]
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    operator, key = torch.ops.aten.scaled_dot_product_attention.default, torch._C.DispatchKey.CompositeImplicitAutograd
+    with mock.patch.dict(operator.py_kernels, {key: fused_attention}):
+        operator._dispatch_cache.clear()
+        try:
+            yield
+        finally:
+            operator._dispatch_cache.clear()
+
+
+@contextmanager
+def _device_guard() -> Iterator[None]:
+    """PyTorch built without CUDA cannot index a tensor that claims the device: it lacks a guard that sets the device.
+
+    The guard of tensors without data does nothing, and takes its place.
+    """
+    cuda, meta, kinds = 1, 14, 21
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * kinds).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    before = guards[cuda]
+    if before is None:
+        guards[cuda] = guards[meta]
+    try:
+        yield
+    finally:
+        guards[cuda] = before
+
+
+@contextmanager
+def absent_gpu(**options: Any) -> Iterator[Machine]:
+    """Within it Inductor takes the GPU to be there, and everything that it generates is noted; tensors are fake."""
+    machine = Machine(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True))
+
+    def compiled(lowering: Any, code: Any) -> SimpleNamespace:
+        return load(machine, code.value, {**lowering.constants})
+
+    def kernel(self: Any, name: str, source: str, **more: Any) -> Kernel:
+        return Kernel(machine, name, source)
+
+    def cudagraphify(model: Callable[..., Any], **more: Any) -> Callable[..., Any]:
+        machine.cuda_graphs += 1
+        return model
+
+    real_expose_plans = passes.expose_plans
+
+    def expose_plans(*arguments: Any) -> None:
+        # It makes examples of the graph's new inputs on the device.
+        with machine.mode:
+            real_expose_plans(*arguments)
+
+    device_interface.get_registered_device_interfaces()
+    with ExitStack() as stack:
+        patch = lambda *what: stack.enter_context(mock.patch.object(*what))  # noqa: E731
+        stack.enter_context(_device_guard())
+        stack.enter_context(_fused_attention())
+        stack.enter_context(mock.patch.dict(device_interface.device_interfaces, {"cuda": Interface}))
+        stack.enter_context(inductor_config.patch({**OPTIONS, **options}))
+        stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
+        patch(triton.runtime.driver, "_active", Driver())
+        patch(triton_configs, "architecture", lambda device: "sm_90")
+        patch(torch.cuda, "get_device_properties", lambda device=None: H200)
+        patch(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        patch(torch.cuda, "current_device", lambda: 0)
+        patch(torch.cuda, "_DeviceGuard", lambda index: nullcontext())
+        patch(torch.cuda, "set_device", lambda index: None)
+        patch(passes, "expose_plans", expose_plans)
+        patch(graph.GraphLowering, "_compile_to_module_lines", compiled)
+        patch(async_compile.AsyncCompile, "triton", kernel)
+        patch(async_compile.AsyncCompile, "wait", lambda self, scope: None)
+        patch(compile_fx, "cudagraphify", cudagraphify)
+        DeviceProperties.create.cache_clear()
+        sparse_variant._when.cache_clear()
+        torch._dynamo.reset()
+        try:
+            yield machine
+        finally:
+            torch._dynamo.reset()
+            sparse_variant._when.cache_clear()
+            DeviceProperties.create.cache_clear()
