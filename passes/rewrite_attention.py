@@ -59,7 +59,7 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         scale = None if call["scale"] is None else constant(example(call["scale"]))
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
-        options = (list(config.densities), config.sampled_rows, *tail, None, None)
+        options = (list(config.densities), config.sampled_rows, config.adaptive_widths, *tail, None, None)
         operands = (query, key, value)
         if config.repair:
             profiled = graph.call_function(repair_ops.PROFILE, (*operands, key_mask, *layout, *options, None))

@@ -14,6 +14,7 @@ from svg_compile.errors import LayoutError, OptionError
 from svg_compile.layout import VideoLayout
 
 ENGINES = ("auto", "triton", "cpu", "reference")
+WIDTHS = ("adaptive", "uniform")
 
 
 def option(default: Any, help: str) -> Any:
@@ -50,6 +51,11 @@ class SvgConfig:
         "mend what the mask leaves out: a linear map for each head, fitted on the sampled rows and left off where it "
         "does not help on rows left out of the fit. False gives the bare sparse attention",
     )
+    widths: str = option(
+        "adaptive",
+        '"adaptive": the heads of a layer share the pairs that `density` pays for by what each of them loses without; '
+        '"uniform": all heads of a kind have the same half-width',
+    )
     eager_attention: bool = option(
         True,
         "attention that runs as plain Python in a module whose grid is proven (hooks at every layer, caches that "
@@ -82,6 +88,11 @@ class SvgConfig:
     def always_dense(self) -> bool:
         """Whether every step is left dense: the fraction 1.0, not a count of one step."""
         return isinstance(self.dense_steps, float) and self.dense_steps == 1.0
+
+    @property
+    def adaptive_widths(self) -> bool:
+        """Whether each head has the half-width that it needs."""
+        return self.widths == "adaptive"
 
     @property
     def densities(self) -> tuple[float, ...]:
@@ -284,6 +295,7 @@ _CHECKS: dict[str, Any] = {
     "sampled_rows": _integer(1),
     "profile_every": _integer(1),
     "repair": _flag,
+    "widths": _choice(*WIDTHS),
     "eager_attention": _flag,
     "layout": _grid,
     "block": _block,

@@ -64,12 +64,23 @@ def test_a_run_holds_no_plans_after_its_last_step() -> None:
     kept = KeptPlans()
     for step in range(4):
         call = kept.enter(step)
-        if kept.due(call, 2):
-            kept.keep(call, (torch.zeros(1),))
-        assert len(kept.profiled[call][1]) == 1
+        if kept.due(call, 2, None):
+            kept.keep(call, 0, (torch.zeros(1),))
+        assert len(kept.profiled[call].plans) == 1
     kept.release(call)
-    assert kept.profiled[call][1] == ()
-    assert kept.due(call, 2)
+    assert kept.profiled[call].plans == ()
+    assert kept.due(call, 2, None)
+
+
+def test_plans_of_half_widths_by_need_serve_one_density() -> None:
+    kept = KeptPlans()
+    for step, stage, due in ((0, 0, True), (1, 0, False), (2, 1, True), (3, 1, False)):
+        call = kept.enter(step)
+        assert kept.due(call, 5, stage) is due
+        # A plan whose half-widths follow from its kinds serves all densities.
+        assert kept.due(call, 5, None) is (step == 0)
+        if due:
+            kept.keep(call, stage, ())
 
 
 def widths(plans: tuple[Tensor, ...]) -> set[tuple[int, int]]:
@@ -230,8 +241,8 @@ def test_what_is_kept_is_bounded() -> None:
     kept = KeptPlans()
     for _ in range(50):
         call = kept.enter(0)
-        if kept.due(call, 5):
-            kept.keep(call, ())
+        if kept.due(call, 5, None):
+            kept.keep(call, 0, ())
     assert len(kept.profiled) == 8
 
 

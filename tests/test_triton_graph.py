@@ -53,7 +53,7 @@ def attend(tokens: Tensor, key_mask: Tensor | None, when: Tensor | None, previou
     query, key, value = (part.reshape(batch, rows, heads, dim).transpose(1, 2) for part in tokens.unbind(0))
     grid = (frames, height, width, 0, False, 128)
     plan, _ = torch.ops.svg.profile(
-        query, key, value, key_mask, *grid, [0.3, 0.5], 64, None, "auto", ops.ABI, when, previous
+        query, key, value, key_mask, *grid, [0.3, 0.5], 64, True, None, "auto", ops.ABI, when, previous
     )
     return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "auto", ops.ABI)
 
