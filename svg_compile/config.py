@@ -28,7 +28,8 @@ class SvgConfig:
 
     density: float | tuple[tuple[float, float], ...] = option(
         0.3,
-        "share of the (query, key) pairs that a sparse head computes, text and first frame included; 1.0 equals "
+        "share of the (query, key) pairs that sparse heads compute, text and first frame included, the mean over the "
+        "heads of a layer; 1.0 equals "
         "dense. Or a list of (fraction of the steps, density) pairs, as in `[(0.0, 0.5), (0.6, 0.25)]`",
     )
     dense_steps: int | float = option(
@@ -53,8 +54,8 @@ class SvgConfig:
     )
     widths: str = option(
         "adaptive",
-        '"adaptive": the heads of a layer share the pairs that `density` pays for by what each of them loses without; '
-        '"uniform": all heads of a kind have the same half-width',
+        '"adaptive": heads that lose more by a narrow band have a wider one, at the same mean density; "uniform": all '
+        "heads of a kind have the same half-width",
     )
     eager_attention: bool = option(
         True,
