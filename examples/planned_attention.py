@@ -57,7 +57,7 @@ class Profiled:
     `plans[step, layer]` keeps the plan of each sparse call, int32 [B, H, 2] on the host.
     """
 
-    widths = "uniform"
+    widths_option = "uniform"
 
     def __init__(
         self, layout: VideoLayout, *, density: float, dense_steps: int, dense_layers: int = 0, rows: int = 64
@@ -75,5 +75,6 @@ class Profiled:
 
     def plan(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The plan of one call; other ways of deciding replace this."""
-        options = {"density": self.density, "sampled_rows": self.rows, "widths": self.widths}
-        return profile_heads(query, key, value, self.layout, **options)
+        return profile_heads(
+            query, key, value, self.layout, density=self.density, sampled_rows=self.rows, widths=self.widths_option
+        )

@@ -46,7 +46,7 @@ class RandomKinds(OneKind):
 class Widths(Profiled):
     """Profiled, and wider bands for the heads that lose more: half-widths by need, without repair."""
 
-    widths = "adaptive"
+    widths_option = "adaptive"
 
 
 class Repaired(Profiled):
@@ -55,14 +55,15 @@ class Repaired(Profiled):
     def __call__(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if step < self.dense_steps or layer < self.dense_layers:
             return dense(step, layer, query, key, value)
-        options = {"density": self.density, "sampled_rows": self.rows, "widths": self.widths}
-        return repaired_attention(query, key, value, self.layout, **options)
+        return repaired_attention(
+            query, key, value, self.layout, density=self.density, sampled_rows=self.rows, widths=self.widths_option
+        )
 
 
 class Both(Repaired):
     """As the backend does it by default: half-widths by need, and repair."""
 
-    widths = "adaptive"
+    widths_option = "adaptive"
 
 
 class Oracle(OneKind):
@@ -86,8 +87,9 @@ class Oracle(OneKind):
             outputs.append(sparse_attention(query, key, value, plan, self.layout))
             errors.append((outputs[-1] - exact).float().square().mean(dim=(2, 3)))
         temporal = errors[1] < errors[0]
-        options = {"density": self.density, "sampled_rows": self.rows, "widths": "uniform"}
-        sampled = profile_heads(query, key, value, self.layout, **options)
+        sampled = profile_heads(
+            query, key, value, self.layout, density=self.density, sampled_rows=self.rows, widths="uniform"
+        )
         power = exact.float().square().mean(dim=(2, 3))
         best = torch.where(temporal, errors[1], errors[0])
         spatial_error, temporal_error, best_error = ((e / power).sqrt().mean().item() for e in (*errors, best))

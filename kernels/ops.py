@@ -160,10 +160,12 @@ def _profile_host(
 def profile_rows_for(engine: str) -> Callable[..., ProfiledRows]:
     """The profile by ATen calls: the oracle's or the CPU engine's."""
     if engine == "reference":
-        from svg_compile.kernels.reference import profile_rows
-    else:
-        from svg_compile.kernels.cpu.profile import profile_rows
-    return profile_rows
+        from svg_compile.kernels import reference
+
+        return reference.profile_rows
+    from svg_compile.kernels.cpu import profile
+
+    return profile.profile_rows
 
 
 @_profile_host.register_fake
