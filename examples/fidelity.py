@@ -38,7 +38,7 @@ from svg_compile import VideoLayout
 from svg_compile.config import first_step
 from video_model import WEIGHTS, WEIGHTS_NAME, Prompt, denoise, keyframes, keyframes_of, load_model
 
-DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+DENSITIES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 DENSE_STEPS = (0.0, 0.1, 0.25, 0.4)
 MAIN = (0.3, 0.25)
 
@@ -56,7 +56,7 @@ class Case:
 def cases(prompts: int, only: str) -> Iterator[Case]:
     """Every planner at the main setting, then the profile over the grid, or over two lines of it.
 
-    The repaired profile goes along the line of densities.
+    What mends the profile goes along the line of densities.
     """
     for prompt in range(prompts):
         for planner in PLANNERS:
@@ -73,7 +73,8 @@ def cases(prompts: int, only: str) -> Iterator[Case]:
                     continue
                 yield Case(prompt, "profile", *setting)
                 if setting[1] == MAIN[1]:
-                    yield Case(prompt, "repair", *setting)
+                    for planner in ("repair", "widths", "both"):
+                        yield Case(prompt, planner, *setting)
 
 
 class Study:

@@ -15,8 +15,10 @@ from svg_compile import VideoLayout
 Row = dict  # what one line of rows.jsonl holds
 
 NAMES = {
-    "profile": "profile of 64 rows, no repair",
-    "repair": "svg_compile: profile of 64 rows, repaired",
+    "both": "svg_compile: half-widths by need, repaired",
+    "repair": "uniform half-widths, repaired",
+    "widths": "half-widths by need, no repair",
+    "profile": "profile of 64 rows: uniform half-widths, no repair",
     "oracle": "profile of all rows (oracle)",
     "spatial": "all heads spatial",
     "temporal": "all heads temporal",
@@ -49,8 +51,8 @@ def write_page(rows: list[Row], page: Path, study: Path, note: str = "") -> None
         planners(main_rows),
         shown,
         why(main_rows),
-        grid(setting, rows, "profile"),
-        grid(setting, rows, "repair"),
+        by_density(rows),
+        grid(setting, rows),
         [""],
     )
     page.write_text("\n".join(line for part in parts for line in part))
@@ -127,18 +129,47 @@ def why(rows: list[Row]) -> list[str]:
     ]
 
 
-def grid(setting: dict, rows: list[Row], planner: str) -> list[str]:
+# What goes along the line of densities, from the bare profile to all parts together.
+PARTS = ("profile", "widths", "repair", "both")
+
+
+def by_density(rows: list[Row]) -> list[str]:
+    """What each part adds, along the densities at the main share of dense steps."""
+    line = [row for row in rows if row["planner"] in PARTS and row["dense_steps"] == MAIN[1]]
+    shown = [planner for planner in PARTS if any(row["planner"] == planner for row in line)]
+    if not shown:
+        return []
+    lines = [
+        f"## By density, at {MAIN[1]:.0%} dense steps",
+        "",
+        "![PSNR by density and dense steps](fidelity/density.png)",
+        "",
+        "PSNR in dB, mean over prompts and worst prompt (prompts):",
+        "",
+        f"| density asked | {' | '.join(NAMES[planner] for planner in shown)} |",
+        "|---" * (len(shown) + 1) + "|",
+    ]
+    for density in sorted({row["density"] for row in line}):
+        cells = []
+        for planner in shown:
+            psnrs = [row["psnr"] for row in line if (row["planner"], row["density"]) == (planner, density)]
+            cells.append(f"{mean(psnrs):.1f}, {min(psnrs):.1f} ({len(psnrs)})" if psnrs else "")
+        lines.append(f"| {density} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def grid(setting: dict, rows: list[Row]) -> list[str]:
+    """The bare profile over densities and shares of dense steps."""
     layout = VideoLayout(setting["frames"], setting["size"] // 4, setting["size"] // 4)
-    mine = [row for row in rows if row["planner"] == planner]
+    mine = [row for row in rows if row["planner"] == "profile"]
     if not mine:
         return []
     densities = sorted({row["density"] for row in mine})
     shares = sorted({row["dense_steps"] for row in mine})
     columns = ["density asked (reached by spatial, temporal heads)", *(f"{share:.0%} dense steps" for share in shares)]
     lines = [
-        f"## Density and dense steps: {NAMES[planner]}",
+        f"## Density and dense steps: {NAMES['profile']}",
         "",
-        *(["![PSNR by density and dense steps](fidelity/density.png)", ""] if planner == "profile" else []),
         "PSNR in dB / SSIM (prompts):",
         "",
         f"| {' | '.join(columns)} |",
@@ -182,7 +213,7 @@ def draw_planners(rows: list[Row], path: Path) -> None:
     figure, axes = _figure(7.5, 1.0 + 0.45 * len(shown))
     for place, planner in enumerate(shown):
         values = [row["psnr"] for row in rows if row["planner"] == planner]
-        colour = "#3b76c4" if planner == "profile" else "#888888"
+        colour = "#3b76c4" if planner == "both" else "#888888"
         axes.scatter(values, [place] * len(values), s=14, alpha=0.5, color=colour)
         axes.plot([mean(values)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
     axes.set_yticks(range(len(shown)), [NAMES[planner] for planner in shown])
@@ -192,9 +223,9 @@ def draw_planners(rows: list[Row], path: Path) -> None:
 
 
 def draw_lines(rows: list[Row], path: Path) -> None:
-    """PSNR over density, one line for each share of dense steps, without and with repair."""
+    """PSNR over density: a line for each part, and for the bare profile one for each share of dense steps."""
     figure, axes = _figure(6, 3.6)
-    for planner, style in (("profile", "-"), ("repair", "--")):
+    for planner, style in zip(PARTS, ("-", ":", "--", "-."), strict=True):
         mine = [row for row in rows if row["planner"] == planner]
         for share in sorted({row["dense_steps"] for row in mine}):
             points: dict[float, list[float]] = defaultdict(list)
@@ -202,10 +233,10 @@ def draw_lines(rows: list[Row], path: Path) -> None:
                 if row["dense_steps"] == share:
                     points[row["density"]].append(row["psnr"])
             line = sorted((density, mean(values)) for density, values in points.items())
-            label = f"{share:.0%} dense steps" + (", repaired" if planner == "repair" else "")
+            label = f"{share:.0%} dense steps, {NAMES[planner].removeprefix('svg_compile: ')}"
             axes.plot(*zip(*line, strict=True), style, marker="o", markersize=4, label=label)
     axes.set(xlabel="density asked", ylabel="PSNR to dense, dB")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=7)
     _save(figure, path)
 
 

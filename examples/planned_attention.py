@@ -51,10 +51,13 @@ class PlannedAttention(TorchFunctionMode):
 
 
 class Profiled:
-    """`attend` as the backend does it without `repair`: first steps and layers dense, then each head as profiled.
+    """`attend` as the backend does it without `repair`, with uniform half-widths: first steps and layers dense, then
+    each head as profiled.
 
     `plans[step, layer]` keeps the plan of each sparse call, int32 [B, H, 2] on the host.
     """
+
+    widths_option = "uniform"
 
     def __init__(
         self, layout: VideoLayout, *, density: float, dense_steps: int, dense_layers: int = 0, rows: int = 64
@@ -72,4 +75,6 @@ class Profiled:
 
     def plan(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The plan of one call; other ways of deciding replace this."""
-        return profile_heads(query, key, value, self.layout, density=self.density, sampled_rows=self.rows)
+        return profile_heads(
+            query, key, value, self.layout, density=self.density, sampled_rows=self.rows, widths=self.widths_option
+        )

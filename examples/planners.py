@@ -43,13 +43,27 @@ class RandomKinds(OneKind):
         return self.fill(torch.from_numpy(rng.integers(0, 2, query.shape[:2])).to(query.device))
 
 
+class Widths(Profiled):
+    """Profiled, and wider bands for the heads that lose more: half-widths by need, without repair."""
+
+    widths_option = "adaptive"
+
+
 class Repaired(Profiled):
-    """As the backend does it by default: profiled, and what the mask leaves out mended on the profile's rows."""
+    """Profiled, and what the mask leaves out mended on the profile's rows."""
 
     def __call__(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if step < self.dense_steps or layer < self.dense_layers:
             return dense(step, layer, query, key, value)
-        return repaired_attention(query, key, value, self.layout, density=self.density, sampled_rows=self.rows)
+        return repaired_attention(
+            query, key, value, self.layout, density=self.density, sampled_rows=self.rows, widths=self.widths_option
+        )
+
+
+class Both(Repaired):
+    """As the backend does it by default: half-widths by need, and repair."""
+
+    widths_option = "adaptive"
 
 
 class Oracle(OneKind):
@@ -73,7 +87,9 @@ class Oracle(OneKind):
             outputs.append(sparse_attention(query, key, value, plan, self.layout))
             errors.append((outputs[-1] - exact).float().square().mean(dim=(2, 3)))
         temporal = errors[1] < errors[0]
-        sampled = profile_heads(query, key, value, self.layout, density=self.density, sampled_rows=self.rows)
+        sampled = profile_heads(
+            query, key, value, self.layout, density=self.density, sampled_rows=self.rows, widths="uniform"
+        )
         power = exact.float().square().mean(dim=(2, 3))
         best = torch.where(temporal, errors[1], errors[0])
         spatial_error, temporal_error, best_error = ((e / power).sqrt().mean().item() for e in (*errors, best))
@@ -169,6 +185,8 @@ def width_for(layout: VideoLayout, density: float) -> int:
 PLANNERS: dict[str, type[Profiled]] = {
     "profile": Profiled,
     "repair": Repaired,
+    "widths": Widths,
+    "both": Both,
     "oracle": Oracle,
     "spatial": OneKind,
     "temporal": AllTemporal,

@@ -1,17 +1,19 @@
 """The two ops that the rewrite puts into a graph, `svg::profile` and `svg::attention`, and what runs them.
 
-    svg::profile(q, k, v, key_mask, grid..., densities, sampled_rows, scale, engine, abi, when, previous)
+    svg::profile(q, k, v, key_mask, grid..., densities, sampled_rows, adaptive, scale, engine, abi, when, previous)
         -> plan, errors
     svg::attention(q, k, v, plan, key_mask, grid..., scale, engine, abi) -> out
 
 q, k, v are [B, H, N, D] in any strides; out is [B, H, N, D] over [B, N, H, D] storage, as the models keep it; plan is
 int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True where a key may be seen; errors are
-float32 [B, H, 2], what the profile found for (spatial, temporal).
+float32 [B, H, 2], what the profile found for (spatial, temporal) at the half-widths that the density buys all heads.
+With `adaptive` the heads of a sample share the pairs by need (kernels/widths.py), without it they have these.
 
 What differs from step to step is data. `when`, int32 [2] on the tensors' device, is (which of the densities holds now,
-1 to profile or 0 to keep the kinds of `previous`); None stands for (0, 1). `previous` is a plan, int32 [B, H, 2]; only
-its kinds are read, as half-widths are always those of the current density. Without it every call profiles. Errors are
-NaN where kinds were kept. Whoever writes `when` answers for the index: on a GPU nobody looks whether it is in range.
+1 to profile or 0 to keep what `previous` says); None stands for (0, 1). `previous` is a plan, int32 [B, H, 2]. Without
+`adaptive` only its kinds are read, as half-widths are those of the current density; with it the whole plan is kept, and
+whoever changes the density has to profile anew. Without `previous` every call profiles. Errors are NaN where a plan was
+kept. Whoever writes `when` answers for the index: on a GPU nobody looks whether it is in range.
 
 Everything that changes a result is an argument, so that Inductor's caches, which hash the graph, tell two results
 apart; `abi` stands for the implementation: a hash of their sources.
@@ -20,7 +22,7 @@ apart; `abi` stands for the implementation: a hash of their sources.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -30,7 +32,7 @@ from torch import Tensor
 from svg_compile import layout as layout_module
 from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
-from svg_compile.kernels.plan import check_plan, plan_from_kinds
+from svg_compile.kernels.plan import ProfiledRows, check_plan, kept_plan
 from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import VideoLayout
 
@@ -118,6 +120,7 @@ def _profile_host(
     block: int,
     densities: Sequence[float],
     sampled_rows: int,
+    adaptive: bool,
     scale: Optional[float],
     engine: str,
     abi: int,
@@ -135,16 +138,22 @@ def _profile_host(
         return _empty_plan(query)
     if previous is not None and not anew:
         errors = query.new_full(previous.shape, float("nan"), dtype=torch.float32)
-        return plan_from_kinds(previous[..., 0], layout, density), errors
-    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
+        return kept_plan(previous, layout, density, adaptive), errors
+    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive)
+    options |= dict(key_mask=key_mask, scale=scale)
+    found = profile_rows_for(engine)(query, key, value, layout, **options)
+    return found.plan, found.errors.float()
+
+
+def profile_rows_for(engine: str) -> Callable[..., ProfiledRows]:
+    """The profile by ATen calls: the oracle's or the CPU engine's."""
     if engine == "reference":
         from svg_compile.kernels import reference
 
-        plan, exact = reference.profile_heads(query, key, value, layout, **options)
-        return plan, exact.float()
-    from svg_compile.kernels.cpu.profile import profile_heads
+        return reference.profile_rows
+    from svg_compile.kernels.cpu import profile
 
-    return profile_heads(query, key, value, layout, **options)
+    return profile.profile_rows
 
 
 @_profile_host.register_fake
@@ -198,6 +207,7 @@ def profile(
     block: int,
     densities: Sequence[float],
     sampled_rows: int,
+    adaptive: bool,
     scale: Optional[float],
     engine: str,
     abi: int,
@@ -209,7 +219,7 @@ def profile(
     """
     check_stages(query, densities, when, previous)
     grid = (frames, height, width, text_len, text_first, block)
-    options = (densities, sampled_rows, scale)
+    options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
         stages = (engine, abi, when, previous)
         return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, *options, *stages)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from svg_compile.errors import LayoutError
 from svg_compile.layout import HeadKind, VideoLayout
+
+
+class ProfiledRows(NamedTuple):
+    """What a profile finds.
+
+    plan: int32 [B, H, 2]. errors: [B, H, 2], the mean squared error of (spatial, temporal) attention on the sampled
+    rows, at the half-widths that the density buys all heads. dense, sparse: [B, H, R, D], the rows' output by dense
+    attention and by the plan.
+    """
+
+    plan: Tensor
+    errors: Tensor
+    dense: Tensor
+    sparse: Tensor
 
 
 def plan_from_errors(errors: Tensor, layout: VideoLayout, density: float) -> Tensor:
@@ -30,6 +46,13 @@ def plan_from_kinds(kind: Tensor, layout: VideoLayout, density: float) -> Tensor
     widths = [layout.half_width_for(density, k) for k in (HeadKind.SPATIAL, HeadKind.TEMPORAL)]
     widths.append(layout.full_half_width)
     return torch.stack((kind, torch.tensor(widths, device=kind.device)[kind]), dim=-1).to(torch.int32)
+
+
+def kept_plan(previous: Tensor, layout: VideoLayout, density: float, adaptive: bool) -> Tensor:
+    """The plan, int32 [B, H, 2], of a step that is not profiled: with half-widths by need all of `previous`, else its
+    kinds at the half-widths of `density`.
+    """
+    return previous.contiguous().clone() if adaptive else plan_from_kinds(previous[..., 0], layout, density)
 
 
 def check_plan(plan: Tensor) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg_compile.kernels.plan import plan_from_errors
+from svg_compile.kernels.plan import ProfiledRows, plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.widths import ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import attends, band_block, band_rank
 
@@ -84,7 +85,7 @@ def sampled_positions(layout: VideoLayout, sampled_rows: int, device: torch.devi
     return layout.video_start + sampled_video_token(torch.arange(count, device=device), count, layout.video)
 
 
-def profile_rows(
+def uniform_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -110,25 +111,62 @@ def profile_rows(
 def profile_errors(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, **options: Any) -> Tensor:
     """Mean squared error against dense of (spatial, temporal) attention on the sampled rows, float64 [B, H, 2].
 
-    Takes what `profile_rows` does.
+    Takes what `uniform_rows` does.
     """
-    outputs = profile_rows(query, key, value, layout, **options)
+    outputs = uniform_rows(query, key, value, layout, **options)
     return (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))
 
 
-def profile_heads(
+def missing_mass(
     query: Tensor,
     key: Tensor,
-    value: Tensor,
     layout: VideoLayout,
     *,
     density: float,
     sampled_rows: int,
     key_mask: Tensor | None = None,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The plan, int32 [B, H, 2], that `profile_errors` lead to, and these errors, float64 [B, H, 2]."""
-    errors = profile_errors(
-        query, key, value, layout, density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale
-    )
-    return plan_from_errors(errors, layout, density), errors
+) -> Tensor:
+    """What the rungs of `kernels.widths.ladder` leave out, float64 [B, H, 2, rungs].
+
+    The mean square, over the sampled rows, of the dense attention weight that lies outside of each half-width.
+    """
+    rows = sampled_positions(layout, sampled_rows, query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query[:, :, rows].double() @ key.double().mT * scale
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None, :], float("-inf"))
+    weights = torch.softmax(scores, dim=-1)
+    if key_mask is not None:
+        weights = weights.masked_fill(~key_mask.any(-1)[:, None, None, None], 0.0)
+    missing = []
+    for kind, half_widths in enumerate(ladder(layout, density)):
+        masks = (attention_mask(layout, half_width, kind, query.device)[rows] for half_width in half_widths)
+        missing.append(torch.stack([weights.masked_fill(mask, 0.0).sum(-1).square().mean(-1) for mask in masks], -1))
+    return torch.stack(missing, dim=2)
+
+
+def profile_rows(
+    query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, *, adaptive: bool = False, **options: Any
+) -> ProfiledRows:
+    """The profile in float64, int32 its plan; takes what `uniform_rows` does. adaptive: half-widths by need."""
+    outputs = uniform_rows(query, key, value, layout, **options)
+    errors = (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))
+    density = options["density"]
+    if adaptive:
+        plan = plan_by_need(errors, missing_mass(query, key, layout, **options), layout, density)
+    else:
+        plan = plan_from_errors(errors, layout, density)
+    rows = sampled_positions(layout, options["sampled_rows"], query.device)
+    sparse = outputs[:, :, 0].clone()
+    for batch in range(plan.shape[0]):
+        for head in range(plan.shape[1]):
+            kind, half_width = plan[batch, head].tolist()
+            if kind == HeadKind.DENSE:
+                continue
+            mask = attention_mask(layout, half_width, kind, query.device)[rows]
+            if options.get("key_mask") is not None:
+                mask = mask & options["key_mask"][batch]
+            operands = query[batch, head, rows], key[batch, head], value[batch, head]
+            sparse[batch, head] = masked_attention(*operands, mask, options.get("scale"))
+    return ProfiledRows(plan, errors, outputs[:, :, 0], sparse)

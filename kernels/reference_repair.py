@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.reference import profile_rows, sampled_positions
 from svg_compile.kernels.repair import RIDGES
-from svg_compile.layout import HeadKind, VideoLayout
+from svg_compile.layout import VideoLayout
 
 
 def ridge(sparse: Tensor, off: Tensor, penalty: float, share: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,19 +53,14 @@ def profile_and_fit(
     query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `svg::profile_and_fit` gives, float64: plan, errors, exact, fit. Takes what `profile_rows` does."""
-    outputs = profile_rows(query, key, value, layout, **options)
-    errors = (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))
-    plan = plan_from_errors(errors, layout, options["density"])
-    exact, channels = outputs[:, :, 0].clone(), value.shape[3]
+    plan, errors, dense, sparse = profile_rows(query, key, value, layout, **options)
+    exact, channels = dense.clone(), value.shape[3]
     fit = exact.new_zeros(*plan.shape[:2], channels + 2, channels)
     left = exact.new_zeros(plan.shape[:2])
     for batch in range(plan.shape[0]):
         for head in range(plan.shape[1]):
-            kind = int(plan[batch, head, 0])
-            dense = outputs[batch, head, 0]
-            sparse = dense if kind == HeadKind.DENSE else outputs[batch, head, 1 + kind]
-            fit[batch, head], left[batch, head] = fit_head(dense, sparse)
-            if not bool((dense - sparse).abs().max() > 0):
+            fit[batch, head], left[batch, head] = fit_head(dense[batch, head], sparse[batch, head])
+            if not bool((dense[batch, head] - sparse[batch, head]).abs().max() > 0):
                 exact[batch, head] = float("nan")
     return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit
 

@@ -23,8 +23,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from svg_compile.layout import HeadKind
-
 RIDGES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Far above what rounding leaves of 0, far below what the smallest ridge leaves of a row.
 _LEAST_FREE = 1e-9
@@ -89,17 +87,13 @@ def fit_repair(dense: Tensor, sparse: Tensor, *, by_rows: bool, invert: Invert =
     return torch.where(repaired[..., None, None], fit, 0.0), error.float()
 
 
-def repair_of(outputs: Tensor, kind: Tensor, *, by_rows: bool, invert: Invert = inverses) -> tuple[Tensor, ...]:
+def repair_of(dense: Tensor, sparse: Tensor, *, by_rows: bool, invert: Invert = inverses) -> tuple[Tensor, ...]:
     """(exact float32 [B, H, R, D], fit float32 [B, H, D + 2, D], error left float32 [B, H]) of profiled heads.
 
-    outputs: float32 [B, H, 3, R, D], the sampled rows by dense, spatial and temporal attention; kind: [B, H]. exact is
-    the dense output of the rows, NaN in heads that are to be left as they are: those that run dense, and those whose
-    mask loses nothing on these rows.
+    dense, sparse: float32 [B, H, R, D], the sampled rows by dense attention and by the plan, equal in heads that run
+    dense. exact is the dense output of the rows, NaN in heads that are to be left as they are: those that run dense,
+    and those whose mask loses nothing on these rows.
     """
-    # A dense head is compared with itself, so that nothing is left to repair.
-    column = torch.where(kind == HeadKind.SPATIAL, 1, torch.where(kind == HeadKind.TEMPORAL, 2, 0))
-    index = column[..., None, None, None].expand(*column.shape, 1, *outputs.shape[-2:])
-    dense, sparse = outputs[..., 0, :, :], outputs.gather(-3, index.long()).squeeze(-3)
     fit, left = fit_repair(dense, sparse, by_rows=by_rows, invert=invert)
     differs = (dense != sparse).any(-1).any(-1) & left.isfinite()
     return torch.where(differs[..., None, None], dense, float("nan")), fit, left

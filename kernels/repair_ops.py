@@ -1,7 +1,7 @@
 """The ops that a rewritten graph has for the repair of its heads, beside `svg::attention` of `kernels.ops`.
 
-    svg::profile_and_fit(q, k, v, key_mask, grid..., densities, sampled_rows, scale, engine, abi, when, previous,
-                         previous_fit) -> plan, errors, exact, fit
+    svg::profile_and_fit(q, k, v, key_mask, grid..., densities, sampled_rows, adaptive, scale, engine, abi, when,
+                         previous, previous_fit) -> plan, errors, exact, fit
     svg::repair_(out, exact, fit, frames, height, width, text_len, text_first, engine, abi), in place
 
 The first stands in the place of `svg::profile`, the second behind `svg::attention`. The plan is that of `svg::profile`.
@@ -11,7 +11,7 @@ of the R sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each h
 alone what is not to be changed: exact is NaN and fit is 0 in heads that run dense and where the mask loses nothing, and
 fit is 0 in heads that a repair does not help on rows left out.
 
-Where kinds are kept, fits are `previous_fit`, in heads whose half-width is still the one of the profile, and there are
+Where a plan is kept, fits are `previous_fit`, in heads whose half-width is still the one of the profile, and there are
 no exact rows: they were those of another step.
 """
 
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
-from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for
-from svg_compile.kernels.plan import plan_from_errors, plan_from_kinds
+from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for, profile_rows_for
+from svg_compile.kernels.plan import kept_plan
 from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
 from svg_compile.layout import VideoLayout
 
@@ -47,6 +47,7 @@ def _profile_and_fit_host(
     block: int,
     densities: Sequence[float],
     sampled_rows: int,
+    adaptive: bool,
     scale: Optional[float],
     engine: str,
     abi: int,
@@ -61,22 +62,19 @@ def _profile_and_fit_host(
         raise LayoutError(f"`when` asks for density {index} of {len(densities)}.")
     density = densities[index]
     if previous is not None and previous_fit is not None and not anew:
-        plan = plan_from_kinds(previous[..., 0], layout, density)
+        plan = kept_plan(previous, layout, density, adaptive)
         exact = _nan(query, min(sampled_rows, layout.video), value.shape[3])
         return plan, _nan(query, 3), exact, kept_fit(previous_fit, previous, plan)
-    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale)
+    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive)
+    options |= dict(key_mask=key_mask, scale=scale)
     if engine == "reference":
         from svg_compile.kernels import reference_repair
 
         plan, errors, exact, fit = reference_repair.profile_and_fit(query, key, value, layout, **options)
         return plan, errors.float(), exact.float(), fit.float()
-    from svg_compile.kernels.cpu.profile import band_errors, sampled_outputs
-
-    outputs = sampled_outputs(query, key, value, layout, **options)
-    errors = band_errors(outputs)
-    plan = plan_from_errors(errors, layout, density)
-    exact, fit, left = repair_of(outputs, plan[..., 0], by_rows=inverts_rows(sampled_rows, value.shape[3]))
-    return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit
+    found = profile_rows_for(engine)(query, key, value, layout, **options)
+    exact, fit, left = repair_of(found.dense, found.sparse, by_rows=inverts_rows(sampled_rows, value.shape[3]))
+    return found.plan, torch.cat((found.errors, left[..., None]), dim=-1), exact, fit
 
 
 def _nan(like: Tensor, *sizes: int) -> Tensor:
@@ -138,6 +136,7 @@ def profile_and_fit(
     block: int,
     densities: Sequence[float],
     sampled_rows: int,
+    adaptive: bool,
     scale: Optional[float],
     engine: str,
     abi: int,
@@ -153,7 +152,7 @@ def profile_and_fit(
     if (previous is None) != (previous_fit is None):
         raise LayoutError("svg::profile_and_fit takes previous and previous_fit together.")
     grid = (frames, height, width, text_len, text_first, block)
-    options = (densities, sampled_rows, scale)
+    options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
         stages = (engine, abi, when, previous, previous_fit)
         host: Profiled = torch.ops.svg.profile_and_fit_host(query, key, value, key_mask, *grid, *options, *stages)

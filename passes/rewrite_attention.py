@@ -59,7 +59,7 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         scale = None if call["scale"] is None else constant(example(call["scale"]))
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
-        options = (list(config.densities), config.sampled_rows, *tail, None, None)
+        options = (list(config.densities), config.sampled_rows, config.adaptive_widths, *tail, None, None)
         if shown.device.type != "cpu":
             query, key, value = (_emit_settled(graph, operand) for operand in (query, key, value))
             key_mask = None if key_mask is None else _emit_settled(graph, key_mask)

@@ -14,6 +14,7 @@ from svg_compile.errors import LayoutError, OptionError
 from svg_compile.layout import VideoLayout
 
 ENGINES = ("auto", "triton", "cpu", "reference")
+WIDTHS = ("adaptive", "uniform")
 
 
 def option(default: Any, help: str) -> Any:
@@ -27,7 +28,8 @@ class SvgConfig:
 
     density: float | tuple[tuple[float, float], ...] = option(
         0.3,
-        "share of the (query, key) pairs that a sparse head computes, text and first frame included; 1.0 equals "
+        "share of the (query, key) pairs that sparse heads compute, text and first frame included, the mean over the "
+        "heads of a layer; 1.0 equals "
         "dense. Or a list of (fraction of the steps, density) pairs, as in `[(0.0, 0.5), (0.6, 0.25)]`",
     )
     dense_steps: int | float = option(
@@ -49,6 +51,11 @@ class SvgConfig:
         True,
         "mend what the mask leaves out: a linear map for each head, fitted on the sampled rows and left off where it "
         "does not help on rows left out of the fit. False gives the bare sparse attention",
+    )
+    widths: str = option(
+        "adaptive",
+        '"adaptive": heads that lose more by a narrow band have a wider one, at the same mean density; "uniform": all '
+        "heads of a kind have the same half-width",
     )
     eager_attention: bool = option(
         True,
@@ -82,6 +89,11 @@ class SvgConfig:
     def always_dense(self) -> bool:
         """Whether every step is left dense: the fraction 1.0, not a count of one step."""
         return isinstance(self.dense_steps, float) and self.dense_steps == 1.0
+
+    @property
+    def adaptive_widths(self) -> bool:
+        """Whether each head has the half-width that it needs."""
+        return self.widths == "adaptive"
 
     @property
     def densities(self) -> tuple[float, ...]:
@@ -284,6 +296,7 @@ _CHECKS: dict[str, Any] = {
     "sampled_rows": _integer(1),
     "profile_every": _integer(1),
     "repair": _flag,
+    "widths": _choice(*WIDTHS),
     "eager_attention": _flag,
     "layout": _grid,
     "block": _block,

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from svg_compile.config import WIDTHS
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import ops, repair_ops
 from svg_compile.kernels.storage import empty_output
@@ -24,21 +25,25 @@ def profile_heads(
     *,
     density: float = 0.3,
     sampled_rows: int = 64,
+    widths: str = "adaptive",
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Choose each head's kind: the one whose output on sampled query rows is nearer to dense attention.
+    """Choose each head's kind, and how wide its band is, from what dense attention gives on sampled query rows.
 
-    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. key_mask: bool [B, N], True where a
-    key may be seen. scale: of the scores, default D ** -0.5.
+    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. density: the mean share of pairs that
+    the heads of a sample compute. widths: "adaptive", wider bands for the heads that lose more, or "uniform", the same
+    for all heads of a kind. key_mask: bool [B, N], True where a key may be seen. scale: of the scores, default
+    D ** -0.5.
     Returns the plan, int32 [B, H, 2] = (`HeadKind`, half-width in blocks), on the tensors' device; of tensors on the
     meta device, without data, its shape. Raises LayoutError where an argument does not fit.
     """
     _check(query, key, value, layout, key_mask, scale)
-    density = _check_profile(density, sampled_rows)
+    density = _check_profile(density, sampled_rows, widths)
     if query.device.type == "meta":
         return query.new_empty((*query.shape[:2], 2), dtype=torch.int32)
-    options = ([density], min(sampled_rows, layout.video), scale, "auto", ops.ABI, None, None)
+    rows, adaptive = min(sampled_rows, layout.video), widths == "adaptive"
+    options = ([density], rows, adaptive, scale, "auto", ops.ABI, None, None)
     plan: Tensor
     plan, _ = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
     return plan
@@ -85,6 +90,7 @@ def repaired_attention(
     *,
     density: float = 0.3,
     sampled_rows: int = 64,
+    widths: str = "adaptive",
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
@@ -95,26 +101,29 @@ def repaired_attention(
     its video rows if it helps on sampled rows left out of the fit. The sampled rows get their dense output. Text rows,
     dense heads and heads whose mask loses nothing stay as they are.
 
-    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. key_mask: bool [B, N], True where a
-    key may be seen. scale: of the scores, default D ** -0.5. Raises LayoutError as the two functions do.
+    query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. density, sampled_rows, widths: as of
+    `profile_heads`. key_mask: bool [B, N], True where a key may be seen. scale: of the scores, default D ** -0.5.
+    Raises LayoutError as the two functions do.
     Returns [B, H, N, D] over [B, N, H, D] storage.
     """
     _check(query, key, value, layout, key_mask, scale)
-    density = _check_profile(density, sampled_rows)
+    density = _check_profile(density, sampled_rows, widths)
     if query.device.type == "meta":
         return empty_output(query, value)
     if torch.compiler.is_compiling() and query.device.type != "cpu":
         query, key, value = (torch.ops.svg.settled(operand) for operand in (query, key, value))
     grid, tail = _grid(layout), (scale, "auto", ops.ABI)
-    options = ([density], min(sampled_rows, layout.video), *tail, None, None, None)
+    options = ([density], min(sampled_rows, layout.video), widths == "adaptive", *tail, None, None, None)
     plan, _, exact, fit = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)
     out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, *tail)
     repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
     return out
 
 
-def _check_profile(density: float, sampled_rows: int) -> float:
+def _check_profile(density: float, sampled_rows: int, widths: str) -> float:
     """The density, checked, as a float."""
+    if widths not in WIDTHS:
+        raise LayoutError(f"widths must be one of {', '.join(map(repr, WIDTHS))}, got {widths!r}.")
     if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
         raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
     return checked_density(density)

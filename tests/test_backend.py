@@ -204,7 +204,7 @@ def test_ops_pass_opcheck() -> None:
     grid = (4, 3, 4, 12, True, 8)
     mask = torch.rand(2, 60) > 0.2
     for key_mask in (None, mask):
-        profile = (q, k, v, key_mask, *grid, [0.5, 0.9], 8, None, "auto", ops.ABI)
+        profile = (q, k, v, key_mask, *grid, [0.5, 0.9], 8, True, None, "auto", ops.ABI)
         plan, _ = torch.ops.svg.profile(*profile, None, None)
         for when in (None, torch.tensor([1, 1], dtype=torch.int32)):
             for previous in (None, plan):

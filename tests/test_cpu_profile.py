@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,12 +14,18 @@ import svg_compile
 from strategies import Problem, problems
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import ops
-from svg_compile.kernels.cpu.profile import profile_heads
+from svg_compile.kernels.cpu.profile import profile_rows
 from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.reference import profile_errors
 from svg_compile.layout import HeadKind, VideoLayout
 
 LAYOUT = VideoLayout(8, 8, 8, text_len=5, block=16)
+
+
+def profile_heads(*operands: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """The plan and the errors, with uniform half-widths."""
+    found = profile_rows(*operands, **options)
+    return found.plan, found.errors
 
 
 def planted(layout: VideoLayout, late_frames_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +161,7 @@ def staged(
     """`svg::profile` of the planted heads, which are a spatial and a temporal one: (plan, errors)."""
     grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
     stage = None if when is None else torch.tensor(when, dtype=torch.int32)
-    options = (densities, 16, None, engine, ops.ABI)
+    options = (densities, 16, False, None, engine, ops.ABI)
     plan, errors = torch.ops.svg.profile(*planted(LAYOUT), None, *grid, *options, stage, previous)
     assert (plan.dtype, errors.dtype, plan.shape, errors.shape) == (torch.int32, torch.float32, (1, 2, 2), (1, 2, 2))
     return plan, errors
@@ -210,7 +218,7 @@ def test_without_when_a_profile_is_made_of_the_first_density() -> None:
 
 
 def test_the_public_function_gives_the_plan_alone() -> None:
-    plan = svg_compile.profile_heads(*planted(LAYOUT), LAYOUT, density=0.4, sampled_rows=16)
+    plan = svg_compile.profile_heads(*planted(LAYOUT), LAYOUT, density=0.4, sampled_rows=16, widths="uniform")
     assert torch.equal(plan, plan_of(0, 1, density=0.4))
 
 
@@ -237,7 +245,7 @@ def test_steps_change_without_a_recompile() -> None:
     grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
 
     def step(query: Tensor, when: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        options = (DENSITIES, 16, None, "auto", ops.ABI, when, previous)
+        options = (DENSITIES, 16, False, None, "auto", ops.ABI, when, previous)
         return torch.ops.svg.profile(query, key, value, None, *grid, *options)
 
     torch._dynamo.reset()

@@ -21,6 +21,7 @@ import models
 import svg_compile
 from svg_compile import Reason, VideoLayout
 from svg_compile.kernels import reference, reference_repair, repair_ops
+from svg_compile.kernels.plan import ProfiledRows
 
 BLOCK = 8
 OPTIONS = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": BLOCK, "on_error": "raise", "strict": True}
@@ -103,11 +104,15 @@ class Planned:
 def recorded_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Planned]]:
     found: list[Planned] = []
     plans: list[Tensor] = []
-    plan_from_errors, repair_of = repair_ops.plan_from_errors, repair_ops.repair_of
+    profile_rows_for, repair_of = repair_ops.profile_rows_for, repair_ops.repair_of
 
-    def record_plan(*args: Any) -> Tensor:
-        plans.append(plan_from_errors(*args))
-        return plans[-1]
+    def record_plan(engine: str) -> Callable[..., ProfiledRows]:
+        def profile_rows(*args: Any, **kwargs: Any) -> ProfiledRows:
+            rows = profile_rows_for(engine)(*args, **kwargs)
+            plans.append(rows.plan)
+            return rows
+
+        return profile_rows
 
     def record_repair(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         exact, fit, left = repair_of(*args, **kwargs)
@@ -115,7 +120,7 @@ def recorded_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Planned]]:
         return exact, fit, left
 
     with monkeypatch.context() as patch:
-        patch.setattr(repair_ops, "plan_from_errors", record_plan)
+        patch.setattr(repair_ops, "profile_rows_for", record_plan)
         patch.setattr(repair_ops, "repair_of", record_repair)
         yield found
 

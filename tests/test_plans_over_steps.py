@@ -64,12 +64,23 @@ def test_a_run_holds_no_plans_after_its_last_step() -> None:
     kept = KeptPlans()
     for step in range(4):
         call = kept.enter(step)
-        if kept.due(call, 2):
-            kept.keep(call, (torch.zeros(1),))
-        assert len(kept.profiled[call][1]) == 1
+        if kept.due(call, 2, None):
+            kept.keep(call, 0, (torch.zeros(1),))
+        assert len(kept.profiled[call].plans) == 1
     kept.release(call)
-    assert kept.profiled[call][1] == ()
-    assert kept.due(call, 2)
+    assert kept.profiled[call].plans == ()
+    assert kept.due(call, 2, None)
+
+
+def test_plans_of_half_widths_by_need_serve_one_density() -> None:
+    kept = KeptPlans()
+    for step, stage, due in ((0, 0, True), (1, 0, False), (2, 1, True), (3, 1, False)):
+        call = kept.enter(step)
+        assert kept.due(call, 5, stage) is due
+        # A plan whose half-widths follow from its kinds serves all densities.
+        assert kept.due(call, 5, None) is (step == 0)
+        if due:
+            kept.keep(call, stage, ())
 
 
 def widths(plans: tuple[Tensor, ...]) -> set[tuple[int, int]]:
@@ -80,7 +91,9 @@ def widths(plans: tuple[Tensor, ...]) -> set[tuple[int, int]]:
 def test_each_step_has_the_density_of_its_fraction(built: list[fx.GraphModule], dynamic: bool) -> None:
     density = [(0.0, 0.9), (0.3, 0.5), (0.75, 0.25)]
     model = TimedDiT()
-    run = torch.compile(model, backend="svg", dynamic=dynamic, options={**OPTIONS, "density": density})
+    run = torch.compile(
+        model, backend="svg", dynamic=dynamic, options={**OPTIONS, "density": density, "widths": "uniform"}
+    )
     for steps, expected in ((10, [0.9] * 3 + [0.5] * 5 + [0.25] * 2), (4, [0.9, 0.9, 0.5, 0.25])):
         seen = forwards(run, steps)
         assert all(profiled(seen))
@@ -97,7 +110,7 @@ def test_a_list_of_one_density_is_that_density(built: list[fx.GraphModule]) -> N
 
 
 def test_kinds_are_kept_between_profiles_and_the_width_follows_the_step(built: list[fx.GraphModule]) -> None:
-    run = compiled(TimedDiT(), profile_every=3, density=[(0.0, 0.9), (0.5, 0.3)])
+    run = compiled(TimedDiT(), profile_every=3, density=[(0.0, 0.9), (0.5, 0.3)], widths="uniform")
     seen = forwards(run, 8)
     assert profiled(seen) == [step % 3 == 0 for step in range(8)]
     kinds = [torch.stack(forward.plans)[..., 0] for forward in seen]
@@ -106,6 +119,18 @@ def test_kinds_are_kept_between_profiles_and_the_width_follows_the_step(built: l
         density = 0.9 if step < 4 else 0.3
         wide = [LAYOUT.half_width_for(density, HeadKind(int(kind))) for kind in kinds[step].flatten()]
         assert torch.stack(seen[step].plans)[..., 1].flatten().tolist() == wide
+    assert len(built) == 1
+
+
+def test_half_widths_by_need_are_kept_until_the_density_changes(built: list[fx.GraphModule]) -> None:
+    run = compiled(TimedDiT(), profile_every=5, density=[(0.0, 0.7), (0.5, 0.4)])
+    seen = forwards(run, 8)
+    assert profiled(seen) == [True, False, False, False, True, False, False, False]
+    for step, forward in enumerate(seen):
+        assert all(map(torch.equal, forward.plans, seen[step // 4 * 4].plans))
+        for plan in forward.plans:
+            mean = sum(LAYOUT.density(int(width), int(kind)) for kind, width in plan[0]) / plan.shape[1]
+            assert mean <= (0.7 if step < 4 else 0.4) + 1e-6
     assert len(built) == 1
 
 
@@ -153,7 +178,7 @@ def test_a_kept_fit_is_not_used_for_another_width(built: list[fx.GraphModule]) -
     model = TimedDiT()
     outputs = {}
     for repair in (True, False):
-        run = compiled(model, profile_every=4, repair=repair, density=[(0.0, 0.5), (0.75, 0.3)])
+        run = compiled(model, profile_every=4, repair=repair, density=[(0.0, 0.5), (0.75, 0.3)], widths="uniform")
         with svg_compile.denoising(model, steps=4) as denoising:
             outputs[repair] = []
             for _ in range(4):
@@ -230,8 +255,8 @@ def test_what_is_kept_is_bounded() -> None:
     kept = KeptPlans()
     for _ in range(50):
         call = kept.enter(0)
-        if kept.due(call, 5):
-            kept.keep(call, ())
+        if kept.due(call, 5, None):
+            kept.keep(call, 0, ())
     assert len(kept.profiled) == 8
 
 

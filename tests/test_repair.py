@@ -105,7 +105,7 @@ def fitted(problem: Problem, density: float, sampled_rows: int, engine: str, dty
     """(plan, errors, exact, fit, out) of both ops."""
     operands, mask = problem.tensors(dtype), problem.mask()
     layout, tail = grid(problem.layout), (None, engine, ops.ABI)
-    options = ([density], sampled_rows, *tail, None, None, None)
+    options = ([density], sampled_rows, False, *tail, None, None, None)
     plan, errors, exact, fit = torch.ops.svg.profile_and_fit(*operands, mask, *layout, *options)
     out = torch.ops.svg.attention(*operands, plan, mask, *layout, *tail)
     torch.ops.svg.repair_(out, exact, fit, *layout[:5], *tail[1:])
@@ -123,7 +123,7 @@ def test_both_ops_against_the_oracle(problem: Problem, density: float, sampled_r
     query, key, value = problem.tensors(dtype)
     layout, mask = problem.layout, problem.mask()
     plain, old = torch.ops.svg.profile(
-        query, key, value, mask, *grid(layout), [density], sampled_rows, None, "cpu", ops.ABI, None, None
+        query, key, value, mask, *grid(layout), [density], sampled_rows, False, None, "cpu", ops.ABI, None, None
     )
     assert torch.equal(plan, plain)
     assert torch.equal(errors[..., :2], old)
@@ -153,7 +153,7 @@ def test_the_fits_of_both_engines_agree(problem: Problem, sampled_rows: int) -> 
 
 def test_rows_of_a_kept_fit_and_of_another_width() -> None:
     operands = [torch.randn(1, 2, LAYOUT.tokens, 16, generator=torch.Generator().manual_seed(n)) for n in range(3)]
-    tail = (24, None, "cpu", ops.ABI)
+    tail = (24, False, None, "cpu", ops.ABI)
 
     def call(when: tuple[int, int], *kept: Tensor | None) -> tuple[Tensor, ...]:
         stage = torch.tensor(when, dtype=torch.int32)
@@ -181,7 +181,7 @@ def test_a_head_that_is_not_finite_is_dense_and_left_alone() -> None:
     problem = Problem(LAYOUT, 1, 2, 16, ("contiguous",) * 3, "none", 0)
     query, key, value = problem.tensors()
     value[0, 0, 40] = float("nan")
-    options = ([0.3], 16, None, "cpu", ops.ABI, None, None, None)
+    options = ([0.3], 16, False, None, "cpu", ops.ABI, None, None, None)
     plan, _, exact, fit = torch.ops.svg.profile_and_fit(query, key, value, None, *grid(LAYOUT), *options)
     assert plan[0, 0, 0] == HeadKind.DENSE
     assert plan[0, 1, 0] != HeadKind.DENSE
@@ -216,7 +216,7 @@ def test_products_are_float32_whatever_torch_is_set_to() -> None:
 def test_the_ops_are_well_formed() -> None:
     problem = Problem(LAYOUT, 2, 2, 16, ("bshd",) * 3, "some", 2)
     operands, mask = problem.tensors(), problem.mask()
-    options = ([0.3], 16, None, "auto", ops.ABI, None, None, None)
+    options = ([0.3], 16, False, None, "auto", ops.ABI, None, None, None)
     profile = (*operands, mask, *grid(LAYOUT), *options)
     _, _, exact, fit = torch.ops.svg.profile_and_fit(*profile)
     repair = (operands[0].clone(), torch.zeros_like(exact), fit, *grid(LAYOUT)[:5], "auto", ops.ABI)

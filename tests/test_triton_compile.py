@@ -8,15 +8,19 @@ from __future__ import annotations
 import re
 from dataclasses import astuple
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 
 from svg_compile.errors import LayoutError
+from svg_compile.kernels import widths
 from svg_compile.kernels.triton import configs as triton_configs
 from svg_compile.kernels.triton import decide as triton_decide
 from svg_compile.kernels.triton import fit as triton_fit
+from svg_compile.kernels.triton import need as triton_need
 from svg_compile.kernels.triton import prepare as triton_prepare
+from svg_compile.kernels.triton import profile as triton_profile
 from svg_compile.kernels.triton import repair as triton_repair
 from svg_compile.kernels.triton.configs import ATTENTION, ATTENTION_CHOICES, PROFILE, PROFILE_CHOICES, TileConfig
 from svg_compile.kernels.triton.launch import split_channels
@@ -27,6 +31,7 @@ from triton_binaries import (
     Binary,
     attention_binary,
     compiled,
+    missing_binary,
     profile_binary,
 )
 
@@ -92,6 +97,16 @@ def test_profile_that_may_be_skipped_uses_no_more(arch: str, dtype: torch.dtype,
     check_resources(profile_binary(arch, dtype, head_dim, tile, key_mask=key_mask, stages=True), arch, dtype)
 
 
+@pytest.mark.parametrize(("arch", "dtype", "head_dim", "key_mask"), CASES)
+def test_half_widths_by_need_compile_without_spills(
+    arch: str, dtype: torch.dtype, head_dim: int, key_mask: bool
+) -> None:
+    tile = default(PROFILE, arch, dtype, head_dim)
+    check_resources(missing_binary(arch, dtype, head_dim, tile, stages=key_mask), arch, dtype)
+    binary = profile_binary(arch, dtype, head_dim, tile, key_mask=key_mask, stages=True, by_plan=True)
+    check_resources(binary, arch, dtype)
+
+
 @pytest.mark.parametrize("key_mask", [False, True])
 @pytest.mark.parametrize(("arch", "head_dim", "tile"), MORE_ATTENTION)
 def test_choices_of_attention_compile_without_spills(
@@ -134,13 +149,22 @@ def test_sizes_of_one_compile(sizes: dict[str, int]) -> None:
 @pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
 def test_small_kernels_compile(arch: str) -> None:
     tile = TileConfig(16, 16, 4, 2)
-    kernels = (
+    kernels: tuple[Any, ...] = (
         (triton_prepare.head_order_fwd_kernel, {"plan": "*i32", "order": "*i32"}, {"BLOCK": 64}),
         (triton_prepare.hidden_range_fwd_kernel, {"key_mask": "*i1", "hidden": "*i32"}, {"BLOCK": 4096}),
         (triton_fit.sampled_rows_fwd_kernel, {**PLAN_POINTERS, "rows": "*fp32"}, PLAN_CONSTANTS),
         (triton_repair.exact_rows_fwd_kernel, {**REPAIR_POINTERS, "sampled": "*i64"}, EXACT_CONSTANTS),
         *((triton_decide.profile_plan_fwd_kernel, PLAN_POINTERS, PLAN_CONSTANTS | stages) for stages in PLAN_STAGES),
     )
+    need = {"errors": "*fp32", "missing": "*fp32", "uniform": "*i32", "ladder": "*i32", "cost": "*fp32"}
+    need |= {"when": "*i32", "previous": "*i32", "plan": "*i32", "mean": "*fp32"}
+    for stages in (False, True):
+        options = {"HAS_WHEN": stages, "HAS_PREVIOUS": stages, "RUNGS": triton_profile._RUNGS}
+        search = {"UNIFORM": widths.UNIFORM, "LEAST_PRICE": widths.LEAST_PRICE, "MOST_PRICE": widths.MOST_PRICE}
+        search |= {"STEPS": widths.STEPS, "FILLS": widths.FILLS, "HEADS": 64}
+        kernels += ((triton_need.plan_by_need_fwd_kernel, need, options | search),)
+        parts = {name: options[name] for name in ("HAS_PREVIOUS", "RUNGS")} | {"SPLITS": 16, "BLOCK_M": 64}
+        kernels += ((triton_need.missing_fwd_kernel, need, parts),)
     for kernel, pointers, constants in kernels:
         check_resources(compiled(kernel, arch, torch.bfloat16, pointers, constants, tile), arch)
 

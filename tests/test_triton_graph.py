@@ -53,7 +53,7 @@ def attend(tokens: Tensor, key_mask: Tensor | None, when: Tensor | None, previou
     query, key, value = (part.reshape(batch, rows, heads, dim).transpose(1, 2) for part in tokens.unbind(0))
     grid = (frames, height, width, 0, False, 128)
     plan, _ = torch.ops.svg.profile(
-        query, key, value, key_mask, *grid, [0.3, 0.5], 64, None, "auto", ops.ABI, when, previous
+        query, key, value, key_mask, *grid, [0.3, 0.5], 64, True, None, "auto", ops.ABI, when, previous
     )
     return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "auto", ops.ABI)
 
@@ -90,10 +90,12 @@ def traced(*, dynamic: bool, masked: bool, staged: bool = False, patches: dict[s
 def test_the_kernels_stand_in_the_graph(dynamic: bool, masked: bool, staged: bool) -> None:
     graph = traced(dynamic=dynamic, masked=masked, staged=staged)
     launches = [node for node in graph.graph.nodes if node.target is KERNEL]
-    # The profile's two, the order of the heads, the range of hidden keys if there may be any, and attention.
-    assert len(launches) == (5 if masked else 4)
+    # The profile's two, the three of half-widths by need, the order of the heads, the range of hidden keys if there may
+    # be any, and attention.
+    assert len(launches) == (8 if masked else 7)
     written = [set(node.kwargs["tensors_to_clone"]) for node in launches]
-    assert written == [{"partial", "sums"}, {"plan", "errors"}, {"order"}, *([{"hidden"}] if masked else []), {"out"}]
+    profile = [{"partial", "sums"}, {"plan", "errors"}, {"missing"}, {"mean"}, {"plan"}]
+    assert written == [*profile, {"order"}, *([{"hidden"}] if masked else []), {"out"}]
     targets = {node.target for node in graph.graph.nodes if node.op == "call_function"}
     moved = [
         target for target in targets if any(name in str(target) for name in ("clone", "copy", "_to_copy", "index"))
@@ -111,7 +113,8 @@ def test_symbolic_sizes_stay_symbolic() -> None:
     attention = [node for node in graph.graph.nodes if node.target is KERNEL][-1]
     assert all(isinstance(attention.kwargs["kwargs"][name], torch.fx.Node) for name in ("frames", "area"))
     assert isinstance(attention.kwargs["grid"][0][0], torch.fx.Node)
-    assert any("half_widths" in str(node.target) for node in graph.graph.nodes)
+    for table in ("half_widths", "ladders"):
+        assert any(table in str(node.target) for node in graph.graph.nodes)
 
 
 def choices_in(graph: GraphModule) -> dict[str, tuple[Any, list[tuple[Any, ...]]]]:

@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from svg_compile.kernels.triton import attention as triton_attention
+from svg_compile.kernels.triton import need as triton_need
 from svg_compile.kernels.triton import profile as triton_profile
 from svg_compile.kernels.triton.configs import TileConfig
 from svg_compile.kernels.triton.launch import split_channels
@@ -82,6 +83,7 @@ def profile_binary(
     *,
     key_mask: bool = False,
     stages: bool = False,
+    by_plan: bool = False,
     **sizes: int,
 ) -> Binary:
     """The first kernel of `svg::profile`, as it is launched; `stages`: with `when` and `previous`."""
@@ -92,6 +94,7 @@ def profile_binary(
         "HAS_KEY_MASK": key_mask,
         "HAS_WHEN": stages,
         "HAS_PREVIOUS": stages,
+        "BY_PLAN": by_plan,
         "HEAD_DIM": head_dim,
         "VALUE_DIM": head_dim,
         **split_channels(head_dim, head_dim),
@@ -103,6 +106,30 @@ def profile_binary(
     pointers["key_mask"] = "*i1" if key_mask else "*i32"
     constants |= dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_mn"), 1) | sizes
     return compiled(triton_profile.profile_rows_fwd_kernel, arch, dtype, pointers, constants, tile)
+
+
+def missing_binary(arch: str, dtype: torch.dtype, head_dim: int, tile: TileConfig, *, stages: bool = False) -> Binary:
+    """What sums the weights outside of each half-width of the ladder."""
+    channels = split_channels(head_dim, head_dim)
+    constants = {
+        "SIGN": 1,
+        "TEXT_FIRST": False,
+        "BAND": 128,
+        "HAS_KEY_MASK": True,
+        "HAS_WHEN": stages,
+        "HAS_PREVIOUS": stages,
+        "HEAD_DIM": head_dim,
+        "LOW": channels["LOW"],
+        "HIGH": channels["HIGH"],
+        "RUNGS": triton_profile._RUNGS,
+        "SPLITS": triton_profile._SPLITS,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+    }
+    pointers = {"sampled": "*i64", "ladder": "*i32", "when": "*i32", "key_mask": "*i1"}
+    pointers |= {"sums": "*fp32", "missing": "*fp32"}
+    constants |= dict.fromkeys(("stride_qd", "stride_kd", "stride_mn"), 1)
+    return compiled(triton_need.missing_rows_fwd_kernel, arch, dtype, pointers, constants, tile)
 
 
 def compiled(

@@ -1,16 +1,23 @@
-"""Profiling on CPUs: which of the two bands loses less on sampled rows, in one pass over the keys and values."""
+"""Profiling on CPUs: which of the two bands loses less on sampled rows, in one pass over the keys and values.
+
+With widths by need (kernels/widths.py) the weights of that pass are summed by blocks of keys as well, which gives the
+mass outside of every half-width, and the rows of heads whose plan has another half-width are computed once more.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from svg_compile.kernels.cpu.autocast import without_autocast
-from svg_compile.kernels.plan import plan_from_errors
+from svg_compile.kernels.cpu.order import token_order
+from svg_compile.kernels.plan import ProfiledRows, plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.widths import ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import attends, band_block, band_rank
 
@@ -19,34 +26,13 @@ _LEAST_SUM = 1e-30
 # Keys taken at a time, of all heads and at least of each, so that their scores and weights stay in the caches.
 _COLUMNS = 8192
 _LEAST_COLUMNS = 512
-
-
-def profile_heads(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: VideoLayout,
-    *,
-    density: float,
-    sampled_rows: int,
-    key_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The plan, int32 [B, H, 2], and the errors (spatial, temporal) that it follows from, float32 [B, H, 2].
-
-    q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]. Scores, outputs and errors are computed in float32.
-    """
-    outputs = sampled_outputs(
-        query, key, value, layout, density=density, sampled_rows=sampled_rows, key_mask=key_mask, scale=scale
-    )
-    errors = band_errors(outputs)
-    return plan_from_errors(errors, layout, density), errors
+_BANDS = (HeadKind.SPATIAL, HeadKind.TEMPORAL)
 
 
 @torch.no_grad()
 # Of a caller that runs eagerly under autocast: scores in bfloat16 would decide near-ties otherwise.
 @without_autocast
-def sampled_outputs(
+def profile_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -54,37 +40,53 @@ def sampled_outputs(
     *,
     density: float,
     sampled_rows: int,
+    adaptive: bool = False,
     key_mask: Tensor | None = None,
     scale: float | None = None,
-) -> Tensor:
-    """Dense, spatial and temporal attention of the R sampled rows, float32 [B, H, 3, R, D]; arguments as above."""
+) -> ProfiledRows:
+    """Profile q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]; adaptive: half-widths by need.
+
+    Scores, outputs and errors are computed in float32.
+    """
     rows, masks = _sampled_masks(layout, density, min(sampled_rows, layout.video))
     scale = query.shape[3] ** -0.5 if scale is None else scale
     if key_mask is not None and bool(key_mask.all()):
         key_mask = None
     found = []
     for batch in range(query.shape[0]):
-        keys, values, seen = key[batch], value[batch], masks
+        keys, values, seen, shown = key[batch], value[batch], masks, None
         if key_mask is not None:
             shown = key_mask[batch].nonzero().flatten()
             keys, values, seen = keys[:, shown], values[:, shown], masks.index_select(2, shown)
-        found.append(_outputs(query[batch][:, rows].float() * scale, keys, values, seen))
-    return torch.stack(found)
+        outputs, scores = _outputs(query[batch][:, rows].float() * scale, keys, values, seen)
+        errors = (outputs[:, 1:] - outputs[:, :1]).square().mean((-1, -2))
+        if adaptive and scores:
+            missing = _missing_mass(scores, layout, density, len(rows), shown)
+            plan = plan_by_need(errors[None], missing[None], layout, density)[0]
+        else:
+            plan = plan_from_errors(errors[None], layout, density)[0]
+        dense = outputs[:, 0]
+        # A dense head is compared with itself.
+        column = torch.where(plan[:, 0] == HeadKind.DENSE, 0, plan[:, 0] + 1)
+        sparse = outputs[torch.arange(len(outputs), device="cpu"), column]
+        for head, (kind, half_width) in enumerate(plan.tolist()):
+            if kind != HeadKind.DENSE and half_width != layout.half_width_for(density, kind):
+                mask = _band_mask(layout, HeadKind(kind), half_width, len(rows))
+                mask = mask if shown is None else mask.index_select(1, shown)
+                every = torch.cat([part[head] for part in scores], dim=-1)
+                sparse[head] = _masked_softmax(every, mask) @ values[head].float()
+        found.append((plan, errors, dense, sparse))
+    return ProfiledRows(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
 
-def band_errors(outputs: Tensor) -> Tensor:
-    """Mean squared error against dense of (spatial, temporal), [..., 2], of outputs [..., 3, R, D]."""
-    return (outputs[..., 1:, :, :] - outputs[..., :1, :, :]).square().mean((-1, -2))
-
-
-def _outputs(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Tensor:
-    """Attention on all keys and on those of each mask, float32 [H, 3, R, D].
+def _outputs(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Attention on all keys and on those of each mask, float32 [H, 3, R, D], and the scores [H, R, K] in parts of K.
 
     query float32 [H, R, D], key and value [H, K, D] in any dtype, masks bool [2, R, K].
     """
     heads, count, _ = query.shape
     if not key.shape[1]:
-        return query.new_zeros(heads, 3, count, value.shape[2])
+        return query.new_zeros(heads, 3, count, value.shape[2]), []
     columns = max(_LEAST_COLUMNS, _COLUMNS // heads)
     scores = [query @ keys.float().mT for keys in key.split(columns, dim=1)]
     highest = torch.stack([part.amax(-1) for part in scores]).amax(0)[..., None]
@@ -106,7 +108,7 @@ def _outputs(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Tensor
         if band:
             every = torch.cat([part[head, row] for part in scores])
             means[head, band, row] = _masked_softmax(every, masks[band - 1, row]) @ value[head].float()
-    return means
+    return means, scores
 
 
 def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -115,18 +117,83 @@ def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(shown, dim=-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
+def _missing_mass(
+    scores: list[Tensor], layout: VideoLayout, density: float, count: int, shown: Tensor | None
+) -> Tensor:
+    """float32 [H, 2, rungs]: the mean square, over rows, of the weight that each rung of the ladder leaves out.
+
+    scores: [H, R, K] in parts; shown: the positions of the K keys, None for all.
+    """
+    missing = []
+    for head in range(scores[0].shape[0]):
+        weights = torch.softmax(torch.cat([part[head] for part in scores], dim=-1), dim=-1)
+        if shown is not None:
+            weights = weights.new_zeros(len(weights), layout.tokens).index_copy_(1, shown, weights)
+        missing.append(torch.stack([_missing_of(weights, layout, density, kind) for kind in _BANDS]))
+    return torch.stack(missing)
+
+
+def _missing_of(weights: Tensor, layout: VideoLayout, density: float, kind: HeadKind) -> Tensor:
+    """[rungs] of the weights [R, N] of one head."""
+    left, right = _ladder_edges(layout, density, kind, len(weights))
+    by_rank = weights.index_select(1, token_order(layout, kind).body)
+    blocks = -(-layout.body // layout.block)
+    by_rank = torch.nn.functional.pad(by_rank, (0, blocks * layout.block - layout.body))
+    mass = torch.nn.functional.pad(by_rank.unflatten(1, (blocks, layout.block)).sum(-1), (1, 1))
+    # Sums from both ends: 1 minus what is seen would leave rounding where nothing is missing.
+    before, behind = mass.cumsum(1), mass.flip(1).cumsum(1).flip(1)
+    return (before.gather(1, left) + behind.gather(1, right)).square().mean(0)
+
+
+@lru_cache(maxsize=16)
+def _ladder_edges(layout: VideoLayout, density: float, kind: HeadKind, count: int) -> tuple[Tensor, Tensor]:
+    """int64 [R, rungs], twice: the last block before the band of a sampled row, and the first behind it, from 1 on.
+
+    0 and the number of blocks plus 1 stand for none.
+    """
+    tokens = _tokens(layout)
+    rows = _sampled_positions(layout, count)
+    widths = torch.tensor(ladder(layout, density)[kind], device="cpu")
+    block = tokens.block[kind][rows][:, None]
+    last = -(-layout.body // layout.block) + 1
+    return (block - widths).clamp(0, last), (block + widths + 2).clamp(0, last)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Of each position of the sequence: whether it is text, its frame, and its block in the order of both kinds."""
+
+    is_text: Tensor
+    frame: Tensor
+    block: tuple[Tensor, Tensor]
+
+
 @lru_cache(maxsize=8)
-def _sampled_masks(layout: VideoLayout, density: float, count: int) -> tuple[Tensor, Tensor]:
-    """Positions of the sampled rows, int64 [R], and what they attend spatially and temporally, bool [2, R, N]."""
-    token = sampled_video_token(torch.arange(count, device="cpu"), count, layout.video)
+def _tokens(layout: VideoLayout) -> _Tokens:
     video = torch.arange(layout.tokens, device="cpu") - layout.video_start
     is_text = (video < 0) | (video >= layout.video)
     video = video.clamp(0, layout.video - 1)
     frame, place = video // layout.area, video % layout.area
-    masks = torch.empty(2, count, layout.tokens, dtype=torch.bool, device="cpu")
-    for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL):
-        rank = band_rank(frame, place, layout.frames, layout.area, int(kind))
-        block = band_block(rank, layout.area, layout.block)
-        rows = block[token + layout.video_start]
-        masks[kind] = attends(False, is_text, frame, rows[:, None], block, layout.half_width_for(density, kind))
-    return token + layout.video_start, masks
+    ranks = (band_rank(frame, place, layout.frames, layout.area, int(kind)) for kind in _BANDS)
+    spatial, temporal = (band_block(rank, layout.area, layout.block) for rank in ranks)
+    return _Tokens(is_text, frame, (spatial, temporal))
+
+
+def _sampled_positions(layout: VideoLayout, count: int) -> Tensor:
+    """Positions of the sampled rows, int64 [R]."""
+    return layout.video_start + sampled_video_token(torch.arange(count, device="cpu"), count, layout.video)
+
+
+def _band_mask(layout: VideoLayout, kind: HeadKind, half_width: int, count: int) -> Tensor:
+    """What the sampled rows attend, bool [R, N]."""
+    tokens, rows = _tokens(layout), _sampled_positions(layout, count)
+    block = tokens.block[kind]
+    mask: Tensor = attends(False, tokens.is_text, tokens.frame, block[rows][:, None], block, half_width)
+    return mask
+
+
+@lru_cache(maxsize=8)
+def _sampled_masks(layout: VideoLayout, density: float, count: int) -> tuple[Tensor, Tensor]:
+    """Positions of the sampled rows, int64 [R], and what they attend spatially and temporally, bool [2, R, N]."""
+    masks = [_band_mask(layout, kind, layout.half_width_for(density, kind), count) for kind in _BANDS]
+    return _sampled_positions(layout, count), torch.stack(masks)

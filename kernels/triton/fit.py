@@ -95,6 +95,7 @@ def profile_and_fit(
     block: int,
     densities: Sequence[float],
     sampled_rows: int,
+    adaptive: bool,
     scale: Optional[float],
     when: Optional[Tensor] = None,
     previous: Optional[Tensor] = None,
@@ -102,7 +103,8 @@ def profile_and_fit(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Plan, errors, exact rows and fits, as `svg::profile_and_fit` gives them; sizes may be SymInts."""
     grid = (frames, height, width, text_len, text_first, block)
-    parts = profile_parts(query, key, value, key_mask, *grid, densities, sampled_rows, scale, when, previous)
+    options = (densities, sampled_rows, adaptive, scale, when, previous)
+    parts = profile_parts(query, key, value, key_mask, *grid, *options, plan_rows=True)
     batch, heads, channels = query.shape[0], query.shape[1], int(value.shape[3])
     rows = query.new_empty(batch * heads, 3, parts.rows, channels, dtype=torch.float32)
     launcher(sampled_rows_fwd_kernel)[(batch * heads * parts.row_tiles,)](
@@ -112,11 +114,12 @@ def profile_and_fit(
     )  # fmt: skip
     plan, errors = parts.plan, parts.errors
     by_rows, most = inverts_rows(sampled_rows, channels), min(sampled_rows, channels)
+    outputs, kind = rows.view(batch, heads, 3, parts.rows, channels), plan[..., 0]
+    # A dense head is compared with itself.
+    column = torch.where((kind == 0) | (kind == 1), kind + 1, 0)[..., None, None, None]
+    sparse = outputs.gather(2, column.expand(batch, heads, 1, parts.rows, channels).long()).squeeze(2)
     exact, fit, left = repair_of(
-        rows.view(batch, heads, 3, parts.rows, channels),
-        plan[..., 0],
-        by_rows=by_rows,
-        invert=lambda matrices: inverses(matrices, most),
+        outputs[:, :, 0], sparse, by_rows=by_rows, invert=lambda matrices: inverses(matrices, most)
     )
     if when is not None and previous is not None and previous_fit is not None:
         # Where kinds are kept nothing was profiled: the rows, and what followed from them, are no numbers of this step.

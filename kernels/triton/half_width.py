@@ -1,4 +1,4 @@
-"""The three half-widths that each density buys (spatial, temporal, everything), as a table on the device.
+"""The half-widths that each density buys (spatial, temporal, everything), and the ladder, as tables on the device.
 
 With constant sizes they are constants of the graph. With symbolic sizes an opaque op works them out on the host when
 the sizes are known. Either way fill kernels write them: nothing is copied from the host and nothing waits for it.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from svg_compile.kernels.widths import LADDER, ladder, ladder_cost
 from svg_compile.layout import HeadKind, VideoLayout
 
 
@@ -55,6 +56,66 @@ def _filled(layout: VideoLayout, densities: Sequence[float], device: torch.devic
     bands = (HeadKind.SPATIAL, HeadKind.TEMPORAL)
     full = layout.full_half_width
     rows = [[*(layout.half_width_for(density, kind) for kind in bands), full] for density in densities]
-    # torch.tensor(widths, device=...) would copy from the host, which waits, and cannot be captured.
-    cells = [torch.full((1,), width, dtype=torch.int32, device=device) for row in rows for width in row]
-    return torch.cat(cells).view(-1, 3)
+    return _cells([width for row in rows for width in row], torch.int32, device).view(-1, 3)
+
+
+def ladders(
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+    block: int,
+    densities: Sequence[float],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """(half-widths int32 [n, 2 * rungs], costs float32 [n, 2 * rungs + 1]) of `kernels.widths.ladder`, spatial first.
+
+    A row for each of n densities; the last cost is the density itself. The sizes may be SymInts.
+    """
+    grid = (frames, height, width, text_len, text_first, block)
+    if any(isinstance(size, torch.SymInt) for size in grid):
+        found: tuple[Tensor, Tensor] = torch.ops.svg.ladders(*grid, densities, device)
+        return found
+    return _filled_ladders(VideoLayout(*grid), densities, device)
+
+
+@torch.library.custom_op("svg::ladders", mutates_args=())
+def _ladders(
+    frames: int,
+    height: int,
+    width: int,
+    text_len: int,
+    text_first: bool,
+    block: int,
+    densities: Sequence[float],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """`ladders` at run time. Opaque to Inductor."""
+    return _filled_ladders(VideoLayout(frames, height, width, text_len, text_first, block), densities, device)
+
+
+@_ladders.register_fake
+def _(frames, height, width, text_len, text_first, block, densities, device):  # type: ignore[no-untyped-def]
+    rungs = 2 * len(LADDER)
+    return (
+        torch.empty(len(densities), rungs, dtype=torch.int32, device=device),
+        torch.empty(len(densities), rungs + 1, dtype=torch.float32, device=device),
+    )
+
+
+def _filled_ladders(layout: VideoLayout, densities: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    widths = [half_width for density in densities for kind in ladder(layout, density) for half_width in kind]
+    costs = [
+        cost
+        for density in densities
+        for cost in (*(each for kind in ladder_cost(layout, density) for each in kind), density)
+    ]
+    return _cells(widths, torch.int32, device).view(len(densities), -1), _cells(costs, torch.float32, device).view(
+        len(densities), -1
+    )
+
+
+def _cells(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[n] on `device`. torch.tensor(values, device=...) would copy from the host, which waits and is not captured."""
+    return torch.cat([torch.full((1,), value, dtype=dtype, device=device) for value in values])

@@ -7,6 +7,9 @@ filled. A second kernel merges the stretches and decides, in float32:
     error_kind = mean over rows and channels of (o_kind - o)^2;   the smaller wins, a tie is spatial
     an error that is not finite never wins; where neither is finite the head stays dense
 
+With half-widths by need the kernels of `need` follow, and the first kernel runs once more for what its rows are by the
+plan, where a repair is fitted on them.
+
 q, k, v [B, H, N, D] of one dtype (bfloat16, float16, float32), head dims 16 to 256, any strides; key_mask bool [B, N]
 or None; plan int32 [B, H, 2] = (kind, half-width in blocks). No host sync, no random numbers, no host-to-device copy.
 `when` and `previous` (kernels/ops.py) are read on the device: where the kinds of `previous` are kept, the first kernel
@@ -29,7 +32,7 @@ from svg_compile._compat.gpu import in_one_buffer
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.kernels.triton.configs import profile_tiles
 from svg_compile.kernels.triton.decide import profile_plan_fwd_kernel
-from svg_compile.kernels.triton.half_width import half_widths
+from svg_compile.kernels.triton.half_width import half_widths, ladders
 from svg_compile.kernels.triton.launch import (
     autotunes,
     cdiv,
@@ -39,16 +42,20 @@ from svg_compile.kernels.triton.launch import (
     launcher,
     split_channels,
 )
+from svg_compile.kernels.triton.need import missing_fwd_kernel, missing_rows_fwd_kernel, plan_by_need_fwd_kernel
 from svg_compile.kernels.triton.tiles import attends, band_block, band_rank, load_rows, scores, softmax_step, store_rows
+from svg_compile.kernels.widths import FILLS, LADDER, LEAST_PRICE, MOST_PRICE, STEPS, UNIFORM
 
 _SPLITS = 16
+_RUNGS = 2 * len(LADDER)
 _MERGE_ROWS = 16
 
 
 class Parts(NamedTuple):
     """What a profile finds: plan int32 [B, H, 2], errors float32 [B, H, 2], and the parts of its outputs.
 
-    partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`.
+    partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`; those
+    of the sparse outputs are of the plan's half-widths if `plan_rows` was asked for, else of the uniform ones.
     """
 
     plan: Tensor
@@ -98,26 +105,29 @@ def profile_rows_fwd_kernel(
     stride_mb, stride_mn, stride_w,
     heads, frames, area, text_len, count, row_tiles, unit,
     SIGN: tl.constexpr, TEXT_FIRST: tl.constexpr, BAND: tl.constexpr, HAS_KEY_MASK: tl.constexpr,
-    HAS_WHEN: tl.constexpr, HAS_PREVIOUS: tl.constexpr,
+    HAS_WHEN: tl.constexpr, HAS_PREVIOUS: tl.constexpr, BY_PLAN: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
     VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """partial float32 [B * H, row tiles, SPLITS, 3, BLOCK_M, Dv] and sums [B * H, row tiles, SPLITS, 3, 2, BLOCK_M].
 
-    widths int32 [densities, 3], when int32 [2]. Where kinds are kept nothing is written.
+    widths int32 [densities, 3], when int32 [2]; BY_PLAN: widths is a plan, int32 [B * H, 2], whose half-widths hold for
+    both kinds. Where plans are kept nothing is written.
     """
     # Inductor passes Python floats as float64 up to torch 2.14.
     unit = tl.cast(unit, tl.float32)
     if HAS_PREVIOUS:
         if tl.load(when + stride_w) == 0:
             return
-    if HAS_WHEN:
-        widths += 3 * tl.load(when)
     part = tl.program_id(0)
     split = part % SPLITS
     row_tile = part // SPLITS % row_tiles
     batch_head = part // SPLITS // row_tiles
+    if BY_PLAN:
+        widths += 2 * batch_head
+    elif HAS_WHEN:
+        widths += 3 * tl.load(when)
     batch = (batch_head // heads).to(tl.int64)
     head = (batch_head % heads).to(tl.int64)
     tokens = text_len + frames * area
@@ -140,8 +150,10 @@ def profile_rows_fwd_kernel(
         query_high = (query_high * SIGN).to(query_low.dtype)
     frame = query_video // area
     place = query_video - frame * area
-    spatial_width = tl.load(widths)
     temporal_width = tl.load(widths + 1)
+    spatial_width = temporal_width
+    if not BY_PLAN:
+        spatial_width = tl.load(widths)
     spatial_query = band_block(band_rank(frame, place, frames, area, 0), area, BAND)
     temporal_query = band_block(band_rank(frame, place, frames, area, 1), area, BAND)
 
@@ -229,24 +241,28 @@ def profile_parts(
     block: int,
     densities: Sequence[float],
     sampled_rows: int,
+    adaptive: bool,
     scale: Optional[float],
     when: Optional[Tensor] = None,
     previous: Optional[Tensor] = None,
+    plan_rows: bool = False,
 ) -> Parts:
     """Profile q, k, v [B, H, N, D].
 
-    when int32 [2], previous int32 [B, H, 2], in any strides; see the module. Sizes may be SymInts.
+    when int32 [2], previous int32 [B, H, 2], in any strides; see the module. plan_rows: the rows' outputs are needed by
+    the plan's half-widths. Sizes may be SymInts.
     """
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
     tiles = profile_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
     block_m = tiles[0].block_m
     area, video = height * width, frames * height * width
+    grid = (frames, height, width, text_len, text_first, block)
     count = torch.sym_min(sampled_rows, video)
     row_tiles = cdiv(count, block_m)
     sampled = sampled_video_token(torch.arange(count, device=query.device), count, video)
     # One buffer, for it stands in for what is not given, too.
-    widths = in_one_buffer(half_widths(frames, height, width, text_len, text_first, block, densities, query.device))
+    widths = in_one_buffer(half_widths(*grid, densities, query.device))
     parts = batch * heads * row_tiles * _SPLITS
     partial = query.new_empty(parts, 3, block_m, value_dim, dtype=torch.float32)
     sums = query.new_empty(parts, 3, 2, block_m, dtype=torch.float32)
@@ -257,20 +273,54 @@ def profile_parts(
     stage = widths if when is None else when
     before = widths if previous is None else previous.reshape(batch * heads, 2)
     sign, unit = exponent_unit(head_dim**-0.5 if scale is None else scale)
-    launch(
-        profile_rows_fwd_kernel, lambda meta: (parts,), tiles,
-        query, key, value, sampled, widths, stage, widths if key_mask is None else key_mask, partial, sums,
-        *query.stride(), *key.stride(), *value.stride(), *((0, 0) if key_mask is None else key_mask.stride()),
-        stage.stride(0),
-        heads, frames, area, text_len, count, row_tiles, unit,
-        SIGN=sign, TEXT_FIRST=text_first, BAND=block, HAS_KEY_MASK=key_mask is not None, **stages,
-        HEAD_DIM=head_dim, VALUE_DIM=value_dim, **split_channels(head_dim, value_dim),
-        SPLITS=_SPLITS,
-    )  # fmt: skip
+    mask = widths if key_mask is None else key_mask
+    mask_strides = (0, 0) if key_mask is None else key_mask.stride()
+    sizes = (heads, frames, area, text_len, count, row_tiles, unit)
+    channels = split_channels(head_dim, value_dim)
+    constants = {
+        "SIGN": sign, "TEXT_FIRST": text_first, "BAND": block, "HAS_KEY_MASK": key_mask is not None, **stages,
+        "HEAD_DIM": head_dim, "SPLITS": _SPLITS,
+    }  # fmt: skip
+
+    def profile_rows(half_widths: Tensor, partial: Tensor, sums: Tensor, *, by_plan: bool) -> None:
+        launch(
+            profile_rows_fwd_kernel, lambda meta: (parts,), tiles,
+            query, key, value, sampled, half_widths, stage, mask, partial, sums,
+            *query.stride(), *key.stride(), *value.stride(), *mask_strides, stage.stride(0), *sizes,
+            **constants, BY_PLAN=by_plan, VALUE_DIM=value_dim, **channels,
+        )  # fmt: skip
+
+    profile_rows(widths, partial, sums, by_plan=False)
     launcher(profile_plan_fwd_kernel)[(batch * heads,)](
         partial, sums, widths, stage, before, plan, errors,
         stage.stride(0), before.stride(0), count, row_tiles, **stages,
         SPLITS=_SPLITS, VALUE_DIM=value_dim, WIDTH=triton.next_power_of_2(value_dim),
         BLOCK_M=block_m, ROWS=_MERGE_ROWS,
     )  # fmt: skip
-    return Parts(plan, errors, partial, sums, count, row_tiles, block_m)
+    if not adaptive:
+        return Parts(plan, errors, partial, sums, count, row_tiles, block_m)
+
+    rungs, cost = ladders(*grid, densities, query.device)
+    missing = query.new_empty(parts, _RUNGS, block_m, dtype=torch.float32)
+    launch(
+        missing_rows_fwd_kernel, lambda meta: (parts,), tiles[:1],
+        query, key, sampled, rungs, stage, mask, sums, missing,
+        *query.stride(), *key.stride(), *mask_strides, stage.stride(0), *sizes,
+        **constants, LOW=channels["LOW"], HIGH=channels["HIGH"], RUNGS=_RUNGS,
+    )  # fmt: skip
+    mean = query.new_empty(batch, heads, _RUNGS, dtype=torch.float32)
+    launcher(missing_fwd_kernel)[(batch * heads,)](
+        missing, mean, stage, stage.stride(0), count, row_tiles,
+        HAS_PREVIOUS=stages["HAS_PREVIOUS"], RUNGS=_RUNGS, SPLITS=_SPLITS, BLOCK_M=block_m,
+    )  # fmt: skip
+    by_need = torch.empty_like(plan)
+    launcher(plan_by_need_fwd_kernel)[(batch,)](
+        errors, mean, plan, rungs, cost, stage, before, by_need,
+        stage.stride(0), before.stride(0), heads,
+        **stages, HEADS=triton.next_power_of_2(int(heads)), RUNGS=_RUNGS, UNIFORM=UNIFORM,
+        LEAST_PRICE=LEAST_PRICE, MOST_PRICE=MOST_PRICE, STEPS=STEPS, FILLS=FILLS,
+    )  # fmt: skip
+    if plan_rows:
+        partial, sums = torch.empty_like(partial), torch.empty_like(sums)
+        profile_rows(by_need, partial, sums, by_plan=True)
+    return Parts(by_need, errors, partial, sums, count, row_tiles, block_m)

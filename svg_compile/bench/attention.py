@@ -136,7 +136,7 @@ def _repair_calls(
     """
     layout, tail = request.shape.layout, (None, "auto", ops.ABI)
     grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
-    options = ([float(density)], request.sampled_rows, *tail, None, None, None)
+    options = ([float(density)], request.sampled_rows, True, *tail, None, None, None)
 
     def profile_and_fit() -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = repair_ops.PROFILE(query, key, value, None, *grid, *options)

@@ -1,8 +1,8 @@
 """The compiled sparse variant of a graph: gives it the density and the plans of its step, and takes its plans out.
 
-With `profile_every` N the kinds of a profile, and the fits of its repairs, are kept for the N - 1 steps after it. They
-are kept per model, per graph and per forward of a step (guidance calls twice: each call keeps its own), and never from
-one run to the next.
+With `profile_every` N the plan of a profile, and the fits of its repairs, are kept for the N - 1 steps after it. A step
+with another density keeps the kinds alone; half-widths by need are profiled anew for it. Plans are kept per model, per
+graph and per forward of a step (guidance calls twice: each call keeps its own), and never from one run to the next.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,16 +28,21 @@ _MOST_CALLS = 8
 _NEVER = -(2**62)
 
 
+class Profiled(NamedTuple):
+    """A profile: its step, the place of that step's density, and its plans, with the fits behind them if it has any."""
+
+    step: int
+    stage: int
+    plans: tuple[Tensor, ...]
+
+
 @dataclass
 class KeptPlans:
-    """The plans that one run keeps of one graph: per forward of a step, the step of the profile and its plans.
-
-    After the plans come the fits, where the graph takes them.
-    """
+    """The plans that one run keeps of one graph: the last profile of each forward of a step."""
 
     step: int = -1
     call: int = 0
-    profiled: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
+    profiled: list[Profiled] = field(default_factory=list)
 
     def enter(self, step: int, *, exact: bool = True) -> int:
         """Note a forward of a step; returns how many came before it in that step. exact: the step is not counted."""
@@ -50,21 +55,27 @@ class KeptPlans:
         self.call += 1
         return self.call - 1
 
-    def due(self, call: int, every: int) -> bool:
-        """Whether a forward profiles anew: nothing is kept for it, or what is kept is old."""
-        return call >= len(self.profiled) or self.step - self.profiled[call][0] >= every
+    def due(self, call: int, every: int, stage: int | None) -> bool:
+        """Whether a forward profiles anew: nothing is kept for it, or what is kept is old or of another stage.
 
-    def keep(self, call: int, plans: tuple[Tensor, ...]) -> None:
+        stage: the place of the step's density, None where a plan serves all densities.
+        """
+        if call >= len(self.profiled):
+            return True
+        profiled = self.profiled[call]
+        return self.step - profiled.step >= every or (stage is not None and stage != profiled.stage)
+
+    def keep(self, call: int, stage: int, plans: tuple[Tensor, ...]) -> None:
         """Keep what a forward profiled."""
         if call < len(self.profiled):
-            self.profiled[call] = (self.step, plans)
+            self.profiled[call] = Profiled(self.step, stage, plans)
         elif call == len(self.profiled) < _MOST_CALLS:
-            self.profiled.append((self.step, plans))
+            self.profiled.append(Profiled(self.step, stage, plans))
 
     def release(self, call: int) -> None:
         """Let go of what a forward kept: the run's last step has used it."""
         if call < len(self.profiled):
-            self.profiled[call] = (_NEVER, ())
+            self.profiled[call] = Profiled(_NEVER, 0, ())
 
 
 class SparseGraph:
@@ -84,8 +95,8 @@ class SparseGraph:
         if position is None or not self.ports.shapes:
             return self._split(self.compiled(*inputs, _when(stage, True, self._device), *self.ports.inputs[1:]))[:3]
         call = kept.enter(position.step, exact=position.exact)
-        due = kept.due(call, self.config.profile_every)
-        previous = self.ports.inputs[1:] if due else kept.profiled[call][1]
+        due = kept.due(call, self.config.profile_every, stage if self.config.adaptive_widths else None)
+        previous = self.ports.inputs[1:] if due else kept.profiled[call].plans
         outputs, plans, errors, fits = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))
         if position.step + 1 >= position.total:
             # Fits of a large model take 100 MB and more.
@@ -93,7 +104,7 @@ class SparseGraph:
         elif due:
             # On a GPU the outputs may be a captured graph's memory, which its next replay overwrites.
             keep = (part if part.device.type == "cpu" else part.clone() for part in (*plans, *fits))
-            kept.keep(call, tuple(keep))
+            kept.keep(call, stage, tuple(keep))
         return outputs, plans, errors
 
     @property

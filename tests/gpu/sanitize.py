@@ -21,7 +21,7 @@ def main() -> None:
             tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3)]
             for key_mask in (None, torch.rand(2, layout.tokens, device="cuda") < 0.8):
                 plan = torch.tensor([[[0, 1], [1, 1]], [[2, 0], [1, 0]]], dtype=torch.int32, device="cuda")
-                options = ([0.5, 0.7], 40, None, "triton", ops.ABI)
+                options = ([0.5, 0.7], 40, True, None, "triton", ops.ABI)
                 torch.ops.svg.profile(*tensors, key_mask, *grid, *options, None, None)
                 for anew in (0, 1):
                     when = torch.tensor([1, anew], dtype=torch.int32, device="cuda")

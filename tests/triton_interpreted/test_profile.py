@@ -34,7 +34,7 @@ def profile(
 ) -> tuple[Tensor, Tensor]:
     """The plan and the errors; `densities` in place of `density`."""
     grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
-    options = (densities or (density,), sampled_rows, scale)
+    options = (densities or (density,), sampled_rows, False, scale)
     stage = None if when is None else torch.tensor(when, dtype=torch.int32)
     return triton_profile.profile_heads(query, key, value, key_mask, *grid, *options, stage, previous)
 

@@ -55,12 +55,12 @@ def test_profile_fit_and_repair_match_the_oracle(
     key_mask = torch.ones(2, layout.tokens, dtype=torch.bool) if masked else None
     if key_mask is not None:
         key_mask[0, 3::5] = False
-    options = ((0.4,), sampled_rows, None)
+    options = ((0.4,), sampled_rows, False, None)
     plan, errors, exact, fit = profile_and_fit(*operands, key_mask, *grid(layout), *options)
     old = profile_heads(*operands, key_mask, *grid(layout), *options)
     assert torch.equal(plan, old[0])
     assert torch.equal(errors[..., :2], old[1])
-    outputs = reference.profile_rows(
+    outputs = reference.uniform_rows(
         *operands, layout, density=0.4, sampled_rows=sampled_rows, key_mask=key_mask, scale=None
     )
     near = 20 * torch.finfo(dtype).eps
@@ -84,7 +84,7 @@ def test_profile_fit_and_repair_match_the_oracle(
 
 def test_density_one_leaves_everything_as_it_is() -> None:
     operands = rand(LAYOUT, 16)
-    plan, errors, exact, fit = profile_and_fit(*operands, None, *grid(LAYOUT), (1.0,), 16, None)
+    plan, errors, exact, fit = profile_and_fit(*operands, None, *grid(LAYOUT), (1.0,), 16, False, None)
     assert not errors.any()
     assert exact.isnan().all()
     assert not fit.any()
@@ -97,7 +97,7 @@ def test_density_one_leaves_everything_as_it_is() -> None:
 def test_a_head_that_is_not_finite_is_left_alone() -> None:
     operands = rand(LAYOUT, 16)
     operands[2][0, 1, 9] = float("nan")
-    plan, _, exact, fit = profile_and_fit(*operands, None, *grid(LAYOUT), (0.4,), 12, None)
+    plan, _, exact, fit = profile_and_fit(*operands, None, *grid(LAYOUT), (0.4,), 12, False, None)
     assert plan[0, 1, 0] == HeadKind.DENSE
     assert exact[0, 1].isnan().all()
     assert not fit[0, 1].any()
@@ -106,7 +106,7 @@ def test_a_head_that_is_not_finite_is_left_alone() -> None:
 
 
 def test_fits_are_kept_with_their_kinds_and_for_their_widths() -> None:
-    operands, options = rand(LAYOUT, 16), ((0.4, 0.7), 12, None)
+    operands, options = rand(LAYOUT, 16), ((0.4, 0.7), 12, False, None)
 
     def call(index: int, anew: int, *kept: Tensor | None) -> tuple[Tensor, ...]:
         when = torch.tensor([index, anew], dtype=torch.int32)
