@@ -74,7 +74,7 @@ def profile_rows(
                 mask = _band_mask(layout, HeadKind(kind), half_width, len(rows))
                 mask = mask if shown is None else mask.index_select(1, shown)
                 every = torch.cat([part[head] for part in scores], dim=-1)
-                sparse[head] = _masked_softmax(every, mask) @ values[head].float()
+                sparse[head] = _masked_rows(every, mask, values[head].float())
         found.append((plan, errors, dense, sparse))
     return ProfiledRows(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
@@ -109,6 +109,19 @@ def _outputs(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> tuple[
             every = torch.cat([part[head, row] for part in scores])
             means[head, band, row] = _masked_softmax(every, masks[band - 1, row]) @ value[head].float()
     return means, scores
+
+
+def _masked_rows(scores: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    """Attention [R, D] of one head on the keys that `mask` [R, K] shows: scores [R, K], value float32 [K, D]."""
+    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
+    weights = torch.where(mask, weights, weights.new_zeros(()))
+    sums = weights.sum(-1, keepdim=True)
+    rows = weights @ value / sums
+    lost = (sums < _LEAST_SUM).flatten().nonzero().flatten()
+    # Advanced indexing copies: most of the time there is nothing to copy.
+    if len(lost):
+        rows[lost] = _masked_softmax(scores[lost], mask[lost]) @ value
+    return rows
 
 
 def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -184,6 +197,7 @@ def _sampled_positions(layout: VideoLayout, count: int) -> Tensor:
     return layout.video_start + sampled_video_token(torch.arange(count, device="cpu"), count, layout.video)
 
 
+@lru_cache(maxsize=16)
 def _band_mask(layout: VideoLayout, kind: HeadKind, half_width: int, count: int) -> Tensor:
     """What the sampled rows attend, bool [R, N]."""
     tokens, rows = _tokens(layout), _sampled_positions(layout, count)
