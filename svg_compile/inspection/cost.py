@@ -68,7 +68,7 @@ class Cost:
     """FLOPs of one forward, and of a run of `steps` steps, the first `dense_steps` of them dense.
 
     sites: one entry an attention, in the report's order. model: all of the model, dense; None where it could not be
-    counted. stages: the sparse steps, by density.
+    counted. stages: the sparse steps, by density. adaptive_widths: the half-widths of `sites` are those of a mean head.
     """
 
     sites: tuple[SiteCost, ...]
@@ -76,6 +76,7 @@ class Cost:
     stages: tuple[Stage, ...]
     steps: int
     dense_steps: int
+    adaptive_widths: bool = False
 
     @property
     def attention(self) -> int:
@@ -114,7 +115,7 @@ def cost_of(sites: Sequence[Site], model: int | None, config: SvgConfig) -> Cost
         Stage(density, at[index], sum(cost.sparse[index] for cost in each))
         for index, density in enumerate(config.densities)
     )
-    return Cost(each, model, stages, steps, dense)
+    return Cost(each, model, stages, steps, dense, config.adaptive_widths)
 
 
 def site_cost(site: Site, config: SvgConfig) -> SiteCost:

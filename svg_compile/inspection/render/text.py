@@ -121,8 +121,9 @@ def figures(report: Explanation) -> list[str]:
     if not report.rewritten:
         share = f"attention: {flops(cost.attention)} of the {flops(cost.model)} of a forward" if cost.model else ""
         return [share] if share and report.sites else []
+    by_need = ("wider or narrower by need",) if cost.adaptive_widths else ()
     lines = [
-        f"density {density:g} asked, on {tokens} tokens in blocks of {block}: " + ", ".join(reached)
+        f"density {density:g} asked, on {tokens} tokens in blocks of {block}: " + ", ".join((*reached, *by_need))
         for (density, tokens, _, block), reached in bands(report).items()
     ]
     for stage in cost.stages:
