@@ -82,10 +82,12 @@ def compile_graph(
     try:
         report = rewrite(sparse_module, config, dump, markers)
         hidden = not report.rewritten and any(site.needs_whole_model for site in report.sites)
-        if hidden and not attached_under_way() and input_facts(graph_module).unseen:
-            note_break()
+        if hidden and not attached_under_way() and input_facts(sparse_module).unseen and note_break():
+            # What the next forward makes of it is told then.
+            log.info("a graph break hides the grid: the model is traced, and compiled anew, at its next forward")
             note_forward()
-        _tell(graph_module, report, config)
+        else:
+            _tell(graph_module, report, config)
         with nullcontext() if dump is None else dump.inductor_code():
             if not report.rewritten:
                 return lower(graph_module, example_inputs, patches)

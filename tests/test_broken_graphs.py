@@ -6,7 +6,6 @@ graph itself.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -179,8 +178,7 @@ def run(name: str, how: str, **options: Any) -> tuple[list[Tensor], list[list[bo
             block.compile(backend="svg", options=given, dynamic=False)
     outputs, dense = [], []
     for step in range(STEPS):
-        with warnings.catch_warnings(), schedule.observe() as seen:
-            warnings.filterwarnings("ignore", message=".*no attention was rewritten.*")
+        with schedule.observe() as seen:
             if steps is not None and not step:
                 steps.__enter__()
             outputs.append(models.output(model(**{**inputs, "hidden_states": inputs["hidden_states"] * 1.01**step})))

@@ -192,7 +192,7 @@ def not_understood(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
             return whole(placeholders_of[-1])
 
         monkeypatch.setattr(dynamo, "_caller", inner)
-        monkeypatch.setattr("svg_compile.passes.axes.infer.made_between_graphs", made)
+        monkeypatch.setattr("svg_compile.passes.axes.ledger.made_between_graphs", made)
     return str(request.param)
 
 

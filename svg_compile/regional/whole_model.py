@@ -106,16 +106,16 @@ class Regions:
         model = self._model()
         return model is not None and bool(self.holders) and (self._broken is not None or hides_grid(model))
 
-    def note_break(self, call: CompileCall | None) -> None:
+    def note_break(self, call: CompileCall | None) -> bool:
         """Attention of the model, which was compiled whole by `call`, stands behind a graph break that hides its grid.
 
-        Its next forward is compiled anew, and its blocks are marked.
+        Returns whether its next forward is compiled anew, with its blocks marked.
         """
-        if call is None or self._broken is not None or not self.holders:
-            return
-        self._broken, self._broken_anew = call, True
-        for hook in self._hooks:
-            hook.broken = True
+        if call is not None and self._broken is None and self.holders:
+            self._broken, self._broken_anew = call, True
+            for hook in self._hooks:
+                hook.broken = True
+        return self._broken_anew
 
     def before(self, whole: bool, call: CompileCall | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins. whole: a compiled callable runs it, which was compiled by `call`."""
@@ -319,10 +319,10 @@ def leave_regions(model: nn.Module, holder: object) -> None:
             del _OF_MODEL[model]
 
 
-def note_break() -> None:
+def note_break() -> bool:
     """A graph that is being compiled has attention behind a graph break, and shows no grid: tell the model that runs.
 
-    Nothing happens where it is not watched, or its blocks are served already.
+    Returns whether its next forward is compiled anew: not where it is not watched, or its blocks are served already.
     """
     call, frame = call_under_way(), inspect.currentframe()
     while frame is not None:
@@ -330,6 +330,7 @@ def note_break() -> None:
         if isinstance(running, nn.Module) and running in _OF_MODEL:
             return _OF_MODEL[running].note_break(call)
         frame = frame.f_back
+    return False
 
 
 def region_of(parameter: Tensor | None) -> tuple[Regions | None, int | None]:
