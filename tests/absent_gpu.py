@@ -243,7 +243,7 @@ def _fused_attention() -> Iterator[None]:
 
 
 @contextmanager
-def _device_guard() -> Iterator[None]:
+def device_guard() -> Iterator[None]:
     """PyTorch built without CUDA cannot index a tensor that claims the device: it lacks a guard that sets the device.
 
     The guard of tensors without data does nothing, and takes its place.
@@ -285,7 +285,7 @@ def absent_gpu(**options: Any) -> Iterator[Machine]:
     device_interface.get_registered_device_interfaces()
     with ExitStack() as stack:
         patch = lambda *what: stack.enter_context(mock.patch.object(*what))  # noqa: E731
-        stack.enter_context(_device_guard())
+        stack.enter_context(device_guard())
         stack.enter_context(_fused_attention())
         stack.enter_context(mock.patch.dict(device_interface.device_interfaces, {"cuda": Interface}))
         stack.enter_context(inductor_config.patch({**OPTIONS, **options}))
