@@ -6,6 +6,7 @@ the tensors that they get. `absent_gpu` is the machine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,11 @@ def assert_nothing_round_the_kernels(machine: Machine, attentions: int, *, joine
                 rows = [launch.arguments[name] for name in set(names)]
                 alike = [t for t in rows if t.numel() >= size and t.dtype is attend.arguments["query"].dtype]
                 assert len(alike) < 2, launch.name
-    assert not any("aten.clone.default(" in code or ".copy_(" in code for code in machine.code)
+    for code in machine.code:
+        assert "aten.clone.default(" not in code
+        # Of numbers alone: dynamic=True makes inputs of them, which a CUDA graph wants on the device.
+        for target in re.findall(r"(\w+)\.copy_\(", code):
+            assert re.search(rf"\b{target} = empty_strided_\w+\(\(\), \(\), ", code), target
 
 
 def written(launch: Launch) -> set[int]:
@@ -263,4 +268,5 @@ def test_models(name: str, mode: str | None, dynamic: bool | None) -> None:
         assert models.output(out).device.type == "cuda"
         assert len(machine.code) == 1
         assert_nothing_round_the_kernels(machine, case.video_sites, joined=MODELS[name])
-        assert machine.cuda_graphs == (mode is not None)
+        # Several where numbers on the CPU stand between.
+        assert (machine.cuda_graphs > 0) == (mode is not None)
