@@ -6,7 +6,6 @@ the tensors that they get. `absent_gpu` is the machine.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
