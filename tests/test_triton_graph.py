@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 
+from absent_gpu import device_guard
 from svg_compile.kernels import ops
 from svg_compile.kernels.triton import configs as triton_configs
 from svg_compile.kernels.triton import launch as triton_launch
@@ -42,7 +43,8 @@ def _a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # They would make tensors on the device, for patterns of their own and to fold constants.
     monkeypatch.setattr(inductor, "_recursive_joint_graph_passes", lambda graph, *rest, **options: graph)
     torch._dynamo.reset()
-    yield
+    with device_guard():
+        yield
     torch._dynamo.reset()
 
 

@@ -44,6 +44,7 @@ class Binary:
     spills: int
     shared: int
     assembly: str
+    cubin: bytes = b""
 
 
 def attention_binary(
@@ -165,4 +166,4 @@ def compiled(
             [BINARIES / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
-    return Binary(registers, stack + local, binary.metadata.shared, binary.asm["ptx"])
+    return Binary(registers, stack + local, binary.metadata.shared, binary.asm["ptx"], binary.asm["cubin"])
