@@ -121,7 +121,9 @@ class Regions:
         if self._marks:
             # Other models of the class may be compiled without marks; this one must not run what they run.
             guard_absent_hooks()
-        forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served)
+        forward = Forward(
+            self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served
+        )
         calls = {at: compile_call_of(block) for at, block in blocks_as_compiled(model)}
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)
