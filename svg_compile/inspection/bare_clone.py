@@ -165,7 +165,7 @@ def _check_forward(module: nn.Module, path: str) -> None:
         # may name the hook itself, or beside it on the module.
         inner = getattr(forward, "_torchdynamo_orig_callable", None)
         if inner is None and _is_harmless(getattr(forward, "func", forward)):
-            inner = getattr(forward, "__wrapped__", None) or kept.pop("_original_forward", None)
+            inner = getattr(forward, "__wrapped__", None) or kept.pop(_FORWARDS_OF[-1], None)
         if inner is None:
             raise WrappedForward(f"the forward of {where} was replaced by {_name(forward)}")
         forward = inner

@@ -79,7 +79,7 @@ class Regions:
         self._told: set[str] = set()
         self._served: set[str] = set()
         # The marked modules, by path: a cache may put others in their places while the model runs.
-        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+        self._marked: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         number = next(_NUMBERS)
         _BY_NUMBER[number] = self
         before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
@@ -155,7 +155,7 @@ class Regions:
         key = repr(call)
         if key not in self._alone:
             self._alone[key] = attention_by_itself(call)
-        attend, module = self._alone[key], self._modules.get(path)
+        attend, module = self._alone[key], self._marked.get(path)
         if attend is None or module is None:
             return None
         attending = Attending(model, path, next(iter(referable(module.parameters())), None), forward.sparse.index(path))
@@ -235,7 +235,7 @@ class Regions:
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
-        module = self._modules[path] = model.get_submodule(path)
+        module = self._marked[path] = model.get_submodule(path)
         self._handles.append(module.register_forward_pre_hook(mark, with_kwargs=True))
         self._handles.append(add_end_hook(module, MarkEnd(mark)))
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.
