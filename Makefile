@@ -5,13 +5,14 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-versions check-constraints goldens lint types docs release-check mutate bench \
-	bench-cpu bench-gpu bench-gpu-first bench-gpu-attention bench-gpu-models clean
+.PHONY: help demo test test-slow test-companions test-versions check-constraints goldens lint types docs release-check \
+	mutate bench bench-cpu bench-gpu bench-gpu-first bench-gpu-attention bench-gpu-models clean
 
 help:
 	@echo "make demo       generate a video dense and sparse on this machine and compare (about 5 minutes on 2 cores)"
 	@echo "make test       make the environment, run lint and the tests (about 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make test-companions    the tests beside torchao, quanto, bitsandbytes, GGUF and cache-dit, which it installs (150 MB)"
 	@echo "make test-versions      the core tests with other versions of Python, torch and diffusers (gigabytes, an hour)"
 	@echo "make check-constraints  whether constraints.txt can be installed on Python 3.10 to 3.13 (a minute)"
 	@echo "make goldens    write the printed outputs in tests/goldens, docs/debugging.md and docs/options.md anew"
@@ -38,6 +39,14 @@ test: lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n $(JOBS)
+
+# Beside, not among, what the other tests run with: transformers and peft look for these libraries and act on them.
+COMPANIONS := out/companions
+test-companions: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(COMPANIONS) \
+		-c constraints.txt bitsandbytes cache-dit gguf ninja optimum-quanto torchao
+	PYTHONPATH=$(COMPANIONS) $(BIN)/python -m pytest -n $(JOBS) tests/test_quantised.py tests/test_step_caches.py \
+		tests/test_companions.py tests/test_composed.py tests/test_ulysses.py tests/test_examples.py
 
 goldens: $(INSTALLED)
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py \

@@ -5,8 +5,9 @@
     compile_blocks(pipe.transformer, "svg")
     svg_compile.attach(pipe)
 
-The cache breaks the model's graph at every block anyway, so that the blocks are compiled; without one compile the whole:
-`pipe.transformer.compile(backend="svg")`. This script does the same to the example model, on whatever machine this is:
+The cache breaks the model's graph at every block anyway, so that the blocks are compiled; without one compile the
+whole: `pipe.transformer.compile(backend="svg")`. This script does the same to the example model, on whatever machine
+this is:
 
     python examples/large_card.py
 """

@@ -27,7 +27,9 @@ OPTIONS = {"dense_steps": 0.25, "density": 0.3, "min_tokens": 0, "dense_layers":
 def arguments(description: str | None, argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the example model")
-    parser.add_argument("--prompt", default="small cyan dotted ring bouncing; night", help="see examples/moving_shapes.py")
+    parser.add_argument(
+        "--prompt", default="small cyan dotted ring bouncing; night", help="see examples/moving_shapes.py"
+    )
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="pixels in height and width")
     parser.add_argument("--steps", type=int, default=4)
@@ -50,7 +52,8 @@ def generate(model: Any, prompt: Prompt, steps: int) -> Tensor:
     with svg_compile.denoising(model, steps=steps) as run:
         for video in denoise(forward, prompt, steps=steps):
             run.advance()
-    return video
+            latest = video
+    return latest
 
 
 def compare(

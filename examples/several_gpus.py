@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> tuple[float, int]:
         dist.init_process_group("nccl")
     else:
         # diffusers divides by the number of accelerators, of which this machine has none.
-        torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
+        torch.accelerator.device_count = lambda: 1
         dist.init_process_group("gloo")
     try:
         return compare(args, prepare, compile_blocks)

@@ -1,4 +1,4 @@
-"""What diffusers puts around a transformer, beside `backend="svg"`: each row of the table in docs/schedule.md.
+"""What diffusers puts around a transformer, beside `backend="svg"`: each row of the table in docs/companions.md.
 
 With density 1 the sparse path equals dense attention, so a companion that is misled by the compile, or misleads it,
 shows as a difference from the same companion on the eager model. Inductor is replaced by the traced graph itself.
@@ -7,10 +7,8 @@ shows as a difference from the same companion on the eager model. Inductor is re
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from svg_compile.runtime import dispatcher as schedule
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 0, "dense_layers": 0, "density": 1.0}
 STEPS = 4
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "schedule.md"
 
 
 def cache(name: str, **options: Any) -> Callable[[Any], None]:
@@ -157,9 +154,3 @@ def test_lora_loaded_after_the_compile_is_seen(how: str) -> None:
         torch.testing.assert_close(next(run(model, inputs)), expected, rtol=1e-4, atol=1e-4)
     assert seen
     assert not any(decision.dense for decision in seen)
-
-
-def test_the_table_in_the_docs_is_this_one() -> None:
-    said = {True: "sparse", False: "dense"}
-    lines = re.findall(r"^\| ([^|]+) \| (sparse|dense)[^|]* \| (sparse|dense)[^|]* \|", DOCS.read_text(), re.MULTILINE)
-    assert lines == [(name, said[whole], said[blocks]) for name, _, whole, blocks in ROWS]

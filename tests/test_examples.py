@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 from example import example
+from lowering import kind, watch
 from svg_compile.cli import main as command_line
 from toy import ToyVideoDiT
 
@@ -67,3 +71,32 @@ def test_record_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr().out
     assert "4 forwards in 1 run of 4 steps, 1 of them dense" in printed
     assert "2 layers" in printed
+
+
+SMALL = ["--size", "32", "--frames", "6", "--steps", "4"]
+
+
+@pytest.mark.parametrize("name", ["small_card", "large_card"])
+def test_recipes_for_one_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "small_card":
+        pytest.importorskip("torchao")
+    watch(monkeypatch, kind)
+    difference, sparse = example(name).main(SMALL)
+    # 6 blocks, 3 of 4 steps; the cache may leave blocks out. Sparse, and the same video.
+    assert sparse == 18 if name == "small_card" else 3 <= sparse <= 18
+    assert 1e-4 < difference < 0.3
+
+
+@pytest.mark.slow
+def test_recipe_for_several_gpus() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "examples" / "several_gpus.py"), *SMALL]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=500, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.findall(r"(\d+) sparse forwards of 24; the video differs by (\S+)", done.stdout)
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert found[0][0] == "18"
+    assert 1e-4 < float(found[0][1]) < 0.3

@@ -40,6 +40,7 @@ OUTSIDE_COMPAT = {
         "._hf_hook",
         "._modules",
         "._old_forward",
+        "._original_forward",
         "._parallel_config",
         "._torchdynamo_orig_callable",
     },

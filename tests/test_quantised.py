@@ -21,6 +21,7 @@ import svg_compile
 from companions import OPTIONS, STEPS, Beside, beside, run
 from lowering import kind, watch
 from svg_compile.inspection.bare_clone import bare_clone
+from test_companions import block_offload
 
 Quantise = Callable[[nn.Module], None]
 
@@ -183,7 +184,7 @@ def test_the_clone_holds_no_weights(name: str) -> None:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of bitsandbytes whose rows the library relies on: (rows) -> its arguments, the first one a row each."""
+    """An operator of bitsandbytes whose rows are relied on: (rows) -> its arguments."""
 
     name: str
     arguments: Callable[[Tensor], tuple[Any, ...]]
@@ -257,6 +258,25 @@ def test_lora_on_quantised_weights(name: str, how: str) -> None:
     assert found.sparse
     assert not found.dense
     assert found.same(expected)
+
+
+@pytest.mark.parametrize("how", ["whole", "blocks"])
+def test_offloading_swaps_quantised_weights(how: str) -> None:
+    """torch.utils.swap_tensors, by which diffusers moves torchao's weights, refuses tensors with weak references."""
+    case = models.case("wan")
+    inputs = case.inputs(1, case.grid)
+
+    def build() -> nn.Module:
+        model = quantised("torchao float8, weight only")
+        adapters(model)
+        block_offload(model)
+        return model
+
+    expected = list(run(build(), inputs))
+    assert beside(build(), how, inputs).same(expected)
+    found = beside(build(), how, inputs, density=0.3)
+    assert (found.sparse, found.dense, found.said) == (STEPS * case.video_sites, 0, [])
+    assert not found.same(expected)
 
 
 @pytest.fixture(scope="module", autouse=True)

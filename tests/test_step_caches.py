@@ -203,7 +203,7 @@ def skipped(model: Any, **which: bool) -> None:
     apply_layer_skip(model, LayerSkipConfig(indices=[1], fqn="blocks", **which))
 
 
-# The row of docs/companions.md, the companion, what a step runs within, and how many attentions run in all of the steps.
+# The row of docs/companions.md, the companion, what a step runs within, and how many attentions run at most.
 DIFFUSERS: tuple[tuple[str, Callable[[Any], None], Context, int], ...] = (
     ("FasterCache", faster_cache, telling_the_time, 2 * 2),
     ("SeaCache", sea_cache, telling_the_step, 2 * 3),

@@ -1,4 +1,4 @@
-"""Context parallelism over two processes on this machine's CPUs: each attends the whole sequence with half of the heads.
+"""Context parallelism over two processes on this machine's CPUs: each attends all tokens with half of the heads.
 
 What each process runs stands in tests/ulysses.py.
 """

@@ -19,13 +19,13 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import models  # noqa: E402
-import svg_compile  # noqa: E402
-from companions import OPTIONS, compiled, run  # noqa: E402
-from lowering import run_as_traced  # noqa: E402
-from model_inputs import inputs_of  # noqa: E402
-from svg_compile import backend  # noqa: E402
-from svg_compile.runtime.dispatcher import watch  # noqa: E402
+import models
+import svg_compile
+from companions import OPTIONS, compiled, run
+from lowering import run_as_traced
+from model_inputs import inputs_of
+from svg_compile import backend
+from svg_compile.runtime.dispatcher import watch
 
 STEPS = 3
 SPARSE = {**OPTIONS, "density": 0.3, "dense_steps": 1}
@@ -41,11 +41,10 @@ def run_one(model: Any, how: str, inputs: dict[str, Any]) -> tuple[list[torch.Te
     compiled(model, how, **SPARSE)
     outputs: list[torch.Tensor] = []
     seen: list[Any] = []
-    with watch(seen.append):
-        with svg_compile.denoising(model, steps=STEPS) as denoising:
-            for output in run(model, inputs, STEPS):
-                outputs.append(output)
-                denoising.advance()
+    with watch(seen.append), svg_compile.denoising(model, steps=STEPS) as denoising:
+        for output in run(model, inputs, STEPS):
+            outputs.append(output)
+            denoising.advance()
     return outputs, seen
 
 

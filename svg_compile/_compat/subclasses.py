@@ -36,7 +36,7 @@ def rebuilt(tensor: Tensor, part: Callable[[Tensor], Any]) -> Tensor:
     """
     cls: Any = type(tensor)
     if is_traceable_wrapper_subclass(tensor):
-        names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        names, context = tensor.__tensor_flatten__()
         parts = {name: part(getattr(tensor, name)) for name in names}
         twin: Tensor = cls.__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
     else:

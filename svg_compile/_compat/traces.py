@@ -35,31 +35,39 @@ def leaving_no_trace(backend: Any) -> Iterator[Callable[[], list[tuple[str, list
     stance = contextlib.nullcontext() if as_it_is else torch.compiler.set_stance("default")
     # Weak references to what was traced go at the end, as after a compile by a backend of torch's own.
     weak = "invalidate_compile_context_weakrefs"
-    changed = {weak: True} if hasattr(config, weak) else {}
-    switch = config.patch(**changed, **({"disable": False} if config.disable else {}))
+    changed: dict[str, Any] = {weak: True} if hasattr(config, weak) else {}
+    if config.disable:
+        changed["disable"] = False
+    switch = config.patch(changed) if changed else contextlib.nullcontext()
     try:
         with stance, switch, random_numbers_go_on():
             yield breaks
     finally:
-        # Codes outlive the references to them, whose callbacks would look for what is forgotten here.
-        codes = [seen() for seen in known.seen]
-        for seen, code in zip(list(known.seen), codes):
-            entries = [] if code is None else torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
-            ours = [entry for entry in entries if _backend_of(entry) is backend]
-            for entry in ours:
-                _drop_entry(entry)
-            if code is not None and id(code) not in before and len(ours) == len(entries):
-                # Code that nobody else has compiled is as good as new.
-                torch._C._dynamo.eval_frame.reset_code(code)
-                known.seen_ids.discard(id(code))
-                known.seen.remove(seen)
-        seen = None
+        # Held until the references to them are gone, whose callbacks would look for what is forgotten here.
+        codes = _forget_traced(known, before, backend)
+        del codes
         del graph_break_reasons[reasons:]
         for name in list(counters):
             counters[name].clear()
             counters[name].update(counted.get(name, {}))
             if name not in counted:
                 del counters[name]
+
+
+def _forget_traced(known: Any, before: set[int], backend: Any) -> list[Any]:
+    """Drop what Dynamo has compiled for `backend`; returns all the code that it knows."""
+    codes = [seen() for seen in known.seen]
+    for seen, code in zip(list(known.seen), codes, strict=True):
+        entries = [] if code is None else torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
+        ours = [entry for entry in entries if _backend_of(entry) is backend]
+        for entry in ours:
+            _drop_entry(entry)
+        if code is not None and id(code) not in before and len(ours) == len(entries):
+            # Code that nobody else has compiled is as good as new.
+            torch._C._dynamo.eval_frame.reset_code(code)
+            known.seen_ids.discard(id(code))
+            known.seen.remove(seen)
+    return codes
 
 
 def with_code_of_its_own(function: Any) -> Any:

@@ -29,7 +29,8 @@ from svg_compile.errors import WrappedForward
 _HARMLESS = ("diffusers.hooks.", "accelerate.hooks", "cache_dit.", "torch.distributed.", "svg_compile.")
 # Where they keep the hooks of a module, and the forward that they replaced.
 _HOOKS_OF = ("_diffusers_hook", "_hf_hook")
-_FORWARDS_OF = ("_old_forward", "_original_forward")
+KEPT_FORWARD = "_original_forward"
+_FORWARDS_OF = ("_old_forward", KEPT_FORWARD)
 _LEFT_OFF = (*_HOOKS_OF, *_FORWARDS_OF, "forward", "_compiled_call_impl")
 # What spreads the tokens over processes; without it each process sees the whole sequence.
 _PARALLEL = "_parallel_config"
@@ -165,7 +166,7 @@ def _check_forward(module: nn.Module, path: str) -> None:
         # may name the hook itself, or beside it on the module.
         inner = getattr(forward, "_torchdynamo_orig_callable", None)
         if inner is None and _is_harmless(getattr(forward, "func", forward)):
-            inner = getattr(forward, "__wrapped__", None) or kept.pop("_original_forward", None)
+            inner = getattr(forward, "__wrapped__", None) or kept.pop(KEPT_FORWARD, None)
         if inner is None:
             raise WrappedForward(f"the forward of {where} was replaced by {_name(forward)}")
         forward = inner

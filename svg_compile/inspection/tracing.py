@@ -23,7 +23,7 @@ from svg_compile._compat.traces import leaving_no_trace, with_code_of_its_own
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import Site
 from svg_compile.errors import NeedsData, SvgError
-from svg_compile.inspection.bare_clone import bare_clone
+from svg_compile.inspection.bare_clone import KEPT_FORWARD, bare_clone
 from svg_compile.inspection.cost import cost_of, count_flops
 from svg_compile.inspection.explanation import GraphBreak
 from svg_compile.inspection.known_values import answer
@@ -167,8 +167,9 @@ def _bare(
     method: Any = model
     target = module if plain is model else MethodType(method.__func__, module) if module is not None else model
     clone, given_args, given_kwargs = bare_clone((target, args, dict(kwargs)), stand_in)
-    if isinstance(clone, nn.Module) and (own := with_code_of_its_own(type(clone).forward)) is not type(clone).forward:
-        clone.forward = MethodType(own, clone)
+    if isinstance(clone, nn.Module) and module is not None and KEPT_FORWARD in vars(module):
+        # Dynamo breaks off in the loop over the blocks that a cache has replaced, and gives up on the forward.
+        clone.forward = MethodType(with_code_of_its_own(type(clone).forward), clone)
     return clone, given_args, given_kwargs
 
 

@@ -83,7 +83,7 @@ class Regions:
         self._told: set[str] = set()
         self._served: set[str] = set()
         # The marked modules, by path: a cache may put others in their places while the model runs.
-        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+        self._marked: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         number = next(_NUMBERS)
         _BY_NUMBER[number] = self
         self._hooks = before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
@@ -143,7 +143,9 @@ class Regions:
         if self._marks:
             # Other models of the class may be compiled without marks; this one must not run what they run.
             guard_absent_hooks()
-        forward = Forward(self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served)
+        forward = Forward(
+            self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served
+        )
         calls = {at: compile_call_of(block) for at, block in blocks_as_compiled(model)}
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)
@@ -175,7 +177,7 @@ class Regions:
         key = repr(call)
         if key not in self._alone:
             self._alone[key] = attention_by_itself(call)
-        attend, module = self._alone[key], self._modules.get(path)
+        attend, module = self._alone[key], self._marked.get(path)
         if attend is None or module is None:
             return None
         attending = Attending(model, path, next(iter(referable(module.parameters())), None), forward.sparse.index(path))
@@ -256,7 +258,7 @@ class Regions:
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
-        module = self._modules[path] = model.get_submodule(path)
+        module = self._marked[path] = model.get_submodule(path)
         self._handles.append(module.register_forward_pre_hook(mark, with_kwargs=True))
         self._handles.append(add_end_hook(module, MarkEnd(mark)))
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from svg_compile._compat.subclasses import is_quantised
 from svg_compile._compat.modules import uncompiled
+from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.errors import SvgError
 from svg_compile.inspection.recording.entry import Entry
