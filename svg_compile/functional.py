@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from svg_compile.config import WIDTHS
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import ops, repair_ops
 from svg_compile.kernels.storage import empty_output
 from svg_compile.kernels.triton.configs import DTYPES
 from svg_compile.layout import VideoLayout, checked_density
+from svg_compile.option_checks import WIDTHS
 
 _DEVICES = ("cpu", "cuda", "meta")
 

@@ -16,6 +16,7 @@ LAYERS = (
     {"_compat"},
     {"mask"},
     {"layout"},
+    {"option_checks"},
     {"config"},
     {"decisions"},
     {"kernels"},

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ATTENTION = "test_attention.py"
 PROFILE = "test_profile.py"
 REPAIR = "test_repair.py"
+NEED = "test_need.py"
 MASK = "../test_mask.py"
 
 
@@ -170,14 +171,14 @@ MUTANTS = (
     ),
     Mutant(
         "profile: spatial and temporal widths swapped",
-        "kernels/triton/profile.py",
+        "kernels/triton/profile_kernel.py",
         "spatial_width = tl.load(widths)",
         "spatial_width = tl.load(widths + 1)",
         PROFILE,
     ),
     Mutant(
         "profile: key mask ignored",
-        "kernels/triton/profile.py",
+        "kernels/triton/profile_kernel.py",
         "token_ok &= tl.load(key_mask",
         "token_ok |= tl.load(key_mask",
         PROFILE,
@@ -198,7 +199,7 @@ MUTANTS = (
     ),
     Mutant(
         "profile: the step's density ignored by the errors",
-        "kernels/triton/profile.py",
+        "kernels/triton/profile_kernel.py",
         "widths += 3 * tl.load(when)",
         "widths += 0 * tl.load(when)",
         PROFILE,
@@ -264,6 +265,69 @@ MUTANTS = (
         'torch.where(anew, found, float("nan"))',
         "found",
         REPAIR,
+    ),
+    Mutant(
+        "need: temporal rungs by the spatial order",
+        "kernels/triton/need.py",
+        "temporal_key[None, :], width,",
+        "spatial_key[None, :], width,",
+        NEED,
+    ),
+    Mutant(
+        "need: key mask ignored",
+        "kernels/triton/need.py",
+        "token_ok &= tl.load(key_mask",
+        "token_ok |= tl.load(key_mask",
+        NEED,
+    ),
+    Mutant(
+        "need: one split of the keys for all",
+        "kernels/triton/need.py",
+        "total += tl.load(",
+        "total = tl.load(",
+        NEED,
+    ),
+    Mutant(
+        "need: padded rows counted",
+        "kernels/triton/need.py",
+        "tl.where(row_ok[:, None], total * total, 0.0)",
+        "total * total",
+        NEED,
+    ),
+    Mutant(
+        "need: the spatial error for both kinds",
+        "kernels/triton/need.py",
+        "2 * at[:, None] + kind_of_rung[None, :]",
+        "2 * at[:, None] + 0 * kind_of_rung[None, :]",
+        NEED,
+    ),
+    Mutant(
+        "need: what is left over is not spent",
+        "kernels/triton/need.py",
+        "for _ in range(FILLS):",
+        "for _ in range(0):",
+        NEED,
+    ),
+    Mutant(
+        "need: kinds kept without half-widths",
+        "kernels/triton/need.py",
+        "for column in tl.static_range(2):",
+        "for column in tl.static_range(1):",
+        NEED,
+    ),
+    Mutant(
+        "need: the first density's ladder for all",
+        "kernels/triton/need.py",
+        "ladder += RUNGS * tl.load(when)",
+        "ladder += 0 * tl.load(when)",
+        NEED,
+    ),
+    Mutant(
+        "need: rows of the plan by the first head's half-width",
+        "kernels/triton/profile_kernel.py",
+        "widths += 2 * batch_head",
+        "widths += 0 * batch_head",
+        NEED,
     ),
 )
 
