@@ -4,9 +4,9 @@
     python examples/fidelity.py --prompts 4 --only main      the main setting alone: all planners at one density
     python examples/fidelity.py --page docs/fidelity.md      write the page and its pictures from the stored rows
 
-Rows are stored one by one in out/fidelity/rows.jsonl, and what is there already is not computed again. Everything runs
-eagerly in one process: the dense result and the dense steps by the same dense attention, the sparse ones by
-svg_compile's own op. Prompts and noise follow from their numbers.
+Rows are stored one by one in docs/fidelity/rows.jsonl, or in the folder that --out names, and what is there already is
+not computed again. Everything runs eagerly in one process: the dense result and the dense steps by the same dense
+attention, the sparse ones by svg_compile's own op. Prompts and noise follow from their numbers.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
-    parser.add_argument("--out", type=Path, default=Path("out/fidelity"))
+    parser.add_argument("--out", type=Path, default=Path("docs/fidelity"), help="folder of the rows")
     parser.add_argument("--page", type=Path, help="only write this page from the stored rows")
     parser.add_argument("--note", default="", help="a paragraph for the page's head")
     return parser.parse_args(argv)

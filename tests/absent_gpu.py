@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.utils._triton
 import triton
 from torch import Tensor
 from torch._dynamo import device_interface
@@ -304,12 +305,18 @@ def absent_gpu(**options: Any) -> Iterator[Machine]:
         patch(async_compile.AsyncCompile, "cpp_pybinding", lambda *given, **more: lambda *arguments: None)
         patch(async_compile.AsyncCompile, "wait", lambda self, scope: None)
         patch(compile_fx, "cudagraphify", cudagraphify)
-        DeviceProperties.create.cache_clear()
-        sparse_variant._when.cache_clear()
-        torch._dynamo.reset()
+        forget_the_device()
         try:
             yield machine
         finally:
-            torch._dynamo.reset()
-            sparse_variant._when.cache_clear()
-            DeviceProperties.create.cache_clear()
+            forget_the_device()
+
+
+def forget_the_device() -> None:
+    """Empty what remembers answers about the device: those of before, and then those of the one that is not there."""
+    torch._dynamo.reset()
+    sparse_variant._when.cache_clear()
+    DeviceProperties.create.cache_clear()
+    for function in vars(torch.utils._triton).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()

@@ -36,9 +36,13 @@ def build() -> Any:
 
 
 def run_one(model: Any, how: str, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[Any]]:
-    """The outputs and the forwards of a run of three steps, the first one dense."""
+    """The outputs and the forwards of a run of three steps, the first one dense; how: "whole" or "blocks".
+
+    After a "-adaptive" half-widths are by need, which each process shares out among its own heads.
+    """
     torch._dynamo.reset()
-    compiled(model, how, **SPARSE)
+    how, _, adaptive = how.partition("-")
+    compiled(model, how, **SPARSE, widths=adaptive or "uniform")
     outputs: list[torch.Tensor] = []
     seen: list[Any] = []
     with watch(seen.append), svg_compile.denoising(model, steps=STEPS) as denoising:
@@ -64,9 +68,9 @@ def main(case: str) -> None:
 
     # Frames, rows and columns of tokens: 105 do not divide by two.
     grid = (5, 7, 3) if case == "anything" else (4, 8, 6)
-    how = case if case in ("whole", "blocks") else "blocks"
+    how = case if case.startswith(("whole", "blocks")) else "blocks"
     inputs = inputs_of(1, grid)
-    one, _ = run_one(build(), "whole", inputs)
+    one, _ = run_one(build(), how.replace("blocks", "whole"), inputs)
     model = copy.deepcopy(build())
     ways: dict[str, Any] = {"ring_degree": dist.get_world_size()} if case == "ring" else {}
     ways = ways or {"ulysses_degree": dist.get_world_size(), "ulysses_anything": case == "anything"}
