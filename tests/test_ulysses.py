@@ -37,7 +37,9 @@ def processes(case: str, count: int = 2) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("case", ["whole", "blocks", "whole-adaptive"])
+@pytest.mark.parametrize(
+    "case", ["whole", *(pytest.param(case, marks=pytest.mark.slow) for case in ("blocks", "whole-adaptive"))]
+)
 def test_ulysses_is_sparse_and_with_uniform_half_widths_equals_one_process(case: str) -> None:
     first, second = processes(case)
     for each in (first, second):
