@@ -69,7 +69,7 @@ PROFILE: Table = {
         160: TileConfig(16, 32, 8, 2),
         256: TileConfig(32, 32, 8, 3),
     },
-    ("sm_90", 2): {128: TileConfig(64, 32, 8, 3), 160: TileConfig(16, 32, 8, 2), 256: TileConfig(32, 32, 8, 2)},
+    ("sm_90", 2): {128: TileConfig(64, 32, 8, 3), 160: TileConfig(16, 32, 8, 2), 256: TileConfig(32, 32, 8, 3)},
     ("sm_100", 2): {128: TileConfig(64, 32, 8, 3), 160: TileConfig(16, 32, 8, 2), 256: TileConfig(32, 32, 8, 2)},
     ("gfx942", 2): {128: TileConfig(64, 16, 8, 2), 256: TileConfig(16, 32, 4, 2)},
     ("other", 2): {
