@@ -42,7 +42,7 @@ def device_of_this_process() -> torch.device:
 
 
 def generate(model: Any, prompt: Prompt, steps: int) -> Tensor:
-    """A video [1, 3, F, H, W]; step caches are told that all forwards belong to one branch."""
+    """A video [1, 3, F, H, W]. All forwards run in one `cache_context`, which step caches of diffusers ask for."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with model.cache_context("cond"):

@@ -83,7 +83,7 @@ def compile_graph(
         report = rewrite(sparse_module, config, dump, markers)
         hidden = not report.rewritten and any(site.needs_whole_model for site in report.sites)
         if hidden and not attached_under_way() and input_facts(sparse_module).unseen and note_break():
-            # What the next forward makes of it is told then.
+            # No warning yet: the next forward compiles it anew, and warns if its attention stays dense.
             log.info("a graph break hides the grid: the model is traced, and compiled anew, at its next forward")
             note_forward()
         else:

@@ -25,7 +25,7 @@ Context = Callable[[Any, int], contextlib.AbstractContextManager[Any]]
 
 
 def one_branch(model: Any, step: int) -> contextlib.AbstractContextManager[Any]:
-    """A cache is told that all forwards belong to one branch."""
+    """The `cache_context` that step caches of diffusers ask for; all forwards of a run share one."""
     context: Any = model.cache_context("cond") if hasattr(model, "cache_context") else contextlib.nullcontext()
     return context
 

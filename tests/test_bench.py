@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svg_compile.bench import attention, models, peers, transformer, work
+from svg_compile.bench import attention, models, parts, peers, transformer, work
 from svg_compile.bench.attention import Request, measure
 from svg_compile.bench.presets import PRESETS, Shape
 from svg_compile.bench.tables import table, title
@@ -21,6 +22,7 @@ from svg_compile.bench.timing import Times, interleaved
 from svg_compile.cli import main
 from svg_compile.inspection.tracing import explain
 from svg_compile.kernels.reference import attention_mask
+from svg_compile.kernels.triton import profile as triton_profile
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import band_rank
 from svg_compile.targets import Request as ModelRequest
@@ -223,3 +225,11 @@ def test_a_block_is_timed_part_by_part_and_a_run_projected() -> None:
 def test_projections_add_dense_and_sparse_steps() -> None:
     few = transformer.projected(models.MODELS["wan-14b"], 1000.0, 400.0)[0]
     assert few == {"steps": 50, "dense_steps": 5, "dense_seconds": 100.0, "svg_seconds": 46.0, "speedup": 100 / 46}
+
+
+def test_the_time_of_every_kernel_of_ours_counts_for_a_part() -> None:
+    folder = Path(triton_profile.__file__).parent
+    names = [name for file in folder.glob("*.py") for name in re.findall(r"def (\w+_fwd_kernel)\(", file.read_text())]
+    assert len(names) > 10
+    ours = [parts._PATTERNS[part] for part in (parts.PROFILE, parts.ATTENTION)]
+    assert not [name for name in names if not any(pattern.search(name) for pattern in ours)]

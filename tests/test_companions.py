@@ -6,22 +6,18 @@ shows as a difference from the same companion on the eager model. Inductor is re
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import models
 import svg_compile
+from companions import STEPS, compiled, run
 from lowering import kind, watch
 from svg_compile.runtime import dispatcher as schedule
-
-OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 0, "dense_layers": 0, "density": 1.0}
-STEPS = 4
 
 
 def cache(name: str, **options: Any) -> Callable[[Any], None]:
@@ -91,23 +87,6 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with torch.no_grad():
         yield
     torch._dynamo.reset()
-
-
-def run(model: Any, inputs: dict[str, Any]) -> Iterator[Tensor]:
-    """The outputs of the steps; a cache is told that all of them belong to one branch."""
-    for step in range(STEPS):
-        latents = inputs["hidden_states"] * 1.01**step
-        changed = {"timestep": torch.tensor([1000.0 - 200 * step]), "hidden_states": latents}
-        with model.cache_context("cond") if hasattr(model, "cache_context") else contextlib.nullcontext():
-            yield models.output(model(**{**inputs, **changed})).clone()
-
-
-def compiled(model: Any, how: str) -> nn.Module:
-    if how == "whole":
-        model.compile(backend="svg", options=OPTIONS, dynamic=False)
-    else:
-        model.compile_repeated_blocks(backend="svg", options=OPTIONS, dynamic=False)
-    return model
 
 
 @pytest.mark.parametrize("how", ["whole", "blocks"])

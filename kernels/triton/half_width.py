@@ -105,15 +105,15 @@ def _(frames, height, width, text_len, text_first, block, densities, device):  #
 
 
 def _filled_ladders(layout: VideoLayout, densities: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    widths = [half_width for density in densities for kind in ladder(layout, density) for half_width in kind]
-    costs = [
-        cost
-        for density in densities
-        for cost in (*(each for kind in ladder_cost(layout, density) for each in kind), density)
-    ]
-    return _cells(widths, torch.int32, device).view(len(densities), -1), _cells(costs, torch.float32, device).view(
-        len(densities), -1
-    )
+    widths: list[float] = []
+    costs: list[float] = []
+    for density in densities:
+        for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL):
+            widths += ladder(layout, density)[kind]
+            costs += ladder_cost(layout, density)[kind]
+        costs.append(density)
+    shape = (len(densities), -1)
+    return _cells(widths, torch.int32, device).view(shape), _cells(costs, torch.float32, device).view(shape)
 
 
 def _cells(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -16,7 +16,9 @@ PROJECTION, MLP, ATTENTION, PROFILE, REST = "projections", "MLP", "attention", "
 # By the names of kernels (GPU) and of ops (CPU). Inductor's own kernels first: they are called after all they fuse.
 _PATTERNS = {
     REST: re.compile(r"^triton_(poi|red|per)_"),
-    PROFILE: re.compile(r"(profile_rows|profile_plan|sampled_rows|inverse)_fwd|^svg::profile"),
+    PROFILE: re.compile(
+        r"(profile_rows|profile_plan|missing_rows|missing|plan_by_need|sampled_rows|inverse)_fwd|^svg::profile"
+    ),
     ATTENTION: re.compile(
         r"(sparse_attention|head_order|hidden_range|repair|exact_rows)_fwd|^svg::(attention|repair)|"
         r"sdpa|flash|fmha|dot_prod"
