@@ -73,7 +73,7 @@ def cases(prompts: int, only: str) -> Iterator[Case]:
                     continue
                 yield Case(prompt, "profile", *setting)
                 if setting[1] == MAIN[1]:
-                    for planner in ("repair", "widths", "both"):
+                    for planner in ("repair", "widths", "both", "shared", "clusters"):
                         yield Case(prompt, planner, *setting)
 
 

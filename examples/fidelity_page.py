@@ -15,7 +15,8 @@ from svg_compile import VideoLayout
 Row = dict  # what one line of rows.jsonl holds
 
 NAMES = {
-    "both": "svg_compile: half-widths by need, repaired",
+    "shared": "svg_compile: half-widths by need over all layers, repaired",
+    "both": "half-widths by need in each layer, repaired",
     "repair": "uniform half-widths, repaired",
     "widths": "half-widths by need, no repair",
     "profile": "profile of 64 rows: uniform half-widths, no repair",
@@ -24,6 +25,7 @@ NAMES = {
     "temporal": "all heads temporal",
     "random": "random kinds",
     "published": "masks and profile of the published code",
+    "clusters": "Sparse VideoGen2: clusters by k-means, top-p",
     "floor": "dense, computed by the sparse engine (floor)",
 }
 MAIN = (0.3, 0.25)
@@ -130,11 +132,11 @@ def why(rows: list[Row]) -> list[str]:
 
 
 # What goes along the line of densities, from the bare profile to all parts together.
-PARTS = ("profile", "widths", "repair", "both")
+PARTS = ("profile", "widths", "repair", "both", "shared", "clusters")
 
 
 def by_density(rows: list[Row]) -> list[str]:
-    """What each part adds, along the densities at the main share of dense steps."""
+    """What each part adds, and the strongest rival, along the densities at the main share of dense steps."""
     line = [row for row in rows if row["planner"] in PARTS and row["dense_steps"] == MAIN[1]]
     shown = [planner for planner in PARTS if any(row["planner"] == planner for row in line)]
     if not shown:
@@ -213,7 +215,7 @@ def draw_planners(rows: list[Row], path: Path) -> None:
     figure, axes = _figure(7.5, 1.0 + 0.45 * len(shown))
     for place, planner in enumerate(shown):
         values = [row["psnr"] for row in rows if row["planner"] == planner]
-        colour = "#3b76c4" if planner == "both" else "#888888"
+        colour = "#3b76c4" if planner == "shared" else "#888888"
         axes.scatter(values, [place] * len(values), s=14, alpha=0.5, color=colour)
         axes.plot([mean(values)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=2.5)
     axes.set_yticks(range(len(shown)), [NAMES[planner] for planner in shown])
@@ -225,7 +227,7 @@ def draw_planners(rows: list[Row], path: Path) -> None:
 def draw_lines(rows: list[Row], path: Path) -> None:
     """PSNR over density: a line for each part, and for the bare profile one for each share of dense steps."""
     figure, axes = _figure(6, 3.6)
-    for planner, style in zip(PARTS, ("-", ":", "--", "-."), strict=True):
+    for planner, style in zip(PARTS, ("-", ":", "--", "-.", "-", ":"), strict=True):
         mine = [row for row in rows if row["planner"] == planner]
         for share in sorted({row["dense_steps"] for row in mine}):
             points: dict[float, list[float]] = defaultdict(list)

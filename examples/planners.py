@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from planned_attention import Profiled, dense
+from semantic_clusters import SemanticClusters
 from svg_compile import HeadKind, VideoLayout, profile_heads, repaired_attention, sparse_attention
+from svg_compile.kernels import ops, repair_ops
+from svg_compile.runtime.layer_shares import LayerShares, Profiles
 
 
 class OneKind(Profiled):
@@ -61,9 +64,32 @@ class Repaired(Profiled):
 
 
 class Both(Repaired):
-    """As the backend does it by default: half-widths by need, and repair."""
+    """Half-widths by need in each layer, and repair: the backend with `share_layers` off."""
 
     widths_option = "adaptive"
+
+
+class Shared(Profiled):
+    """As the backend does it by default: half-widths by need, shared by the heads of all layers, and repair."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.shares = LayerShares()
+
+    def __call__(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if step < self.dense_steps or layer < self.dense_layers:
+            return dense(step, layer, query, key, value)
+        layout = self.layout
+        grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
+        tail = (None, "auto", ops.ABI)
+        share = self.shares.of(0, layer)
+        options = ([self.density], self.rows, True, *tail, None, None, None, None if share is None else share[0])
+        plan, errors, exact, fit, missing = repair_ops.PROFILE(query, key, value, None, *grid, *options)
+        self.shares.note(0, layer, Profiles((errors[..., :2],), (missing,), (layout,), self.density))
+        self.plans[step, layer] = plan.cpu()
+        out: Tensor = torch.ops.svg.attention(query, key, value, plan, None, *grid, *tail)
+        repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
+        return out
 
 
 class Oracle(OneKind):
@@ -187,6 +213,8 @@ PLANNERS: dict[str, type[Profiled]] = {
     "repair": Repaired,
     "widths": Widths,
     "both": Both,
+    "shared": Shared,
+    "clusters": SemanticClusters,
     "oracle": Oracle,
     "spatial": OneKind,
     "temporal": AllTemporal,

@@ -1,19 +1,23 @@
 """The two ops that the rewrite puts into a graph, `svg::profile` and `svg::attention`, and what runs them.
 
-    svg::profile(q, k, v, key_mask, grid..., densities, sampled_rows, adaptive, scale, engine, abi, when, previous)
-        -> plan, errors
+    svg::profile(q, k, v, key_mask, grid..., densities, sampled_rows, adaptive, scale, engine, abi,
+                 when, previous, share) -> plan, errors, missing
     svg::attention(q, k, v, plan, key_mask, grid..., scale, engine, abi) -> out
 
 q, k, v are [B, H, N, D] in any strides; out is [B, H, N, D] over [B, N, H, D] storage, as the models keep it; plan is
 int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True where a key may be seen; errors are
 float32 [B, H, 2], what the profile found for (spatial, temporal) at the half-widths that the density buys all heads.
 With `adaptive` the heads of a sample share the pairs by need (kernels/widths.py), without it they have these.
+missing is float32 [B, H, 2, rungs], the mean square of the mass that each half-width of the ladder leaves out; it has
+no rungs where `adaptive` is false.
 
 What differs from step to step is data. `when`, int32 [2] on the tensors' device, is (which of the densities holds now,
 1 to profile or 0 to keep what `previous` says); None stands for (0, 1). `previous` is a plan, int32 [B, H, 2]. Without
 `adaptive` only its kinds are read, as half-widths are those of the current density; with it the whole plan is kept, and
-whoever changes the density has to profile anew. Without `previous` every call profiles. Errors are NaN where a plan was
-kept. Whoever writes `when` answers for the index: on a GPU nobody looks whether it is in range.
+whoever changes the density has to profile anew. Without `previous` every call profiles. Where a plan was kept errors
+are NaN, and missing holds nothing of this step. `share`, float32 [B], is the mean density of each sample's heads as a
+multiple of the one that holds, for `adaptive` alone; None stands for 1. Whoever writes `when` answers for the index: on
+a GPU nobody looks whether it is in range.
 
 Everything that changes a result is an argument, so that Inductor's caches, which hash the graph, tell two results
 apart; `abi` stands for the implementation: a hash of their sources.
@@ -34,6 +38,7 @@ from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.plan import ProfiledRows, check_plan, kept_plan
 from svg_compile.kernels.storage import empty_output
+from svg_compile.kernels.widths import LADDER
 from svg_compile.layout import VideoLayout
 
 
@@ -126,7 +131,8 @@ def _profile_host(
     abi: int,
     when: Optional[Tensor],
     previous: Optional[Tensor],
-) -> tuple[Tensor, Tensor]:
+    share: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
     """`svg::profile` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
     layout = VideoLayout(frames, height, width, text_len, text_first, block)
     index, anew = (0, 1) if when is None else when.tolist()
@@ -135,14 +141,15 @@ def _profile_host(
     density = densities[index]
     if 0 in query.shape[:2]:
         # No samples or no heads.
-        return _empty_plan(query)
+        return _empty_plan(query, adaptive)
     if previous is not None and not anew:
-        errors = query.new_full(previous.shape, float("nan"), dtype=torch.float32)
-        return kept_plan(previous, layout, density, adaptive), errors
-    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive)
+        _, errors, missing = _empty_plan(query, adaptive)
+        nothing = errors.fill_(float("nan")), missing.fill_(float("nan"))
+        return kept_plan(previous, layout, density, adaptive), *nothing
+    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive, share=share)
     options |= dict(key_mask=key_mask, scale=scale)
     found = profile_rows_for(engine)(query, key, value, layout, **options)
-    return found.plan, found.errors.float()
+    return found.plan, found.errors.float(), found.missing.float()
 
 
 def profile_rows_for(engine: str) -> Callable[..., ProfiledRows]:
@@ -158,13 +165,15 @@ def profile_rows_for(engine: str) -> Callable[..., ProfiledRows]:
 
 @_profile_host.register_fake
 def _(query, key, value, key_mask, *constants):  # type: ignore[no-untyped-def]
-    return _empty_plan(query)
+    return _empty_plan(query, adaptive=constants[8])
 
 
-def _empty_plan(query: Tensor) -> tuple[Tensor, Tensor]:
-    """An uninitialised plan and its errors."""
+def _empty_plan(query: Tensor, adaptive: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """An uninitialised plan, its errors and its missing mass."""
     shape = (query.shape[0], query.shape[1], 2)
-    return query.new_empty(shape, dtype=torch.int32), query.new_empty(shape, dtype=torch.float32)
+    errors = query.new_empty(shape, dtype=torch.float32)
+    missing = errors.new_empty(*shape, len(LADDER) if adaptive else 0)
+    return query.new_empty(shape, dtype=torch.int32), errors, missing
 
 
 @triton_op("svg::attention")
@@ -213,29 +222,41 @@ def profile(
     abi: int,
     when: Optional[Tensor],
     previous: Optional[Tensor],
-) -> tuple[Tensor, Tensor]:
+    share: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
     """Profile the heads, or keep their kinds: q, k, v [B, H, N, D], key_mask bool [B, N], when int32 [2], previous
-    int32 [B, H, 2] -> plan int32 [B, H, 2] = (kind, half-width), errors float32 [B, H, 2] = (spatial, temporal).
+    int32 [B, H, 2], share float32 [B] -> plan int32 [B, H, 2] = (kind, half-width), errors float32 [B, H, 2] =
+    (spatial, temporal), missing float32 [B, H, 2, rungs].
     """
-    check_stages(query, densities, when, previous)
+    check_stages(query, densities, when, previous, share)
     grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
-        stages = (engine, abi, when, previous)
+        stages = (engine, abi, when, previous, share)
         return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, *options, *stages)
     from svg_compile.kernels.triton.profile import profile_heads
 
-    return profile_heads(query, key, value, key_mask, *grid, *options, when, previous)
+    return profile_heads(query, key, value, key_mask, *grid, *options, when, previous, share)
 
 
-def check_stages(query: Tensor, densities: Sequence[float], when: Optional[Tensor], previous: Optional[Tensor]) -> None:
-    """LayoutError for a profile's stages that do not fit its tensors; the numbers in `when` stay unread."""
+def check_stages(
+    query: Tensor,
+    densities: Sequence[float],
+    when: Optional[Tensor],
+    previous: Optional[Tensor],
+    share: Optional[Tensor],
+) -> None:
+    """LayoutError for a profile's stages that do not fit its tensors; the numbers in them stay unread."""
     if not densities:
         raise LayoutError("svg::profile needs at least one density.")
-    expected = {"when": (when, (2,)), "previous": (previous, (query.shape[0], query.shape[1], 2))}
-    for name, (tensor, shape) in expected.items():
+    expected: dict[str, tuple[Optional[Tensor], tuple[int, ...], torch.dtype]] = {
+        "when": (when, (2,), torch.int32),
+        "previous": (previous, (query.shape[0], query.shape[1], 2), torch.int32),
+        "share": (share, (query.shape[0],), torch.float32),
+    }
+    for name, (tensor, shape, dtype) in expected.items():
         if tensor is None:
             continue
-        if tensor.dtype is not torch.int32 or tuple(tensor.shape) != shape or tensor.device != query.device:
-            got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            raise LayoutError(f"{name} must be int32 {list(shape)} on {query.device}, got {got}.")
+        if tensor.dtype is not dtype or tuple(tensor.shape) != shape or tensor.device != query.device:
+            wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)} on {query.device}"
+            raise LayoutError(f"{name} must be {wanted}, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}.")

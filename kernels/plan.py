@@ -15,12 +15,14 @@ class ProfiledRows(NamedTuple):
     """What a profile finds.
 
     plan: int32 [B, H, 2]. errors: [B, H, 2], the mean squared error of (spatial, temporal) attention on the sampled
-    rows, at the half-widths that the density buys all heads. dense, sparse: [B, H, R, D], the rows' output by dense
-    attention and by the plan.
+    rows, at the half-widths that the density buys all heads. missing: [B, H, 2, rungs], the mass that each half-width
+    leaves out (kernels/widths.py), without rungs where half-widths are uniform. dense, sparse: [B, H, R, D], the rows'
+    output by dense attention and by the plan.
     """
 
     plan: Tensor
     errors: Tensor
+    missing: Tensor
     dense: Tensor
     sparse: Tensor
 

@@ -147,15 +147,27 @@ def missing_mass(
 
 
 def profile_rows(
-    query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, *, adaptive: bool = False, **options: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VideoLayout,
+    *,
+    adaptive: bool = False,
+    share: Tensor | None = None,
+    **options: Any,
 ) -> ProfiledRows:
-    """The profile in float64, int32 its plan; takes what `uniform_rows` does. adaptive: half-widths by need."""
+    """The profile in float64, int32 its plan; takes what `uniform_rows` does.
+
+    adaptive: half-widths by need; share: float32 [B], of the pairs that the density pays for.
+    """
     outputs = uniform_rows(query, key, value, layout, **options)
     errors = (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))
     density = options["density"]
     if adaptive:
-        plan = plan_by_need(errors, missing_mass(query, key, layout, **options), layout, density)
+        missing = missing_mass(query, key, layout, **options)
+        plan = plan_by_need(errors, missing, layout, density, share)
     else:
+        missing = errors.new_zeros(*errors.shape, 0)
         plan = plan_from_errors(errors, layout, density)
     rows = sampled_positions(layout, options["sampled_rows"], query.device)
     sparse = outputs[:, :, 0].clone()
@@ -169,4 +181,4 @@ def profile_rows(
                 mask = mask & options["key_mask"][batch]
             operands = query[batch, head, rows], key[batch, head], value[batch, head]
             sparse[batch, head] = masked_attention(*operands, mask, options.get("scale"))
-    return ProfiledRows(plan, errors, outputs[:, :, 0], sparse)
+    return ProfiledRows(plan, errors, missing, outputs[:, :, 0], sparse)

@@ -51,9 +51,9 @@ def fit_head(dense: Tensor, sparse: Tensor) -> tuple[Tensor, float]:
 
 def profile_and_fit(
     query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, **options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `svg::profile_and_fit` gives, float64: plan, errors, exact, fit. Takes what `profile_rows` does."""
-    plan, errors, dense, sparse = profile_rows(query, key, value, layout, **options)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `svg::profile_and_fit` gives, float64: plan, errors, exact, fit, missing. Takes what `profile_rows` does."""
+    plan, errors, missing, dense, sparse = profile_rows(query, key, value, layout, **options)
     exact, channels = dense.clone(), value.shape[3]
     fit = exact.new_zeros(*plan.shape[:2], channels + 2, channels)
     left = exact.new_zeros(plan.shape[:2])
@@ -62,7 +62,7 @@ def profile_and_fit(
             fit[batch, head], left[batch, head] = fit_head(dense[batch, head], sparse[batch, head])
             if not bool((dense[batch, head] - sparse[batch, head]).abs().max() > 0):
                 exact[batch, head] = float("nan")
-    return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit
+    return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit, missing
 
 
 def repaired(out: Tensor, exact: Tensor, fit: Tensor, layout: VideoLayout) -> Tensor:

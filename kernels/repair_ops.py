@@ -1,15 +1,15 @@
 """The ops that a rewritten graph has for the repair of its heads, beside `svg::attention` of `kernels.ops`.
 
     svg::profile_and_fit(q, k, v, key_mask, grid..., densities, sampled_rows, adaptive, scale, engine, abi, when,
-                         previous, previous_fit) -> plan, errors, exact, fit
+                         previous, previous_fit, share) -> plan, errors, exact, fit, missing
     svg::repair_(out, exact, fit, frames, height, width, text_len, text_first, engine, abi), in place
 
-The first stands in the place of `svg::profile`, the second behind `svg::attention`. The plan is that of `svg::profile`.
-errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then what the head's repair leaves on rows
-that are left out of its fit (without a repair, the error of its kind). exact is float32 [B, H, R, D], the dense output
-of the R sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each head (kernels/repair.py). Both leave
-alone what is not to be changed: exact is NaN and fit is 0 in heads that run dense and where the mask loses nothing, and
-fit is 0 in heads that a repair does not help on rows left out.
+The first stands in the place of `svg::profile`, the second behind `svg::attention`. plan, missing and share are those
+of `svg::profile`. errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then what the head's
+repair leaves on rows that are left out of its fit (without a repair, the error of its kind). exact is float32
+[B, H, R, D], the dense output of the R sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each head
+(kernels/repair.py). Both leave alone what is not to be changed: exact is NaN and fit is 0 in heads that run dense and
+where the mask loses nothing, and fit is 0 in heads that a repair does not help on rows left out.
 
 Where a plan is kept, fits are `previous_fit`, in heads whose half-width is still the one of the profile, and there are
 no exact rows: they were those of another step.
@@ -28,9 +28,10 @@ from svg_compile.errors import LayoutError
 from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for, profile_rows_for
 from svg_compile.kernels.plan import kept_plan
 from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
+from svg_compile.kernels.widths import LADDER
 from svg_compile.layout import VideoLayout
 
-Profiled = tuple[Tensor, Tensor, Tensor, Tensor]
+Profiled = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("svg::profile_and_fit_host", mutates_args=(), tags=ANY_STRIDES)
@@ -54,7 +55,8 @@ def _profile_and_fit_host(
     when: Optional[Tensor],
     previous: Optional[Tensor],
     previous_fit: Optional[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    share: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`svg::profile_and_fit` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
     layout = VideoLayout(frames, height, width, text_len, text_first, block)
     index, anew = (0, 1) if when is None else when.tolist()
@@ -64,17 +66,19 @@ def _profile_and_fit_host(
     if previous is not None and previous_fit is not None and not anew:
         plan = kept_plan(previous, layout, density, adaptive)
         exact = _nan(query, min(sampled_rows, layout.video), value.shape[3])
-        return plan, _nan(query, 3), exact, kept_fit(previous_fit, previous, plan)
-    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive)
+        missing = _nan(query, 2, len(LADDER) if adaptive else 0)
+        return plan, _nan(query, 3), exact, kept_fit(previous_fit, previous, plan), missing
+    options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive, share=share)
     options |= dict(key_mask=key_mask, scale=scale)
     if engine == "reference":
         from svg_compile.kernels import reference_repair
 
-        plan, errors, exact, fit = reference_repair.profile_and_fit(query, key, value, layout, **options)
-        return plan, errors.float(), exact.float(), fit.float()
-    found = profile_rows_for(engine)(query, key, value, layout, **options)
-    exact, fit, left = repair_of(found.dense, found.sparse, by_rows=inverts_rows(sampled_rows, value.shape[3]))
-    return found.plan, torch.cat((found.errors, left[..., None]), dim=-1), exact, fit
+        plan, *found = reference_repair.profile_and_fit(query, key, value, layout, **options)
+        errors, exact, fit, missing = (part.float() for part in found)
+        return plan, errors, exact, fit, missing
+    rows = profile_rows_for(engine)(query, key, value, layout, **options)
+    exact, fit, left = repair_of(rows.dense, rows.sparse, by_rows=inverts_rows(sampled_rows, value.shape[3]))
+    return rows.plan, torch.cat((rows.errors, left[..., None]), dim=-1), exact, fit, rows.missing
 
 
 def _nan(like: Tensor, *sizes: int) -> Tensor:
@@ -84,10 +88,10 @@ def _nan(like: Tensor, *sizes: int) -> Tensor:
 
 @_profile_and_fit_host.register_fake
 def _(query, key, value, key_mask, frames, height, width, *constants):  # type: ignore[no-untyped-def]
-    sampled_rows = constants[4]
+    sampled_rows, adaptive = constants[4:6]
     heads, channels = (query.shape[0], query.shape[1]), value.shape[3]
     count = torch.sym_min(sampled_rows, frames * height * width)
-    shapes = (3,), (count, channels), (channels + 2, channels)
+    shapes = (3,), (count, channels), (channels + 2, channels), (2, len(LADDER) if adaptive else 0)
     plan = query.new_empty((*heads, 2), dtype=torch.int32)
     return plan, *(query.new_empty((*heads, *shape), dtype=torch.float32) for shape in shapes)
 
@@ -143,23 +147,24 @@ def profile_and_fit(
     when: Optional[Tensor],
     previous: Optional[Tensor],
     previous_fit: Optional[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    share: Optional[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Profile the heads and fit their repairs, or keep both: q, k, v [B, H, N, D], key_mask bool [B, N], when int32
     [2], previous int32 [B, H, 2], previous_fit float32 [B, H, D + 2, D] -> plan int32 [B, H, 2], errors float32
-    [B, H, 3], exact float32 [B, H, R, D], fit float32 [B, H, D + 2, D].
+    [B, H, 3], exact float32 [B, H, R, D], fit float32 [B, H, D + 2, D], missing float32 [B, H, 2, rungs].
     """
-    check_stages(query, densities, when, previous)
+    check_stages(query, densities, when, previous, share)
     if (previous is None) != (previous_fit is None):
         raise LayoutError("svg::profile_and_fit takes previous and previous_fit together.")
     grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
-        stages = (engine, abi, when, previous, previous_fit)
+        stages = (engine, abi, when, previous, previous_fit, share)
         host: Profiled = torch.ops.svg.profile_and_fit_host(query, key, value, key_mask, *grid, *options, *stages)
         return host
     from svg_compile.kernels.triton.fit import profile_and_fit
 
-    return profile_and_fit(query, key, value, key_mask, *grid, *options, when, previous, previous_fit)
+    return profile_and_fit(query, key, value, key_mask, *grid, *options, when, previous, previous_fit, share)
 
 
 @triton_op("svg::repair_", mutates_args=("out",))

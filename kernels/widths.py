@@ -11,9 +11,15 @@ rungs could be measured instead; the pictures came out worse by it, see docs/fid
 and rung that make e(w) + price * pairs(w) least, at one price for all heads of a sample, found by bisection so that
 their mean density is at most the one asked. What is left of the pairs goes to the heads that gain most for them. If the
 estimates do not add up to less than those of the uniform half-widths, these are kept.
+
+A layer may be given more or fewer pairs than the density asks for: its `share`, a multiple of that density, one for
+each sample. `shares_of_layers` gives the layers of a model theirs by the same rule, from what each estimated in the
+step before: one price for the heads of all layers, so that the mean over layers is the density.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +33,8 @@ UNIFORM = LADDER.index(1.0)
 # Steps of the search for the price, in powers of two between these of the largest error.
 STEPS = 24
 LEAST_PRICE, MOST_PRICE = -40.0, 20.0
+# What a budget may be exceeded by, for rounding.
+SLACK = 1 + 1e-6
 # Heads at most that are given what the search leaves over.
 FILLS = 8
 
@@ -49,10 +57,13 @@ def ladder_cost(layout: VideoLayout, density: float) -> tuple[tuple[float, ...],
     return spatial, temporal
 
 
-def plan_by_need(errors: Tensor, missing: Tensor, layout: VideoLayout, density: float) -> Tensor:
+def plan_by_need(
+    errors: Tensor, missing: Tensor, layout: VideoLayout, density: float, share: Tensor | None = None
+) -> Tensor:
     """The plan, int32 [B, H, 2], for errors [B, H, 2] of (spatial, temporal) at the uniform half-widths.
 
     missing: [B, H, 2, rungs], the sampled rows' mean square of the mass that the half-widths of `ladder` leave out.
+    share: float32 [B], the mean density of each sample's heads as a multiple of `density`; 1 by default.
     A head neither of whose errors is finite is dense, as with uniform half-widths, and outside of the count.
     """
     uniform = plan_from_errors(errors, layout, density)
@@ -66,24 +77,63 @@ def plan_by_need(errors: Tensor, missing: Tensor, layout: VideoLayout, density: 
     known = torch.where(need.isfinite(), need, 0.0)
     need = need / known.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     budget = density * counted.sum(1)
+    if share is not None:
+        budget = budget * share
 
     def spent(rung: Tensor) -> Tensor:
         return torch.where(counted, cost[rung], 0.0).sum(1)
 
-    low = errors.new_full((errors.shape[0],), LEAST_PRICE, dtype=torch.float32)
-    high = torch.full_like(low, MOST_PRICE)
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        fits = spent((need + middle.exp2()[:, None, None] * cost).argmin(-1)) <= budget
-        low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
-    rung = (need + high.exp2()[:, None, None] * cost).argmin(-1)
+    rung = _at_one_price(need, cost, counted, budget)
     for _ in range(FILLS):
         rung = _filled(rung, need, cost, budget - spent(rung))
     first = torch.where(uniform[..., 0] == HeadKind.TEMPORAL, rungs + UNIFORM, UNIFORM).long()
     total, before = (need.gather(-1, choice[..., None]).sum((1, 2)) for choice in (rung, first))
-    better = (total < before) & (spent(rung) <= budget)
+    # A share is a quotient of costs: its product may fall short of them by rounding.
+    most = budget * SLACK
+    better = (spent(rung) <= most) & ((total < before) | (spent(first) > most))
     chosen = torch.stack((rung // rungs, widths[rung]), dim=-1).to(torch.int32)
     return torch.where((better[:, None] & counted)[..., None], chosen, uniform)
+
+
+def _at_one_price(need: Tensor, cost: Tensor, counted: Tensor, budget: Tensor) -> Tensor:
+    """The rung [B, H] of each head at the least price for which the counted ones [B, H] cost at most the budget [B].
+
+    need [B, H, rungs], at most 1 where it is finite; cost [rungs].
+    """
+    low = torch.full_like(budget, LEAST_PRICE)
+    high = torch.full_like(low, MOST_PRICE)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        rung = (need + middle.exp2()[:, None, None] * cost).argmin(-1)
+        fits = torch.where(counted, cost[rung], 0.0).sum(1) <= budget
+        low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+    return (need + high.exp2()[:, None, None] * cost).argmin(-1)
+
+
+def shares_of_layers(
+    errors: Sequence[Tensor], missing: Sequence[Tensor], layout: VideoLayout, density: float
+) -> Tensor:
+    """The share of each layer, float32 [layers, B], from the errors [B, H, 2] and missing mass [B, H, 2, rungs] of all.
+
+    The heads of all layers of a sample pay one price; a layer's share is the mean density of its heads then, as a
+    multiple of the mean over all. So the shares, weighted by the layers' heads, have a mean of 1. A layer without heads
+    that count has a share of 1. Nothing is read by the host.
+    """
+    needs = [estimated_errors(e.float(), m.float()) for e, m in zip(errors, missing, strict=True)]
+    need = torch.cat(needs, dim=1)
+    counted = torch.cat([e.isfinite().any(-1) for e in errors], dim=1)
+    need = torch.where(counted[..., None], need, 0.0)
+    known = torch.where(need.isfinite(), need, 0.0)
+    need = need / known.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    cost = torch.tensor(ladder_cost(layout, density), device=need.device, dtype=torch.float32).flatten()
+    rung = _at_one_price(need, cost, counted, density * counted.sum(1))
+    paid = torch.where(counted, cost[rung], 0.0)
+    mean = paid.sum(1) / counted.sum(1).clamp_min(1)
+    shares = []
+    for heads, some in zip(paid.split([e.shape[1] for e in errors], 1), counted.split([e.shape[1] for e in errors], 1)):
+        share = heads.sum(1) / (some.sum(1).clamp_min(1) * mean)
+        shares.append(torch.where(some.any(1), share, 1.0))
+    return torch.stack(shares)
 
 
 def estimated_errors(errors: Tensor, missing: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
 """Lead the plans of a rewritten graph out of it, and what they follow from into it.
 
     before   profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., None, None);      return (out,)
-    after    profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., when, previous);  return (out, plan, errors)
+    after    profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., when, previous, share);  return (out, plan, errors)
 
 Outputs: the plan and the errors of each profiled attention, so that a recorder can show them and a later step keep
-them; with `repair` and `profile_every` its fit as well. Inputs, only where the options need them: `when`, int32 [2],
-the place of the step's density and whether the heads are profiled anew; `previous`, int32 [B, H, 2], one a profile,
-whose kinds are kept where they are not; after all of these `previous_fit`, float32 [B, H, D + 2, D], one a profile.
+them; where layers share the pairs, what its half-widths miss; with `repair` and `profile_every` its fit as well.
+Inputs, only where the options need them: `when`, int32 [2], the place of the step's density and whether the heads are
+profiled anew; `previous`, int32 [B, H, 2], one a profile, whose kinds are kept where they are not; after all of these
+`previous_fit`, float32 [B, H, D + 2, D], one a profile; at last `shares`, float32 [profiles, B], of each layer.
+
+Layers share only where the graph is for one batch size. Where grids are symbolic their sizes are led out as well,
+behind all else: what is shared out depends on them.
 
 Dynamo knows nothing of these: it calls the graph it traced, and `svg_compile.runtime.sparse_variant` stands between.
 """
@@ -21,7 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from svg_compile._compat.dynamo import pin_source
-from svg_compile._compat.sizes import constant
+from svg_compile._compat.sizes import constant, is_symbolic
 from svg_compile.config import SvgConfig
 from svg_compile.kernels import repair_ops
 from svg_compile.passes.find_attention import layer_of
@@ -30,6 +34,8 @@ _KEY = "svg_plan_ports"
 _PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
 # The results of a profile.
 _PLAN, _ERRORS, _FIT = 0, 1, 3
+# The last result of a profile, and the last of its arguments.
+_MISSING = _SHARE = -1
 # The grid among the arguments of either profile.
 _GRID = slice(4, 10)
 
@@ -43,6 +49,8 @@ class PlanPorts:
     outputs: how many outputs are the graph's own.
     staged: whether the graph takes `when` after its own inputs, and then a `previous` for each of `shapes`.
     fits: whether fits are led out beside plans and errors, and taken in after all of `shapes`.
+    shared: whether the missing mass is led out behind plans and errors, and `shares` taken in after all else.
+    sizes: how many symbolic sizes of `grids`, in their order, are the last outputs.
     inputs: examples of those inputs.
     """
 
@@ -52,6 +60,8 @@ class PlanPorts:
     staged: bool = False
     shapes: tuple[tuple[int, ...], ...] = ()
     fits: bool = False
+    shared: bool = False
+    sizes: int = 0
     inputs: tuple[Tensor, ...] = ()
 
 
@@ -86,15 +96,23 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
                 examples.append(torch.zeros(shape, dtype=shown.dtype, device=device))
                 previous[index].append(_emit_placeholder(graph, f"{name}_{index}", examples[-1], fake_mode))
         for profile, kept in zip(profiles, previous, strict=True):
-            ports = 2 if profile.target is torch.ops.svg.profile.default else 3
+            ports = 3 if profile.target is torch.ops.svg.profile.default else 4
             profile.args = (*profile.args[:-ports], when, *kept, *([None] * (ports - 1 - len(kept))))
+    shared = config.shares_layers and _batch_of(profiles) is not None
+    if shared:
+        shares = torch.ones(len(profiles), _batch_of(profiles) or 0, device=profiles[0].meta["example_value"][0].device)
+        examples.append(shares)
+        _emit_shares(graph, profiles, _emit_placeholder(graph, "svg_shares", shares, fake_mode))
     for profile in profiles:
+        missing = len(profile.meta["example_value"]) + _MISSING
         with graph.inserting_after(profile):
-            led_out = (_PLAN, _ERRORS, _FIT) if fits else (_PLAN, _ERRORS)
+            led_out = (_PLAN, _ERRORS, *([missing] if shared else []), *([_FIT] if fits else []))
             parts = [graph.call_function(operator.getitem, (profile, part)) for part in led_out]
         for node, part in zip(parts, led_out, strict=True):
             node.meta.update({**profile.meta, "example_value": profile.meta["example_value"][part]})
         own += parts
+    sizes = [size for profile in profiles for size in profile.args[_GRID] if isinstance(size, fx.Node)]
+    sizes = sizes if shared else []
     graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),
         grids=tuple(tuple(None if isinstance(a, fx.Node) else a for a in profile.args[_GRID]) for profile in profiles),
@@ -102,11 +120,29 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         staged=config.staged,
         shapes=tuple(shapes),
         fits=fits,
+        shared=shared,
+        sizes=len(sizes),
         inputs=tuple(examples),
     )
-    output.args = (tuple(own),)
+    output.args = (tuple(own + sizes),)
     graph.lint()
     graph_module.recompile()
+
+
+def _batch_of(profiles: list[fx.Node]) -> int | None:
+    """The batch size of all profiles; None where they differ, or where it is symbolic."""
+    sizes = [profile.meta["example_value"][_PLAN].shape[0] for profile in profiles]
+    known = all(not is_symbolic(size) and size == sizes[0] for size in sizes)
+    return sizes[0] if profiles and known else None
+
+
+def _emit_shares(graph: fx.Graph, profiles: list[fx.Node], shares: fx.Node) -> None:
+    """Give each profile its row of `shares` [profiles, B]."""
+    for index, profile in enumerate(profiles):
+        with graph.inserting_before(profile):
+            share = graph.call_function(torch.select, (shares, 0, index))
+        share.meta["example_value"] = shares.meta["example_value"][index]
+        profile.args = (*profile.args[:_SHARE], share)
 
 
 def _emit_placeholder(graph: fx.Graph, name: str, example: Tensor, fake_mode: Any) -> fx.Node:

@@ -1,7 +1,7 @@
 """Replace each accepted attention by `svg::profile` and `svg::attention`.
 
     before   out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=s)
-    after    plan = svg.profile(q, k, v, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI, None, None)[0]
+    after    plan = svg.profile(q, k, v, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI, None, None, None)[0]
              out  = svg.attention(q, k, v, plan, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI)
              with `repair`, svg.profile_and_fit in place of svg.profile, and svg.repair_(out, ...) behind
              and, where the mask hides rows as well: out.masked_fill(~mask[:, 0, 0, :, None], 0)
@@ -23,6 +23,7 @@ from svg_compile._compat.sizes import constant, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.kernels import repair_ops
 from svg_compile.kernels.ops import ABI
+from svg_compile.kernels.widths import LADDER
 from svg_compile.passes.attention_call import example
 from svg_compile.passes.attention_mask import TokenMask, token_mask
 from svg_compile.passes.find_attention import Candidate
@@ -59,15 +60,15 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         scale = None if call["scale"] is None else constant(example(call["scale"]))
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
-        options = (list(config.densities), config.sampled_rows, config.adaptive_widths, *tail, None, None)
+        options = (list(config.densities), config.sampled_rows, config.adaptive_widths, *tail)
         if shown.device.type != "cpu":
             query, key, value = (_emit_settled(graph, operand) for operand in (query, key, value))
             key_mask = None if key_mask is None else _emit_settled(graph, key_mask)
         operands = (query, key, value)
-        if config.repair:
-            profiled = graph.call_function(repair_ops.PROFILE, (*operands, key_mask, *layout, *options, None))
-        else:
-            profiled = graph.call_function(torch.ops.svg.profile.default, (*operands, key_mask, *layout, *options))
+        target = repair_ops.PROFILE if config.repair else torch.ops.svg.profile.default
+        # Where the step matters, `expose_plans` says what these are.
+        stages = [None] * (4 if config.repair else 3)
+        profiled = graph.call_function(target, (*operands, key_mask, *layout, *options, *stages))
         plan = graph.call_function(operator.getitem, (profiled, 0))
         out = graph.call_function(torch.ops.svg.attention.default, (*operands, plan, key_mask, *layout, *tail))
         added = [profiled, plan, out]
@@ -99,10 +100,11 @@ def _profiled(shown: torch.Tensor, config: SvgConfig, sizes: Sequence[Any]) -> t
     """What the profile of an attention with the result `shown` returns."""
     heads, channels = shown.shape[:2], shown.shape[3]
     plan = shown.new_empty((*heads, 2), dtype=torch.int32)
-    if not config.repair:
-        return plan, shown.new_empty((*heads, 2), dtype=torch.float32)
-    rows = torch.sym_min(config.sampled_rows, sizes[0] * sizes[1] * sizes[2])
-    shapes = (3,), (rows, channels), (channels + 2, channels)
+    missing = (2, len(LADDER) if config.adaptive_widths else 0)
+    shapes: tuple[tuple[Any, ...], ...] = (2,), missing
+    if config.repair:
+        rows = torch.sym_min(config.sampled_rows, sizes[0] * sizes[1] * sizes[2])
+        shapes = (3,), (rows, channels), (channels + 2, channels), missing
     return plan, *(shown.new_empty((*heads, *shape), dtype=torch.float32) for shape in shapes)
 
 

@@ -25,8 +25,8 @@ class SvgConfig:
 
     density: float | tuple[tuple[float, float], ...] = option(
         0.3,
-        "share of the (query, key) pairs that sparse heads compute, text and first frame included, the mean over the "
-        "heads of a layer; 1.0 equals "
+        "share of the (query, key) pairs that sparse heads compute, text and first frame included, the mean over all "
+        "heads; 1.0 equals "
         "dense. Or a list of (fraction of the steps, density) pairs, as in `[(0.0, 0.5), (0.6, 0.25)]`",
     )
     dense_steps: int | float = option(
@@ -53,6 +53,11 @@ class SvgConfig:
         "adaptive",
         '"adaptive": heads that lose more by a narrow band have a wider one, at the same mean density; "uniform": all '
         "heads of a kind have the same half-width",
+    )
+    share_layers: bool = option(
+        True,
+        "with adaptive widths, layers whose heads lose more get more of the pairs, by what was profiled in the step "
+        "before; `density` is the mean over the layers then. False gives each layer the same",
     )
     eager_attention: bool = option(
         True,
@@ -91,6 +96,11 @@ class SvgConfig:
     def adaptive_widths(self) -> bool:
         """Whether each head has the half-width that it needs."""
         return self.widths == "adaptive"
+
+    @property
+    def shares_layers(self) -> bool:
+        """Whether the layers of a model share the pairs."""
+        return self.adaptive_widths and self.share_layers
 
     @property
     def densities(self) -> tuple[float, ...]:

@@ -43,9 +43,9 @@ def profile_heads(
     if query.device.type == "meta":
         return query.new_empty((*query.shape[:2], 2), dtype=torch.int32)
     rows, adaptive = min(sampled_rows, layout.video), widths == "adaptive"
-    options = ([density], rows, adaptive, scale, "auto", ops.ABI, None, None)
+    options = ([density], rows, adaptive, scale, "auto", ops.ABI, None, None, None)
     plan: Tensor
-    plan, _ = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
+    plan, *_ = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
     return plan
 
 
@@ -113,8 +113,8 @@ def repaired_attention(
     if torch.compiler.is_compiling() and query.device.type != "cpu":
         query, key, value = (torch.ops.svg.settled(operand) for operand in (query, key, value))
     grid, tail = _grid(layout), (scale, "auto", ops.ABI)
-    options = ([density], min(sampled_rows, layout.video), widths == "adaptive", *tail, None, None, None)
-    plan, _, exact, fit = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)
+    options = ([density], min(sampled_rows, layout.video), widths == "adaptive", *tail, *[None] * 4)
+    plan, _, exact, fit, _ = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)
     out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, *tail)
     repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
     return out

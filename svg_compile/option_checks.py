@@ -126,6 +126,7 @@ CHECKS: dict[str, Any] = {
     "profile_every": _integer(1),
     "repair": _flag,
     "widths": _choice(*WIDTHS),
+    "share_layers": _flag,
     "eager_attention": _flag,
     "layout": _grid,
     "block": _block,

@@ -205,12 +205,12 @@ def test_ops_pass_opcheck() -> None:
     mask = torch.rand(2, 60) > 0.2
     for key_mask in (None, mask):
         profile = (q, k, v, key_mask, *grid, [0.5, 0.9], 8, True, None, "auto", ops.ABI)
-        plan, _ = torch.ops.svg.profile(*profile, None, None)
+        plan, *_ = torch.ops.svg.profile(*profile, None, None, None)
         for when in (None, torch.tensor([1, 1], dtype=torch.int32)):
             for previous in (None, plan):
-                torch.library.opcheck(torch.ops.svg.profile.default, (*profile, when, previous))
+                torch.library.opcheck(torch.ops.svg.profile.default, (*profile, when, previous, None))
         # The errors of kinds that are kept are NaN, and the last of opcheck's tests takes NaN for unlike itself.
-        kept = (*profile, torch.tensor([1, 0], dtype=torch.int32), plan)
+        kept = (*profile, torch.tensor([1, 0], dtype=torch.int32), plan, None)
         torch.library.opcheck(torch.ops.svg.profile.default, kept, test_utils=NO_COMPARISON)
         torch.library.opcheck(torch.ops.svg.attention.default, (q, k, v, plan, key_mask, *grid, None, "auto", ops.ABI))
 

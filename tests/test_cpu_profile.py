@@ -162,7 +162,7 @@ def staged(
     grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
     stage = None if when is None else torch.tensor(when, dtype=torch.int32)
     options = (densities, 16, False, None, engine, ops.ABI)
-    plan, errors = torch.ops.svg.profile(*planted(LAYOUT), None, *grid, *options, stage, previous)
+    plan, errors, _ = torch.ops.svg.profile(*planted(LAYOUT), None, *grid, *options, stage, previous, None)
     assert (plan.dtype, errors.dtype, plan.shape, errors.shape) == (torch.int32, torch.float32, (1, 2, 2), (1, 2, 2))
     return plan, errors
 
@@ -245,7 +245,7 @@ def test_steps_change_without_a_recompile() -> None:
     grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
 
     def step(query: Tensor, when: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        options = (DENSITIES, 16, False, None, "auto", ops.ABI, when, previous)
+        options = (DENSITIES, 16, False, None, "auto", ops.ABI, when, previous, None)
         return torch.ops.svg.profile(query, key, value, None, *grid, *options)
 
     torch._dynamo.reset()

@@ -251,8 +251,8 @@ def test_operands_with_gaps_and_padded_rows_are_read_as_they_lie(dynamic: bool) 
         wide = (rows * 2.0).unflatten(-1, (3, 2, 40))
         query = (rows @ weight).unflatten(-1, (2, 40)).transpose(1, 2)
         key, value = wide[:, :, 1].transpose(1, 2), wide[:, :, 2].transpose(1, 2)[..., :32]
-        options = ([0.4], 32, True, None, "auto", ops.ABI, None, None)
-        plan, _ = torch.ops.svg.profile(query, key, value, None, *grid, *options)
+        options = ([0.4], 32, True, None, "auto", ops.ABI, None, None, None)
+        plan, *_ = torch.ops.svg.profile(query, key, value, None, *grid, *options)
         return torch.ops.svg.attention(query.sin(), key, value, plan, None, *grid, None, "auto", ops.ABI)
 
     with absent_gpu() as machine:

@@ -164,8 +164,8 @@ def test_no_samples_and_no_heads_give_nothing(shape: tuple[int, ...], masked: bo
     assert (plan.shape, plan.dtype) == ((*shape[:2], 2), torch.int32)
     assert attend(rows, plan, key_mask=key_mask).shape == shape
     for engine in ENGINES:
-        more = ([0.3], 8, True, None, engine, ops.ABI, None, None)
-        plan, errors = torch.ops.svg.profile(rows, rows, rows, key_mask, 5, 4, 3, 0, False, 8, *more)
+        more = ([0.3], 8, True, None, engine, ops.ABI, None, None, None)
+        plan, errors, _ = torch.ops.svg.profile(rows, rows, rows, key_mask, 5, 4, 3, 0, False, 8, *more)
         assert plan.shape == errors.shape == (*shape[:2], 2)
 
 

@@ -105,8 +105,8 @@ def fitted(problem: Problem, density: float, sampled_rows: int, engine: str, dty
     """(plan, errors, exact, fit, out) of both ops."""
     operands, mask = problem.tensors(dtype), problem.mask()
     layout, tail = grid(problem.layout), (None, engine, ops.ABI)
-    options = ([density], sampled_rows, False, *tail, None, None, None)
-    plan, errors, exact, fit = torch.ops.svg.profile_and_fit(*operands, mask, *layout, *options)
+    options = ([density], sampled_rows, False, *tail, None, None, None, None)
+    plan, errors, exact, fit, _ = torch.ops.svg.profile_and_fit(*operands, mask, *layout, *options)
     out = torch.ops.svg.attention(*operands, plan, mask, *layout, *tail)
     torch.ops.svg.repair_(out, exact, fit, *layout[:5], *tail[1:])
     return plan, errors, exact, fit, out
@@ -122,8 +122,8 @@ def test_both_ops_against_the_oracle(problem: Problem, density: float, sampled_r
     plan, errors, exact, fit, out = fitted(problem, density, sampled_rows, "cpu", dtype)
     query, key, value = problem.tensors(dtype)
     layout, mask = problem.layout, problem.mask()
-    plain, old = torch.ops.svg.profile(
-        query, key, value, mask, *grid(layout), [density], sampled_rows, False, None, "cpu", ops.ABI, None, None
+    plain, old, _ = torch.ops.svg.profile(
+        query, key, value, mask, *grid(layout), [density], sampled_rows, False, None, "cpu", ops.ABI, *[None] * 3
     )
     assert torch.equal(plan, plain)
     assert torch.equal(errors[..., :2], old)
@@ -157,18 +157,18 @@ def test_rows_of_a_kept_fit_and_of_another_width() -> None:
 
     def call(when: tuple[int, int], *kept: Tensor | None) -> tuple[Tensor, ...]:
         stage = torch.tensor(when, dtype=torch.int32)
-        return torch.ops.svg.profile_and_fit(*operands, None, *grid(LAYOUT), [0.3, 0.6], *tail, stage, *kept)
+        return torch.ops.svg.profile_and_fit(*operands, None, *grid(LAYOUT), [0.3, 0.6], *tail, stage, *kept, None)
 
-    plan, _, exact, fit = call((0, 1), None, None)
+    plan, _, exact, fit, _ = call((0, 1), None, None)
     assert fit.any()
     assert exact.isfinite().all()
-    kept_plan, errors, no_rows, kept = call((0, 0), plan, fit)
+    kept_plan, errors, no_rows, kept, _ = call((0, 0), plan, fit)
     assert torch.equal(kept_plan, plan)
     assert torch.equal(kept, fit)
     assert errors.isnan().all()
     assert no_rows.isnan().all()
     # The fit was made for another mask than the one that runs now.
-    wider, _, _, none = call((1, 0), plan, fit)
+    wider, _, _, none, _ = call((1, 0), plan, fit)
     assert (wider[..., 1] > plan[..., 1]).all()
     assert not none.any()
     anew = call((0, 1), plan, torch.full_like(fit, 7.0))
@@ -181,8 +181,8 @@ def test_a_head_that_is_not_finite_is_dense_and_left_alone() -> None:
     problem = Problem(LAYOUT, 1, 2, 16, ("contiguous",) * 3, "none", 0)
     query, key, value = problem.tensors()
     value[0, 0, 40] = float("nan")
-    options = ([0.3], 16, False, None, "cpu", ops.ABI, None, None, None)
-    plan, _, exact, fit = torch.ops.svg.profile_and_fit(query, key, value, None, *grid(LAYOUT), *options)
+    options = ([0.3], 16, False, None, "cpu", ops.ABI, None, None, None, None)
+    plan, _, exact, fit, _ = torch.ops.svg.profile_and_fit(query, key, value, None, *grid(LAYOUT), *options)
     assert plan[0, 0, 0] == HeadKind.DENSE
     assert plan[0, 1, 0] != HeadKind.DENSE
     assert not fit[0, 0].any()
@@ -216,9 +216,9 @@ def test_products_are_float32_whatever_torch_is_set_to() -> None:
 def test_the_ops_are_well_formed() -> None:
     problem = Problem(LAYOUT, 2, 2, 16, ("bshd",) * 3, "some", 2)
     operands, mask = problem.tensors(), problem.mask()
-    options = ([0.3], 16, False, None, "auto", ops.ABI, None, None, None)
+    options = ([0.3], 16, False, None, "auto", ops.ABI, None, None, None, None)
     profile = (*operands, mask, *grid(LAYOUT), *options)
-    _, _, exact, fit = torch.ops.svg.profile_and_fit(*profile)
+    _, _, exact, fit, _ = torch.ops.svg.profile_and_fit(*profile)
     repair = (operands[0].clone(), torch.zeros_like(exact), fit, *grid(LAYOUT)[:5], "auto", ops.ABI)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     # Exact rows may be NaN, which is equal to nothing, itself included.

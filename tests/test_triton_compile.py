@@ -161,11 +161,11 @@ def test_small_kernels_compile(arch: str) -> None:
         *((triton_decide.profile_plan_fwd_kernel, PLAN_POINTERS, PLAN_CONSTANTS | stages) for stages in PLAN_STAGES),
     )
     need = {"errors": "*fp32", "missing": "*fp32", "uniform": "*i32", "ladder": "*i32", "cost": "*fp32"}
-    need |= {"when": "*i32", "previous": "*i32", "plan": "*i32", "mean": "*fp32"}
+    need |= {"when": "*i32", "previous": "*i32", "share": "*fp32", "plan": "*i32", "mean": "*fp32"}
     for stages in (False, True):
-        options = {"HAS_WHEN": stages, "HAS_PREVIOUS": stages, "RUNGS": triton_profile._RUNGS}
+        options = {"HAS_WHEN": stages, "HAS_PREVIOUS": stages, "HAS_SHARE": stages, "RUNGS": triton_profile._RUNGS}
         search = {"UNIFORM": widths.UNIFORM, "LEAST_PRICE": widths.LEAST_PRICE, "MOST_PRICE": widths.MOST_PRICE}
-        search |= {"STEPS": widths.STEPS, "FILLS": widths.FILLS, "HEADS": 64}
+        search |= {"STEPS": widths.STEPS, "FILLS": widths.FILLS, "SLACK": widths.SLACK, "HEADS": 64}
         kernels += ((triton_need.plan_by_need_fwd_kernel, need, options | search),)
         parts = {name: options[name] for name in ("HAS_PREVIOUS", "RUNGS")} | {"SPLITS": 16, "BLOCK_M": 64}
         kernels += ((triton_need.missing_fwd_kernel, need, parts),)

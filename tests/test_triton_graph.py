@@ -48,14 +48,16 @@ def _a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def attend(tokens: Tensor, key_mask: Tensor | None, when: Tensor | None, previous: Tensor | None) -> Tensor:
+def attend(
+    tokens: Tensor, key_mask: Tensor | None, when: Tensor | None, previous: Tensor | None, share: Tensor | None
+) -> Tensor:
     """tokens [3, B, F, H, W, heads, D]: query, key and value of a video, each dense."""
     _, batch, frames, height, width, heads, dim = tokens.shape
     rows = frames * height * width
     query, key, value = (part.reshape(batch, rows, heads, dim).transpose(1, 2) for part in tokens.unbind(0))
     grid = (frames, height, width, 0, False, 128)
-    plan, _ = torch.ops.svg.profile(
-        query, key, value, key_mask, *grid, [0.3, 0.5], 64, True, None, "auto", ops.ABI, when, previous
+    plan, *_ = torch.ops.svg.profile(
+        query, key, value, key_mask, *grid, [0.3, 0.5], 64, True, None, "auto", ops.ABI, when, previous, share
     )
     return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "auto", ops.ABI)
 
@@ -77,12 +79,13 @@ def traced(*, dynamic: bool, masked: bool, staged: bool = False, patches: dict[s
         key_mask = torch.empty(2, 210, device="cuda", dtype=torch.bool) if masked else None
         when = torch.empty(2, device="cuda", dtype=torch.int32) if staged else None
         previous = torch.empty(2, 3, 2, device="cuda", dtype=torch.int32) if staged else None
+        share = torch.empty(2, device="cuda") if staged else None
     if dynamic:
         for axis in (2, 3, 4):
             torch._dynamo.mark_dynamic(tokens, axis)
     function = torch.compile(attend, backend=backend, fullgraph=True)
     with mode, torch.no_grad(), pytest.raises(Exception, match="Captured"):
-        function(tokens, key_mask, when, previous)
+        function(tokens, key_mask, when, previous, share)
     return graphs[0]
 
 

@@ -14,7 +14,16 @@ from svg_compile.errors import LayoutError
 from svg_compile.kernels import ops, reference
 from svg_compile.kernels.cpu.profile import profile_rows
 from svg_compile.kernels.plan import plan_from_errors
-from svg_compile.kernels.widths import FILLS, LADDER, UNIFORM, estimated_errors, ladder, ladder_cost, plan_by_need
+from svg_compile.kernels.widths import (
+    FILLS,
+    LADDER,
+    UNIFORM,
+    estimated_errors,
+    ladder,
+    ladder_cost,
+    plan_by_need,
+    shares_of_layers,
+)
 from svg_compile.layout import HeadKind, VideoLayout
 
 LAYOUT = VideoLayout(9, 8, 8, text_len=5, block=8)
@@ -115,6 +124,62 @@ def test_heads_that_are_not_finite_are_dense_and_not_counted(wrong: float) -> No
     assert plan_by_need(errors, missing, LAYOUT, 0.3)[0, 2, 0] == HeadKind.TEMPORAL
 
 
+@given(
+    layers=st.integers(1, 4),
+    heads=st.integers(1, 5),
+    seed=st.integers(0, 999),
+    density=st.sampled_from((0.15, 0.3, 0.6)),
+)
+def test_layers_share_out_the_density(layers: int, heads: int, seed: int, density: float) -> None:
+    layout = VideoLayout(9, 8, 8, text_len=5, block=8)
+    # Layers of different weight and, at the end, of different numbers of heads.
+    found = [found_by_a_profile(heads + (n == layers - 1), seed + n) for n in range(layers)]
+    errors, missing = [10.0**n * each[0] for n, each in enumerate(found)], [each[1] for each in found]
+    shares = shares_of_layers(errors, missing, layout, density)
+    assert shares.shape == (layers, 2)
+    counts = torch.tensor([[float(each.shape[1])] for each in errors])
+    torch.testing.assert_close((shares * counts).sum(0) / counts.sum(), torch.ones(2))
+    plans = [plan_by_need(e, m, layout, density, s) for e, m, s in zip(errors, missing, shares, strict=True)]
+    for sample in range(2):
+        paid = [mean_density(plan[sample], layout) for plan in plans]
+        uniform = mean_density(plan_from_errors(errors[0], layout, density)[sample], layout)
+        assert (
+            sum(p * float(n) for p, n in zip(paid, counts, strict=True)) / counts.sum() <= max(density, uniform) + 1e-5
+        )
+        # What all layers lose is no more than where each has the same.
+        same = [plan_by_need(e, m, layout, density) for e, m in zip(errors, missing, strict=True)]
+        need = [estimated_errors(e, m) for e, m in zip(errors, missing, strict=True)]
+        after, before = (
+            sum(estimate(plan[sample], n[sample], layout, density) for plan, n in zip(each, need, strict=True))
+            for each in (plans, same)
+        )
+        # `same` fills up what is left of each layer; shares are those of whole rungs.
+        assert after <= before * 1.25
+        alone = shares_of_layers([e[sample, None] for e in errors], [m[sample, None] for m in missing], layout, density)
+        assert torch.equal(alone[:, 0], shares[:, sample])
+
+
+def test_a_layer_that_loses_more_has_a_larger_share() -> None:
+    falling = torch.tensor([4.0, 2.5, 1.5, 1.0, 0.6, 0.3, 0.1, 0.02]).expand(1, 4, 2, -1)
+    errors = [torch.full((1, 4, 2), size) for size in (1.0, 0.01)]
+    more, less = shares_of_layers(errors, [falling, falling], LAYOUT, 0.3)[:, 0].tolist()
+    assert more > 1 > less
+    plans = [plan_by_need(e, falling, LAYOUT, 0.3, torch.tensor([share])) for e, share in zip(errors, (more, less))]
+    wide, narrow = (mean_density(plan[0], LAYOUT) for plan in plans)
+    assert narrow < 0.3 < wide
+    assert narrow + wide <= 0.6 + 1e-6
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_layers_without_finite_errors_take_no_part(wrong: float) -> None:
+    errors, missing = found_by_a_profile(3, seed=4, batch=1)
+    nothing = torch.full_like(errors, wrong), torch.full_like(missing, wrong)
+    alone = shares_of_layers([errors, errors / 50], [missing, missing], LAYOUT, 0.3)
+    shares = shares_of_layers([errors, nothing[0], errors / 50], [missing, nothing[1], missing], LAYOUT, 0.3)
+    assert torch.equal(shares[[0, 2]], alone)
+    assert shares[1].tolist() == [1.0]
+
+
 def test_a_density_that_no_half_width_reaches() -> None:
     layout = VideoLayout(9, 8, 8, block=256)
     errors, missing = found_by_a_profile(3, seed=1)
@@ -154,9 +219,10 @@ def engine_plan(engine: str, when: tuple[int, int], previous: Tensor | None) -> 
     operands = [torch.randn(1, 3, LAYOUT.tokens, 16, generator=generator) for _ in range(3)]
     operands[0] *= torch.tensor([0.2, 1.0, 3.0])[:, None, None]
     grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
-    options = ([0.2, 0.5], 32, True, None, engine, ops.ABI, torch.tensor(when, dtype=torch.int32), previous)
-    found: tuple[Tensor, Tensor] = torch.ops.svg.profile(*operands, None, *grid, *options)
-    return found
+    options = ([0.2, 0.5], 32, True, None, engine, ops.ABI, torch.tensor(when, dtype=torch.int32), previous, None)
+    plan, errors, missing = torch.ops.svg.profile(*operands, None, *grid, *options)
+    assert missing.shape == (1, 3, 2, len(LADDER))
+    return plan, errors
 
 
 @pytest.mark.parametrize("engine", ["cpu", "reference"])

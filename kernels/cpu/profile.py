@@ -17,7 +17,7 @@ from svg_compile.kernels.cpu.autocast import without_autocast
 from svg_compile.kernels.cpu.order import token_order
 from svg_compile.kernels.plan import ProfiledRows, plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
-from svg_compile.kernels.widths import ladder, plan_by_need
+from svg_compile.kernels.widths import LADDER, ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import attends, band_block, band_rank
 
@@ -43,8 +43,10 @@ def profile_rows(
     adaptive: bool = False,
     key_mask: Tensor | None = None,
     scale: float | None = None,
+    share: Tensor | None = None,
 ) -> ProfiledRows:
-    """Profile q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]; adaptive: half-widths by need.
+    """Profile q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]; adaptive: half-widths by need, of which
+    share, float32 [B], gives each sample a multiple of the density.
 
     Scores, outputs and errors are computed in float32.
     """
@@ -62,8 +64,11 @@ def profile_rows(
         errors = (outputs[:, 1:] - outputs[:, :1]).square().mean((-1, -2))
         if adaptive and scores:
             missing = _missing_mass(scores, layout, density, len(rows), shown)
-            plan = plan_by_need(errors[None], missing[None], layout, density)[0]
+            given = None if share is None else share[batch : batch + 1]
+            plan = plan_by_need(errors[None], missing[None], layout, density, given)[0]
         else:
+            # Where no key is shown nothing is missing.
+            missing = errors.new_zeros(*errors.shape, len(LADDER) if adaptive else 0)
             plan = plan_from_errors(errors[None], layout, density)[0]
         dense = outputs[:, 0]
         # A dense head is compared with itself.
@@ -75,7 +80,7 @@ def profile_rows(
                 mask = mask if shown is None else mask.index_select(1, shown)
                 every = torch.cat([part[head] for part in scores], dim=-1)
                 sparse[head] = _masked_rows(every, mask, values[head].float())
-        found.append((plan, errors, dense, sparse))
+        found.append((plan, errors, missing, dense, sparse))
     return ProfiledRows(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
 

@@ -100,11 +100,12 @@ def profile_and_fit(
     when: Optional[Tensor] = None,
     previous: Optional[Tensor] = None,
     previous_fit: Optional[Tensor] = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plan, errors, exact rows and fits, as `svg::profile_and_fit` gives them; sizes may be SymInts."""
+    share: Optional[Tensor] = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Plan, errors, exact rows, fits and missing mass, as `svg::profile_and_fit` gives them; sizes may be SymInts."""
     grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, adaptive, scale, when, previous)
-    parts = profile_parts(query, key, value, key_mask, *grid, *options, plan_rows=True)
+    parts = profile_parts(query, key, value, key_mask, *grid, *options, share=share, plan_rows=True)
     batch, heads, channels = query.shape[0], query.shape[1], int(value.shape[3])
     rows = query.new_empty(batch * heads, 3, parts.rows, channels, dtype=torch.float32)
     launcher(sampled_rows_fwd_kernel)[(batch * heads * parts.row_tiles,)](
@@ -126,4 +127,4 @@ def profile_and_fit(
         anew = when[1] != 0
         exact, left = (torch.where(anew, found, float("nan")) for found in (exact, left))
         fit = torch.where(anew, fit, kept_fit(previous_fit, previous, plan))
-    return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit
+    return plan, torch.cat((errors, left[..., None]), dim=-1), exact, fit, parts.missing

@@ -155,16 +155,17 @@ def at_rung(table, choice, RUNGS: tl.constexpr):
 
 @triton.jit
 def plan_by_need_fwd_kernel(
-    errors, missing, uniform, ladder, cost, when, previous, plan,
-    stride_w, stride_ph, heads,
-    HAS_WHEN: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HEADS: tl.constexpr, RUNGS: tl.constexpr,
-    UNIFORM: tl.constexpr, LEAST_PRICE: tl.constexpr, MOST_PRICE: tl.constexpr,
-    STEPS: tl.constexpr, FILLS: tl.constexpr,
+    errors, missing, uniform, ladder, cost, when, previous, share, plan,
+    stride_w, stride_ph, stride_s, heads,
+    HAS_WHEN: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_SHARE: tl.constexpr,
+    HEADS: tl.constexpr, RUNGS: tl.constexpr, UNIFORM: tl.constexpr,
+    LEAST_PRICE: tl.constexpr, MOST_PRICE: tl.constexpr, STEPS: tl.constexpr, FILLS: tl.constexpr,
+    SLACK: tl.constexpr,
 ):  # fmt: skip
     """plan int32 [B * H, 2] of one sample, from errors float32 [B * H, 2], missing float32 [B * H, RUNGS] and the plan
     with uniform half-widths, int32 [B * H, 2], as `kernels.widths.plan_by_need` makes it.
 
-    when int32 [2]; previous int32 [B * H, 2] is taken over whole where plans are kept.
+    when int32 [2]; previous int32 [B * H, 2] is taken over whole where plans are kept; share float32 [B].
     """
     HALF: tl.constexpr = RUNGS // 2
     INFINITE: tl.constexpr = float("inf")
@@ -200,6 +201,8 @@ def plan_by_need_fwd_kernel(
     need = need / tl.maximum(largest, 1.17549435e-38)
     price = tl.load(cost + rung)[None, :]
     budget = tl.load(cost + RUNGS) * tl.sum(tl.where(counted, 1.0, 0.0), 0)
+    if HAS_SHARE:
+        budget *= tl.load(share + tl.program_id(0) * stride_s)
 
     low = LEAST_PRICE
     high = MOST_PRICE
@@ -229,7 +232,9 @@ def plan_by_need_fwd_kernel(
     spent = tl.sum(tl.where(counted, at_rung(price, choice, RUNGS), 0.0), 0)
     total = tl.sum(at_rung(need, choice, RUNGS), 0)
     before = tl.sum(at_rung(need, first, RUNGS), 0)
-    better = tl.where(total < before, tl.where(spent <= budget, 1, 0), 0)
+    at_first = tl.sum(tl.where(counted, at_rung(price, first, RUNGS), 0.0), 0)
+    most = budget * SLACK
+    better = tl.where(spent <= most, tl.where(total < before, 1, tl.where(at_first > most, 1, 0)), 0)
     takes = tl.where(counted, better, 0) == 1
     width = tl.load(ladder + choice, mask=there, other=0)
     tl.store(plan + 2 * at, tl.where(takes, choice // HALF, uniform_kind), mask=there)

@@ -43,7 +43,7 @@ from svg_compile.kernels.triton.launch import (
 )
 from svg_compile.kernels.triton.need import missing_fwd_kernel, missing_rows_fwd_kernel, plan_by_need_fwd_kernel
 from svg_compile.kernels.triton.profile_kernel import profile_rows_fwd_kernel
-from svg_compile.kernels.widths import FILLS, LADDER, LEAST_PRICE, MOST_PRICE, STEPS, UNIFORM
+from svg_compile.kernels.widths import FILLS, LADDER, LEAST_PRICE, MOST_PRICE, SLACK, STEPS, UNIFORM
 
 _SPLITS = 16
 _RUNGS = 2 * len(LADDER)
@@ -51,7 +51,8 @@ _MERGE_ROWS = 16
 
 
 class Parts(NamedTuple):
-    """What a profile finds: plan int32 [B, H, 2], errors float32 [B, H, 2], and the parts of its outputs.
+    """What a profile finds: plan int32 [B, H, 2], errors float32 [B, H, 2], missing float32 [B, H, 2, rungs], without
+    rungs where half-widths are uniform, and the parts of its outputs.
 
     partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`; those
     of the sparse outputs are of the plan's half-widths if `plan_rows` was asked for, else of the uniform ones.
@@ -59,6 +60,7 @@ class Parts(NamedTuple):
 
     plan: Tensor
     errors: Tensor
+    missing: Tensor
     partial: Tensor
     sums: Tensor
     rows: int
@@ -67,10 +69,10 @@ class Parts(NamedTuple):
     splits: int = _SPLITS
 
 
-def profile_heads(*operands: Any) -> tuple[Tensor, Tensor]:
-    """The plan, int32 [B, H, 2], and the errors (spatial, temporal), float32 [B, H, 2], of `profile_parts`."""
+def profile_heads(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The plan, the errors and the missing mass of `profile_parts`."""
     parts = profile_parts(*operands)
-    return parts.plan, parts.errors
+    return parts.plan, parts.errors, parts.missing
 
 
 def profile_parts(
@@ -90,12 +92,13 @@ def profile_parts(
     scale: Optional[float],
     when: Optional[Tensor] = None,
     previous: Optional[Tensor] = None,
+    share: Optional[Tensor] = None,
     plan_rows: bool = False,
 ) -> Parts:
     """Profile q, k, v [B, H, N, D].
 
-    when int32 [2], previous int32 [B, H, 2], in any strides; see the module. plan_rows: the rows' outputs are needed by
-    the plan's half-widths. Sizes may be SymInts.
+    when int32 [2], previous int32 [B, H, 2], share float32 [B], in any strides; see the module. plan_rows: the rows'
+    outputs are needed by the plan's half-widths. Sizes may be SymInts.
     """
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
@@ -143,7 +146,7 @@ def profile_parts(
         BLOCK_M=block_m, ROWS=_MERGE_ROWS,
     )  # fmt: skip
     if not adaptive:
-        return Parts(plan, errors, partial, sums, count, row_tiles, block_m)
+        return Parts(plan, errors, errors.new_empty(batch, heads, 2, 0), partial, sums, count, row_tiles, block_m)
 
     rungs, cost = ladders(*grid, densities, query.device)
     missing = query.new_empty(parts, _RUNGS, block_m, dtype=torch.float32)
@@ -153,19 +156,19 @@ def profile_parts(
         *query.stride(), *key.stride(), *mask_strides, stage.stride(0), *sizes,
         **constants, LOW=channels["LOW"], HIGH=channels["HIGH"], RUNGS=_RUNGS,
     )  # fmt: skip
-    mean = query.new_empty(batch, heads, _RUNGS, dtype=torch.float32)
+    mean = query.new_empty(batch, heads, 2, _RUNGS // 2, dtype=torch.float32)
     launcher(missing_fwd_kernel)[(batch * heads,)](
         missing, mean, stage, stage.stride(0), count, row_tiles,
         HAS_PREVIOUS=stages["HAS_PREVIOUS"], RUNGS=_RUNGS, SPLITS=_SPLITS, BLOCK_M=block_m,
     )  # fmt: skip
     by_need = torch.empty_like(plan)
     launcher(plan_by_need_fwd_kernel)[(batch,)](
-        errors, mean, plan, rungs, cost, stage, before, by_need,
-        stage.stride(0), before.stride(0), heads,
-        **stages, HEADS=triton.next_power_of_2(int(heads)), RUNGS=_RUNGS, UNIFORM=UNIFORM,
-        LEAST_PRICE=LEAST_PRICE, MOST_PRICE=MOST_PRICE, STEPS=STEPS, FILLS=FILLS,
+        errors, mean, plan, rungs, cost, stage, before, errors if share is None else share, by_need,
+        stage.stride(0), before.stride(0), 0 if share is None else share.stride(0), heads,
+        **stages, HAS_SHARE=share is not None, HEADS=triton.next_power_of_2(int(heads)), RUNGS=_RUNGS, UNIFORM=UNIFORM,
+        LEAST_PRICE=LEAST_PRICE, MOST_PRICE=MOST_PRICE, STEPS=STEPS, FILLS=FILLS, SLACK=SLACK,
     )  # fmt: skip
     if plan_rows:
         partial, sums = torch.empty_like(partial), torch.empty_like(sums)
         profile_rows(by_need, partial, sums, by_plan=True)
-    return Parts(by_need, errors, partial, sums, count, row_tiles, block_m)
+    return Parts(by_need, errors, mean, partial, sums, count, row_tiles, block_m)

@@ -19,6 +19,7 @@ from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.regional.forward import Attending, attending, note_run, under_way
 from svg_compile.regional.whole_model import region_of
+from svg_compile.runtime.layer_shares import LayerShares, shares_of
 from svg_compile.runtime.model_context import ModelContext, Schedule
 from svg_compile.runtime.observers import Forward, observe, publish, watch, watched
 from svg_compile.runtime.registry import REGISTRY, Binding, register, registered, unregister
@@ -83,17 +84,20 @@ class Dispatcher:
             binding = REGISTRY.binding_of(alone.model, alone.number)
         else:
             binding = REGISTRY.binding(parameters) if parameters else self._own
-        # No option needs the step; but who looks on may be shown it where a schedule gives it.
-        asks = self._asks or (watched() and binding.schedules)
+        # No option needs the step; but layers share by it, and who looks on may be shown it, where a schedule gives it.
+        asks = self._asks or ((watched() or self.sparse.ports.shared) and binding.schedules)
         decision = self.decide(inputs, parameters, binding, alone) if asks else NOT_ASKED
         plans: tuple[Tensor, ...] = ()
         errors: tuple[Tensor, ...] = ()
         if decision.dense and self.dense is not None:
             outputs = self.dense(*inputs)
         else:
-            position, keeps = decision.position, bool(self.sparse.ports.shapes)
-            kept = binding.kept(self.sparse.ports, position.run) if keeps and position is not None else KeptPlans()
-            outputs, plans, errors = self.sparse(inputs, decision, kept)
+            kept, shares, position = KeptPlans(), LayerShares(), decision.position
+            if self.sparse.keeps and position is not None:
+                kept = binding.kept(self.sparse.ports, position.run)
+                shares = shares_of(self._owner(parameters, binding, alone), position.run)
+            key = (id(binding), self.sparse.ports.layers)
+            outputs, plans, errors = self.sparse(inputs, decision, kept, shares, key)
         if watched() or log.isEnabledFor(logging.DEBUG):
             ports, first = self.sparse.ports, _first(parameters)
             layers = ports.layers
@@ -101,6 +105,14 @@ class Dispatcher:
                 first, layers = alone.parameter, (alone.layer,) * len(layers)
             publish(Forward(decision, first, layers, plans, errors, ports.grids))
         return outputs
+
+    def _owner(self, parameters: tuple[Tensor, ...], binding: Binding, alone: Attending | None) -> Any:
+        """What stands for the whole model: that of the forward under way if the graph is a block of it."""
+        if alone is not None:
+            return alone.model
+        regions, _ = region_of(_first(parameters) if self.marked else None)
+        forward = None if regions is None else under_way(regions)
+        return binding.context if forward is None else forward.model
 
     @property
     def _asks(self) -> bool:

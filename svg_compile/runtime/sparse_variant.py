@@ -3,11 +3,14 @@
 With `profile_every` N the plan of a profile, and the fits of its repairs, are kept for the N - 1 steps after it. A step
 with another density keeps the kinds alone; half-widths by need are profiled anew for it. Plans are kept per model, per
 graph and per forward of a step (guidance calls twice: each call keeps its own), and never from one run to the next.
+
+Where layers share the pairs, the graph is given the shares of its layers, and what these found is noted for the next
+step (runtime/layer_shares.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +19,9 @@ import torch
 from torch import Tensor
 
 from svg_compile.config import SvgConfig
+from svg_compile.layout import VideoLayout
+from svg_compile.runtime.layer_shares import LayerShares, Profiles
+from svg_compile.runtime.layer_shares import kept as kept_tensors
 
 if TYPE_CHECKING:
     from svg_compile.passes.expose_plans import PlanPorts
@@ -86,37 +92,71 @@ class SparseGraph:
         self.ports = ports
         self.config = config
 
-    def __call__(self, inputs: Sequence[Any], decision: Decision, kept: KeptPlans) -> tuple[Any, _Tensors, _Tensors]:
-        """(the graph's own outputs, plans, errors). kept: the plans that the forward's run keeps of this graph."""
-        if not self.ports.staged:
-            return self._split(self.compiled(*inputs))[:3]
-        position = decision.position
-        stage = 0 if position is None else self.config.stage(position.step, position.total)
-        if position is None or not self.ports.shapes:
-            return self._split(self.compiled(*inputs, _when(stage, True, self._device), *self.ports.inputs[1:]))[:3]
+    def __call__(
+        self, inputs: Sequence[Any], decision: Decision, kept: KeptPlans, shares: LayerShares, key: Hashable = 0
+    ) -> tuple[Any, _Tensors, _Tensors]:
+        """(the graph's own outputs, plans, errors).
+
+        kept: the plans that the forward's run keeps of this graph. shares: of the layers of its model in this run; key:
+        what tells this graph from others of the model.
+        """
+        ports, position = self.ports, decision.position
+        if position is None or not self.keeps:
+            # The density alone, if that much.
+            stage = 0 if position is None else self.config.stage(position.step, position.total)
+            given = (_when(stage, True, self._device), *ports.inputs[1:]) if ports.staged else ports.inputs
+            own, plans, errors, *_ = self._split(self.compiled(*inputs, *given))
+            return own, plans, errors
         call = kept.enter(position.step, exact=position.exact)
-        due = kept.due(call, self.config.profile_every, stage if self.config.adaptive_widths else None)
-        previous = self.ports.inputs[1:] if due else kept.profiled[call].plans
-        outputs, plans, errors, fits = self._split(self.compiled(*inputs, _when(stage, due, self._device), *previous))
-        if position.step + 1 >= position.total:
+        stage = self.config.stage(position.step, position.total)
+        due = not ports.shapes or kept.due(
+            call, self.config.profile_every, stage if self.config.adaptive_widths else None
+        )
+        given = ports.inputs
+        if ports.staged:
+            given = (_when(stage, due, self._device), *given[1:])
+        if ports.shapes and not due:
+            given = (given[0], *kept.profiled[call].plans, *given[1 + len(kept.profiled[call].plans) :])
+        if ports.shared and due and (share := shares.of(call, key)) is not None:
+            given = (*given[:-1], share)
+        own, plans, errors, missing, fits, sizes = self._split(self.compiled(*inputs, *given))
+        last = position.step + 1 >= position.total
+        if ports.shapes and last:
             # Fits of a large model take 100 MB and more.
             kept.release(call)
-        elif due:
-            # On a GPU the outputs may be a captured graph's memory, which its next replay overwrites.
-            keep = (part if part.device.type == "cpu" else part.clone() for part in (*plans, *fits))
-            kept.keep(call, stage, tuple(keep))
-        return outputs, plans, errors
+        elif ports.shapes and due:
+            kept.keep(call, stage, kept_tensors((*plans, *fits)))
+        if ports.shared and due and not last:
+            density = self.config.densities[stage]
+            found = kept_tensors([each[..., :2] for each in errors]), kept_tensors(missing)
+            shares.note(call, key, Profiles(*found, _layouts(ports.grids, sizes), density))
+        return own, plans, errors
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a step depends on those before it."""
+        return bool(self.ports.shapes) or self.ports.shared
 
     @property
     def _device(self) -> torch.device:
         return self.ports.inputs[0].device
 
-    def _split(self, outputs: Sequence[Any]) -> tuple[Any, _Tensors, _Tensors, _Tensors]:
-        """(the graph's own outputs, plans, errors, fits)."""
-        own, led_out = outputs[: self.ports.outputs], outputs[self.ports.outputs :]
-        each = 3 if self.ports.fits else 2
-        fits = tuple(led_out[2::3]) if self.ports.fits else ()
-        return own, tuple(led_out[::each]), tuple(led_out[1::each]), fits
+    def _split(self, outputs: Sequence[Any]) -> tuple[Any, _Tensors, _Tensors, _Tensors, _Tensors, tuple[int, ...]]:
+        """(the graph's own outputs, plans, errors, missing mass, fits, symbolic sizes)."""
+        ports, end = self.ports, len(outputs) - self.ports.sizes
+        own, led_out, sizes = outputs[: ports.outputs], outputs[ports.outputs : end], tuple(map(int, outputs[end:]))
+        each = 2 + ports.shared + ports.fits
+        missing = tuple(led_out[2::each]) if ports.shared else ()
+        fits = tuple(led_out[each - 1 :: each]) if ports.fits else ()
+        return own, tuple(led_out[::each]), tuple(led_out[1::each]), missing, fits, sizes
+
+
+@lru_cache(maxsize=64)
+def _layouts(grids: tuple[tuple[int | None, ...], ...], sizes: tuple[int, ...]) -> tuple[VideoLayout, ...]:
+    """The grids of the layers of a graph. sizes: those that are symbolic, None in `grids`, in order."""
+    rest = iter(sizes)
+    filled: Any = ((next(rest) if size is None else size for size in grid) for grid in grids)
+    return tuple(VideoLayout(*grid) for grid in filled)
 
 
 @lru_cache(maxsize=64)

@@ -22,10 +22,10 @@ def main() -> None:
             for key_mask in (None, torch.rand(2, layout.tokens, device="cuda") < 0.8):
                 plan = torch.tensor([[[0, 1], [1, 1]], [[2, 0], [1, 0]]], dtype=torch.int32, device="cuda")
                 options = ([0.5, 0.7], 40, True, None, "triton", ops.ABI)
-                torch.ops.svg.profile(*tensors, key_mask, *grid, *options, None, None)
+                torch.ops.svg.profile(*tensors, key_mask, *grid, *options, None, None, None)
                 for anew in (0, 1):
                     when = torch.tensor([1, anew], dtype=torch.int32, device="cuda")
-                    torch.ops.svg.profile(*tensors, key_mask, *grid, *options, when, plan)
+                    torch.ops.svg.profile(*tensors, key_mask, *grid, *options, when, plan, None)
                 torch.ops.svg.attention(*tensors, plan, key_mask, *grid, None, "triton", ops.ABI)
     torch.cuda.synchronize()
 

@@ -163,7 +163,7 @@ def test_opcheck() -> None:
         profile = (*tensors, key_mask, *grid, [0.5, 0.7], 8, True, None, "triton", ops.ABI)
         anew = torch.tensor([1, 1], dtype=torch.int32, device="cuda")
         for when, previous in ((None, None), (anew, None), (anew, plan)):
-            torch.library.opcheck(torch.ops.svg.profile.default, (*profile, when, previous))
+            torch.library.opcheck(torch.ops.svg.profile.default, (*profile, when, previous, None))
 
 
 @pytest.mark.slow

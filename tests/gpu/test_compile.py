@@ -62,8 +62,8 @@ def test_strides_that_inductor_chooses(mode: str | None) -> None:
         query, key, value = (part.transpose(1, 2) for part in rows.unbind(2))
         key = torch.nn.functional.pad(key, (0, 5))[..., :72] * 1.5
         grid = (5, 6, 7, 0, False, 16)
-        options = ([0.4], 32, True, None, "auto", ops.ABI, None, None)
-        plan, _ = torch.ops.svg.profile(query, key, value, None, *grid, *options)
+        options = ([0.4], 32, True, None, "auto", ops.ABI, None, None, None)
+        plan, *_ = torch.ops.svg.profile(query, key, value, None, *grid, *options)
         return torch.ops.svg.attention(query.sin(), key, value, plan, None, *grid, None, "auto", ops.ABI)
 
     x = torch.randn(2, 210, 48, device="cuda")

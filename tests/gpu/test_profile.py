@@ -18,7 +18,7 @@ def grid_of(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
 
 
 def profile(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, key_mask: Tensor | None = None) -> Tensor:
-    options = ([0.3], 64, False, None, "triton", ops.ABI, None, None)
+    options = ([0.3], 64, False, None, "triton", ops.ABI, None, None, None)
     return torch.ops.svg.profile(query, key, value, key_mask, *grid_of(layout), *options)[0]
 
 
@@ -95,11 +95,11 @@ def test_one_captured_graph_serves_every_step() -> None:
     tensors = planted(VIDEO, 64, torch.bfloat16)
     when = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
     previous = torch.full((1, 3, 2), 2, dtype=torch.int32, device="cuda")
-    options = (densities, 64, False, None, "triton", ops.ABI, when, previous)
+    options = (densities, 64, False, None, "triton", ops.ABI, when, previous, None)
     torch.ops.svg.profile(*tensors, None, *grid_of(VIDEO), *options)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        plan, errors = torch.ops.svg.profile(*tensors, None, *grid_of(VIDEO), *options)
+        plan, errors, _ = torch.ops.svg.profile(*tensors, None, *grid_of(VIDEO), *options)
     for index, anew, kinds in ((1, 1, (0, 1, 2)), (2, 0, (1, 0, 1)), (0, 0, (2, 1, 0)), (0, 1, (0, 1, 2))):
         when.copy_(torch.tensor([index, anew], dtype=torch.int32))
         previous[0, :, 0] = torch.tensor((1, 0, 1) if index == 2 else (2, 1, 0), dtype=torch.int32, device="cuda")

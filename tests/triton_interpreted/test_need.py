@@ -36,16 +36,21 @@ def rand(layout: VideoLayout, head_dim: int, dtype: torch.dtype = torch.float32,
     return [strided(tensor.to(dtype), "bshd") for tensor in tensors]
 
 
-def planned(errors: Tensor, missing: Tensor, layout: VideoLayout, density: float) -> Tensor:
+def planned(
+    errors: Tensor, missing: Tensor, layout: VideoLayout, density: float, share: Tensor | None = None
+) -> Tensor:
     """The kernel's plan for errors [B, H, 2] and missing mass [B, H, 2, rungs]."""
     batch, heads, _ = errors.shape
     rungs, cost = ladders(*grid(layout), [density], errors.device)
     uniform = plan_from_errors(errors, layout, density)
     plan = torch.full_like(uniform, -1)
+    shares = errors if share is None else share
     plan_by_need_fwd_kernel[(batch,)](
-        errors.contiguous(), missing.contiguous(), uniform, rungs, cost, rungs, rungs, plan, 0, 0, heads,
-        HAS_WHEN=False, HAS_PREVIOUS=False, HEADS=triton.next_power_of_2(heads), RUNGS=RUNGS, UNIFORM=widths.UNIFORM,
-        LEAST_PRICE=widths.LEAST_PRICE, MOST_PRICE=widths.MOST_PRICE, STEPS=widths.STEPS, FILLS=widths.FILLS,
+        errors.contiguous(), missing.contiguous(), uniform, rungs, cost, rungs, rungs, shares, plan,
+        0, 0, shares.stride(0), heads,
+        HAS_WHEN=False, HAS_PREVIOUS=False, HAS_SHARE=share is not None,
+        HEADS=triton.next_power_of_2(heads), RUNGS=RUNGS, UNIFORM=widths.UNIFORM, LEAST_PRICE=widths.LEAST_PRICE,
+        MOST_PRICE=widths.MOST_PRICE, STEPS=widths.STEPS, FILLS=widths.FILLS, SLACK=widths.SLACK,
     )  # fmt: skip
     return plan
 
@@ -53,9 +58,11 @@ def planned(errors: Tensor, missing: Tensor, layout: VideoLayout, density: float
 @settings(max_examples=10)
 @given(
     heads=st.integers(1, 6), seed=st.integers(0, 999), density=st.sampled_from((0.1, 0.3, 0.6, 1.0)),
-    wrong=st.sampled_from((None, float("nan"), float("inf"))),
+    wrong=st.sampled_from((None, float("nan"), float("inf"))), shared=st.booleans(),
 )  # fmt: skip
-def test_the_kernel_plans_as_the_definition(heads: int, seed: int, density: float, wrong: float | None) -> None:
+def test_the_kernel_plans_as_the_definition(
+    heads: int, seed: int, density: float, wrong: float | None, shared: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     missing = (torch.rand(2, heads, 2, RUNGS // 2, generator=generator) ** 4).flip(-1).cumsum(-1).flip(-1)
     missing[0, 0, 0] = 0.0
@@ -63,8 +70,9 @@ def test_the_kernel_plans_as_the_definition(heads: int, seed: int, density: floa
     if wrong is not None:
         errors[0, heads - 1, seed % 2] = wrong
         errors[1, 0] = wrong
-    expected = widths.plan_by_need(errors, missing, LAYOUT, density)
-    assert torch.equal(planned(errors, missing, LAYOUT, density), expected)
+    share = torch.rand(2, generator=generator) * 2.5 + 0.1 if shared else None
+    expected = widths.plan_by_need(errors, missing, LAYOUT, density, share)
+    assert torch.equal(planned(errors, missing, LAYOUT, density, share), expected)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_the_profile_by_need_is_the_oracles(
     assert len({tuple(head) for head in parts.plan.flatten(0, 1).tolist()}) > 2
     assert torch.equal(parts.plan, exact.plan)
 
-    plan, errors, rows, fit = profile_and_fit(*operands, key_mask, *grid(layout), [0.4], sampled_rows, True, None)
+    plan, errors, rows, fit, _ = profile_and_fit(*operands, key_mask, *grid(layout), [0.4], sampled_rows, True, None)
     assert torch.equal(plan, exact.plan)
     assert torch.equal(errors[..., :2], parts.errors)
     assert float((rows.double() - exact.dense).abs().max()) <= near

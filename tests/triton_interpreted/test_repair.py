@@ -56,7 +56,7 @@ def test_profile_fit_and_repair_match_the_oracle(
     if key_mask is not None:
         key_mask[0, 3::5] = False
     options = ((0.4,), sampled_rows, False, None)
-    plan, errors, exact, fit = profile_and_fit(*operands, key_mask, *grid(layout), *options)
+    plan, errors, exact, fit, _ = profile_and_fit(*operands, key_mask, *grid(layout), *options)
     old = profile_heads(*operands, key_mask, *grid(layout), *options)
     assert torch.equal(plan, old[0])
     assert torch.equal(errors[..., :2], old[1])
@@ -84,7 +84,7 @@ def test_profile_fit_and_repair_match_the_oracle(
 
 def test_density_one_leaves_everything_as_it_is() -> None:
     operands = rand(LAYOUT, 16)
-    plan, errors, exact, fit = profile_and_fit(*operands, None, *grid(LAYOUT), (1.0,), 16, False, None)
+    plan, errors, exact, fit, _ = profile_and_fit(*operands, None, *grid(LAYOUT), (1.0,), 16, False, None)
     assert not errors.any()
     assert exact.isnan().all()
     assert not fit.any()
@@ -97,7 +97,7 @@ def test_density_one_leaves_everything_as_it_is() -> None:
 def test_a_head_that_is_not_finite_is_left_alone() -> None:
     operands = rand(LAYOUT, 16)
     operands[2][0, 1, 9] = float("nan")
-    plan, _, exact, fit = profile_and_fit(*operands, None, *grid(LAYOUT), (0.4,), 12, False, None)
+    plan, _, exact, fit, _ = profile_and_fit(*operands, None, *grid(LAYOUT), (0.4,), 12, False, None)
     assert plan[0, 1, 0] == HeadKind.DENSE
     assert exact[0, 1].isnan().all()
     assert not fit[0, 1].any()
@@ -112,9 +112,9 @@ def test_fits_are_kept_with_their_kinds_and_for_their_widths() -> None:
         when = torch.tensor([index, anew], dtype=torch.int32)
         return profile_and_fit(*operands, None, *grid(LAYOUT), *options, when, *kept)
 
-    plan, _, exact, fit = call(0, 1, None, None)
+    plan, _, exact, fit, _ = call(0, 1, None, None)
     assert fit.any()
-    kept_plan, errors, none, kept = call(0, 0, plan, fit)
+    kept_plan, errors, none, kept, _ = call(0, 0, plan, fit)
     assert torch.equal(kept_plan, plan)
     assert torch.equal(kept, fit)
     assert errors.isnan().all()

@@ -1,0 +1,104 @@
+"""How the layers of a model share the pairs that a density pays for (`share_layers`).
+
+Each layer profiles what its heads would lose by narrower and wider bands. From what all layers found in a step follow
+their shares of the next one (kernels.widths.shares_of_layers): the mean over the layers stays the density. In the first
+sparse step of a run, and for a layer that did not run before, a layer has the density itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from svg_compile.kernels.widths import shares_of_layers
+from svg_compile.layout import VideoLayout
+
+# Runs of one model that are under way at once.
+_MOST_RUNS = 16
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """What the layers of one graph found: errors [B, H, 2] and missing mass [B, H, 2, rungs] of each.
+
+    layouts: the grid of each layer; density: the one that they were profiled for.
+    """
+
+    errors: tuple[Tensor, ...]
+    missing: tuple[Tensor, ...]
+    layouts: tuple[VideoLayout, ...]
+    density: float
+
+
+@dataclass
+class _Call:
+    """The n-th forward of each step: what its graphs found last, which have run in this step, and their shares."""
+
+    found: dict[Hashable, Profiles] = field(default_factory=dict)
+    ran: set[Hashable] = field(default_factory=set)
+    shares: dict[Hashable, Tensor] = field(default_factory=dict)
+
+
+class LayerShares:
+    """One run of one model. Guidance calls a model several times a step: each call is by itself."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, _Call] = {}
+
+    def of(self, call: int, graph: Hashable) -> Tensor | None:
+        """The shares, float32 [layers, B], of a graph that is about to run; None where nothing is known of it.
+
+        call: which forward of the step it is. A graph that has run in a step before begins the next step.
+        """
+        now = self._calls.setdefault(call, _Call())
+        if graph in now.ran:
+            now.ran.clear()
+            now.shares = _shared_out(now.found)
+        now.ran.add(graph)
+        return now.shares.get(graph)
+
+    def note(self, call: int, graph: Hashable, profiles: Profiles) -> None:
+        """Keep what the layers of a graph found."""
+        self._calls.setdefault(call, _Call()).found[graph] = profiles
+
+
+def _shared_out(found: dict[Hashable, Profiles]) -> dict[Hashable, Tensor]:
+    """The shares of all graphs: layers of one grid, batch and density share with each other."""
+    groups: dict[Any, list[tuple[Hashable, int]]] = {}
+    for graph, profiles in found.items():
+        for layer, layout in enumerate(profiles.layouts):
+            shown = profiles.errors[layer]
+            groups.setdefault((layout, shown.shape[0], shown.device, profiles.density), []).append((graph, layer))
+    rows: dict[tuple[Hashable, int], Tensor] = {}
+    for (layout, _, _, density), members in groups.items():
+        errors = [found[graph].errors[layer] for graph, layer in members]
+        missing = [found[graph].missing[layer] for graph, layer in members]
+        rows.update(zip(members, shares_of_layers(errors, missing, layout, density), strict=True))
+    return {graph: torch.stack([rows[graph, n] for n in range(len(p.layouts))]) for graph, p in found.items()}
+
+
+_POOLS: WeakKeyDictionary[Any, OrderedDict[int, LayerShares]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def shares_of(owner: Any, run: int) -> LayerShares:
+    """The shares of a run of a model. owner: what stands for the model, held weakly."""
+    with _LOCK:
+        runs = _POOLS.setdefault(owner, OrderedDict())
+        shares = runs.setdefault(run, LayerShares())
+        runs.move_to_end(run)
+        while len(runs) > _MOST_RUNS:
+            runs.popitem(last=False)
+        return shares
+
+
+def kept(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs of a graph to keep: on a GPU they may be a captured graph's memory, which its next replay overwrites."""
+    return tuple(part if part.device.type == "cpu" else part.clone() for part in parts)
