@@ -82,10 +82,10 @@ class Shared(Profiled):
         layout = self.layout
         grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
         tail = (None, "auto", ops.ABI)
-        share = self.shares.of(0, layer)
+        call, share = self.shares.enter(step, layer)
         options = ([self.density], self.rows, True, *tail, None, None, None, None if share is None else share[0])
         plan, errors, exact, fit, missing = repair_ops.PROFILE(query, key, value, None, *grid, *options)
-        self.shares.note(0, layer, Profiles((errors[..., :2],), (missing,), (layout,), self.density))
+        self.shares.note(call, layer, Profiles((errors[..., :2],), (missing,), (layout,), self.density))
         self.plans[step, layer] = plan.cpu()
         out: Tensor = torch.ops.svg.attention(query, key, value, plan, None, *grid, *tail)
         repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])

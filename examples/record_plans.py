@@ -3,7 +3,8 @@
     python examples/record_plans.py                      pictures and the recording go to out/plans
     python examples/record_plans.py --out docs/pictures
 
-Everything is written beside each other: kinds.png, margins.png, attention.png, run.npz and run.json; the two tables are
+Everything is written beside each other: kinds.png, densities.png, margins.png, attention.png,
+run.npz and run.json; the two tables are
 printed.
 """
 
@@ -26,7 +27,7 @@ from moving_shapes import random_scene
 from svg_compile import HeadKind, VideoLayout
 from svg_compile.inspection.pictures import save
 from svg_compile.inspection.recording.attention_pictures import draw_attention, sample_attention
-from svg_compile.inspection.recording.plan_pictures import draw_kinds, draw_margins
+from svg_compile.inspection.recording.plan_pictures import draw_densities, draw_kinds, draw_margins
 from video_model import WEIGHTS, denoise, keyframes_of, load_model
 
 
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     print(recording.summary)
     recording.save(args.out / "run")
     save(draw_kinds(recording), args.out / "kinds.png")
+    save(draw_densities(recording), args.out / "densities.png")
     save(draw_margins(recording), args.out / "margins.png")
 
     # The forward of a step in the middle, as it comes after the dense ones.

@@ -244,7 +244,7 @@ def test_steps_change_without_a_recompile() -> None:
     query, key, value = planted(LAYOUT)
     grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
 
-    def step(query: Tensor, when: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def step(query: Tensor, when: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         options = (DENSITIES, 16, False, None, "auto", ops.ABI, when, previous, None)
         return torch.ops.svg.profile(query, key, value, None, *grid, *options)
 
@@ -255,6 +255,6 @@ def test_steps_change_without_a_recompile() -> None:
         for index, anew in ((0, 1), (1, 0), (2, 0), (0, 1)):
             when = torch.tensor([index, anew], dtype=torch.int32)
             with torch._dynamo.config.patch(error_on_recompile=True):
-                previous, errors = compiled(query, when, previous)
+                previous, errors, _ = compiled(query, when, previous)
             assert torch.equal(previous, plan_of(0, 1, density=DENSITIES[index]))
             assert bool(errors.isnan().all()) is not bool(anew)

@@ -72,9 +72,31 @@ def test_margins_are_ratios_of_errors() -> None:
         plan_pictures.draw_margins(kept)
 
 
+def test_densities_are_means_over_heads_and_over_forwards() -> None:
+    layout = VideoLayout(9, 4, 4, block=8)
+    spatial, temporal = (layout.density(2, kind) for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL))
+    run = Recording(
+        [
+            entry(0, 0, None, layout=layout), entry(1, 0, None, layout=layout),
+            entry(0, 1, [0, 0], layout=layout), entry(1, 1, [1, 2], layout=layout),
+            entry(0, 2, [0, 1], layout=layout), entry(1, 2, [1, 2], layout=layout),
+        ]
+    )  # fmt: skip
+    figure = plan_pictures.draw_densities(run)
+    both = (spatial + temporal) / 2
+    torch.testing.assert_close(
+        cells(figure, 0), torch.tensor([[spatial, both], [(temporal + 1) / 2] * 2]), check_dtype=False
+    )
+    torch.testing.assert_close(cells(figure, 1), torch.tensor([[spatial, both], [temporal, 1.0]]), check_dtype=False)
+    assert texts(figure.axes[0], "x") == ["1", "2"]
+    with pytest.raises(SvgError, match="token grid"):
+        plan_pictures.draw_densities(RUN)
+
+
 def test_large_recordings_and_forwards_without_a_step_stay_readable(tmp_path: Path) -> None:
-    many = [entry(layer, None, [0, 1] * 20, call=call) for layer in range(100) for call in range(60)]
-    for draw in (plan_pictures.draw_kinds, plan_pictures.draw_margins):
+    layout = VideoLayout(9, 4, 4, block=8)
+    many = [entry(layer, None, [0, 1] * 20, call=call, layout=layout) for layer in range(100) for call in range(60)]
+    for draw in (plan_pictures.draw_kinds, plan_pictures.draw_densities, plan_pictures.draw_margins):
         figure = draw(Recording(many))
         assert figure.axes[0].get_xlabel() == "forward"
         assert len(texts(figure.axes[0], "y")) <= 48

@@ -39,10 +39,10 @@ class Profiles:
 
 @dataclass
 class _Call:
-    """The n-th forward of each step: what its graphs found last, which have run in this step, and their shares."""
+    """The n-th forward of each step: the step at hand, what its graphs found last, and their shares in this step."""
 
+    step: int
     found: dict[Hashable, Profiles] = field(default_factory=dict)
-    ran: set[Hashable] = field(default_factory=set)
     shares: dict[Hashable, Tensor] = field(default_factory=dict)
 
 
@@ -51,22 +51,29 @@ class LayerShares:
 
     def __init__(self) -> None:
         self._calls: dict[int, _Call] = {}
+        # Of each graph: the step at hand, and how often it ran in it.
+        self._counts: dict[Hashable, tuple[int, int]] = {}
 
-    def of(self, call: int, graph: Hashable) -> Tensor | None:
-        """The shares, float32 [layers, B], of a graph that is about to run; None where nothing is known of it.
+    def enter(self, step: int, graph: Hashable, *, exact: bool = True) -> tuple[int, Tensor | None]:
+        """(the number of the call, the shares of the graph's layers, float32 [layers, B]) of a forward in a step.
 
-        call: which forward of the step it is. A graph that has run in a step before begins the next step.
+        None where nothing is known of the graph. exact: the step is not counted.
         """
-        now = self._calls.setdefault(call, _Call())
-        if graph in now.ran:
-            now.ran.clear()
-            now.shares = _shared_out(now.found)
-        now.ran.add(graph)
-        return now.shares.get(graph)
+        before, count = self._counts.get(graph, (step, 0))
+        # A warm-up at the first timestep of a counted run looks like a call of step 0.
+        if step < before or (not exact and before == 0 and step > 0):
+            self._calls.clear()
+            self._counts.clear()
+        call = count if step == before else 0
+        self._counts[graph] = step, call + 1
+        now = self._calls.setdefault(call, _Call(step))
+        if step != now.step:
+            now.step, now.shares = step, _shared_out(now.found)
+        return call, now.shares.get(graph)
 
     def note(self, call: int, graph: Hashable, profiles: Profiles) -> None:
-        """Keep what the layers of a graph found."""
-        self._calls.setdefault(call, _Call()).found[graph] = profiles
+        """Keep what the layers of a graph found in a call."""
+        self._calls[call].found[graph] = profiles
 
 
 def _shared_out(found: dict[Hashable, Profiles]) -> dict[Hashable, Tensor]:

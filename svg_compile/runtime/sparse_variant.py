@@ -117,7 +117,9 @@ class SparseGraph:
             given = (_when(stage, due, self._device), *given[1:])
         if ports.shapes and not due:
             given = (given[0], *kept.profiled[call].plans, *given[1 + len(kept.profiled[call].plans) :])
-        if ports.shared and due and (share := shares.of(call, key)) is not None:
+        turn, share = shares.enter(position.step, key, exact=position.exact) if ports.shared else (0, None)
+        # Another resolution in the middle of a run may be of another batch size.
+        if share is not None and due and share.shape == given[-1].shape:
             given = (*given[:-1], share)
         own, plans, errors, missing, fits, sizes = self._split(self.compiled(*inputs, *given))
         last = position.step + 1 >= position.total
@@ -129,7 +131,7 @@ class SparseGraph:
         if ports.shared and due and not last:
             density = self.config.densities[stage]
             found = kept_tensors([each[..., :2] for each in errors]), kept_tensors(missing)
-            shares.note(call, key, Profiles(*found, _layouts(ports.grids, sizes), density))
+            shares.note(turn, key, Profiles(*found, _layouts(ports.grids, sizes), density))
         return own, plans, errors
 
     @property

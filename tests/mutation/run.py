@@ -309,6 +309,20 @@ MUTANTS = (
         NEED,
     ),
     Mutant(
+        "need: every sample has the first one's share",
+        "kernels/triton/need.py",
+        "share + tl.program_id(0) * stride_s",
+        "share",
+        NEED,
+    ),
+    Mutant(
+        "need: uniform half-widths kept beyond a small share",
+        "kernels/triton/need.py",
+        "tl.where(at_first > most, 1, 0)",
+        "0",
+        NEED,
+    ),
+    Mutant(
         "need: kinds kept without half-widths",
         "kernels/triton/need.py",
         "for column in tl.static_range(2):",

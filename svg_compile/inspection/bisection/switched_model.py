@@ -101,7 +101,7 @@ class SwitchedModel:
 
     def __init__(self, model: Callable[..., Any], inputs: Any, options: Mapping[str, Any] | None) -> None:
         config, _ = split_options(options)
-        self.config = replace(config, density=config.densities[-1], profile_every=1)
+        self.config = replace(config, density=config.densities[-1], profile_every=1, share_layers=False)
         self.inputs = inputs
         self.model = uncompiled(model)
         self.module = module_of(self.model)

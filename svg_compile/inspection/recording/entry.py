@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from svg_compile.layout import HeadKind, VideoLayout
@@ -71,13 +71,18 @@ class Entry:
     @cached_property
     def density(self) -> float | None:
         """Share of the (query, key) pairs that was computed, over all heads; None where the layout is not known."""
-        if self.kinds is None or self.half_widths is None:
+        if self.kinds is None:
             return 1.0
-        if self.layout is None:
+        return None if self.head_densities is None else float(self.head_densities.double().mean())
+
+    @cached_property
+    def head_densities(self) -> Tensor | None:
+        """Share of the pairs that each head computed, float32 [B, H]; None in a dense forward and without a layout."""
+        if self.kinds is None or self.half_widths is None or self.layout is None:
             return None
-        counts = Counter(zip(self.kinds.flatten().tolist(), self.half_widths.flatten().tolist()))
-        total = sum(self.layout.density(width, kind) * count for (kind, width), count in counts.items())
-        return total / self.kinds.numel()
+        plan = list(zip(self.kinds.flatten().tolist(), self.half_widths.flatten().tolist(), strict=True))
+        densities = {(kind, width): self.layout.density(width, kind) for kind, width in set(plan)}
+        return torch.tensor([densities[head] for head in plan]).view(self.kinds.shape)
 
 
 def mean_shares(entries: Sequence[Entry]) -> Shares:

@@ -1,4 +1,4 @@
-"""Pictures of a recording: the kinds of its heads, and how clearly the profile chose them.
+"""Pictures of a recording: the kinds of its heads, how clearly the profile chose them, and how the heads share pairs.
 
 Each function returns a matplotlib figure; `svg_compile.inspection.pictures.save` writes it. No window is opened and
 nothing global is changed, so they work on machines without a display.
@@ -96,6 +96,46 @@ def draw_margins(recording: Recording) -> Figure:
     return figure
 
 
+def draw_densities(recording: Recording) -> Figure:
+    """How the heads share the pairs: layer x step, the mean density of a layer's heads, and layer x head, each head's
+    mean over its sparse forwards.
+
+    SvgError where a layer's token grid is not known.
+    """
+    recording.densities()
+
+    def densities(entry: Entry) -> Tensor:
+        assert entry.head_densities is not None
+        return entry.head_densities
+
+    def mean(found: list[Tensor]) -> Tensor:
+        return torch.stack([each.mean() for each in found]).mean()
+
+    def of_heads(found: list[Tensor]) -> Tensor:
+        return torch.cat(found).mean(0)
+
+    table, blank = _Table(recording, recording.sparse), torch.tensor(float("nan"))
+    figure, (left, right) = table.figure("Densities of heads", bars=True)
+    for axes, cells in (
+        (left, table.by_step(densities, mean, blank)),
+        (right, table.by_head(densities, of_heads, blank)),
+    ):
+        most = max(float(cells[~cells.isnan()].max()), 0.05)
+        colours = _colourmap((_PAPER, _INK))
+        image = axes.imshow(cells.numpy(), cmap=colours, vmin=0.0, vmax=most, aspect="auto", interpolation="nearest")
+        bar = figure.colorbar(image, ax=axes, location="bottom", aspect=40, pad=0.02)
+        bar.ax.tick_params(labelsize=8)
+        bar.set_label("share of the pairs", fontsize=9)
+    table.label(left, right, "mean over heads", "mean over forwards")
+    return figure
+
+
+def _colourmap(colours: tuple[Any, ...]) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("", list(colours))
+
+
 def _limit(logs: Tensor) -> float:
     """Where the colours of log10 ratios end: a round ratio beyond nearly all of them."""
     known = logs[~logs.isnan()].abs()
@@ -110,10 +150,9 @@ def _ratios(
     figure: Figure, axes: Any, logs: Tensor, colours: tuple[Any, ...], low: float, high: float, name: str
 ) -> None:
     """Draw log10 ratios, with a colour bar labelled with the ratios."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    colourmap = LinearSegmentedColormap.from_list(name, list(colours))
-    image = axes.imshow(logs.numpy(), cmap=colourmap, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    image = axes.imshow(
+        logs.numpy(), cmap=_colourmap(colours), vmin=low, vmax=high, aspect="auto", interpolation="nearest"
+    )
     beyond = "max" if low == 0 else "both"
     bar = figure.colorbar(image, ax=axes, location="bottom", aspect=40, pad=0.02, extend=beyond)
     ticks = [low + (high - low) * quarter / 4 for quarter in range(5)]
