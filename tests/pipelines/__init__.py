@@ -15,6 +15,7 @@ import torch
 import models
 from pipelines.parts import TEXT, draw, prompts, quiet
 
+
 @dataclass(frozen=True)
 class Spec:
     """One pipeline: how it is built, how it is called, and what its forwards look like."""

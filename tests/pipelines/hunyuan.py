@@ -21,7 +21,7 @@ from pipelines.parts import (
     text_mask,
     wan_vae,
 )
-from pipelines.rows import Row
+from pipelines.rows import HISTORY, Row
 
 _HUNYUAN = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1,
             "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": 12, "pooled_projection_dim": 8,
@@ -128,7 +128,8 @@ ROWS = (
     Row("HunyuanVideo I2V (latents beside)", "HunyuanVideoImageToVideoPipeline",
         lambda: _i2v("latent_concat", in_channels=9), lambda: _GIVEN | {"image": picture()}, text=TEXT),
     Row("HunyuanVideo I2V (first frame replaced)", "HunyuanVideoImageToVideoPipeline",
-        lambda: _i2v("token_replace", guidance_embeds=True), lambda: _GIVEN | {"image": picture()}, text=TEXT),
+        lambda: _i2v("token_replace", guidance_embeds=True), lambda: _GIVEN | {"image": picture()}, text=TEXT,
+        each=True),
     Row("SkyReels I2V on HunyuanVideo", "HunyuanSkyreelsImageToVideoPipeline",
         lambda: _pipe("HunyuanSkyreelsImageToVideoPipeline", config={"in_channels": 8, "guidance_embeds": True}),
         lambda: _GIVEN | _NEGATIVE | {"image": picture(), "true_cfg_scale": 3.0}, text=TEXT),
@@ -136,11 +137,13 @@ ROWS = (
         lambda: _hunyuan15("HunyuanVideo15Pipeline", "t2v"), _text15, text=TEXT + 13 + 16),
     Row("HunyuanVideo-1.5 I2V", "HunyuanVideo15ImageToVideoPipeline",
         lambda: _hunyuan15("HunyuanVideo15ImageToVideoPipeline", "i2v", **siglip()),
-        lambda: {**_text15(), "height": ..., "width": ..., "image": picture()}, text=TEXT + 13 + 16),
+        lambda: {**_text15(), "height": ..., "width": ..., "image": picture()}, grid=(5, 9, 4),
+        text=TEXT + 13 + 16),
     Row("Framepack", "HunyuanVideoFramepackPipeline", _framepack,
-        lambda: _GIVEN | {"image": picture(), "latent_window_size": 5}, text=TEXT),
+        lambda: _GIVEN | {"image": picture(), "latent_window_size": 5}, tokens=187, whole="dense",
+        blocks="dense", each=True, note=HISTORY),
     Row("Motif-Video T2V", "MotifVideoPipeline", lambda: _motif("MotifVideoPipeline"), _motif_text, text=TEXT),
     Row("Motif-Video I2V", "MotifVideoImage2VideoPipeline",
         lambda: _motif("MotifVideoImage2VideoPipeline", image_embed_dim=10),
-        lambda: _motif_text() | {"prompt": ..., "image": picture()}, text=TEXT),
+        lambda: _motif_text() | {"prompt": None, "image": picture()}, text=TEXT + 16),
 )  # fmt: skip

@@ -81,6 +81,33 @@ def siglip(dim: int = 10) -> dict[str, Any]:
     return {"image_encoder": encoder, "feature_extractor": SiglipImageProcessor(size=size)}
 
 
+def t5(dim: int = 12) -> Any:
+    """A text encoder, where a pipeline insists on one."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(d_model=dim, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return T5EncoderModel(config).eval()
+
+
+class Letters:
+    """A tokenizer, where a pipeline insists on one: a token a letter, padded to a length."""
+
+    model_max_length = TEXT
+
+    def __call__(self, text: Any, max_length: int = TEXT, **_: Any) -> Any:
+        from transformers import BatchEncoding
+
+        texts = [text] if isinstance(text, str) else text
+        rows = [[1 + ord(letter) % 60 for letter in each][:max_length] for each in texts]
+        padded = torch.tensor([row + [0] * (max_length - len(row)) for row in rows])
+        return BatchEncoding({"input_ids": padded, "attention_mask": (padded > 0).to(torch.int64)})
+
+    def batch_decode(self, ids: torch.Tensor) -> list[str]:
+        return [""] * len(ids)
+
+
 def text_mask(length: int = TEXT, seen: int = TEXT - 3) -> torch.Tensor:
     return (torch.arange(length) < seen).to(torch.int64)[None]
 

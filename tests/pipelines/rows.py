@@ -1,10 +1,10 @@
-"""A row of docs/models.md: one real pipeline, run as it is, compiled whole and by blocks, with what is expected of it."""
+"""A row of docs/models.md: a real pipeline, run as it is, compiled whole and by blocks, and what is expected of it."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from svg_compile.runtime.observers import Forward, watch
 
 # With density 1 the sparse path equals dense attention. One dense step shows whether steps are told apart.
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 1, "dense_layers": 0, "density": 1.0}
+HISTORY = "the video so far stands in the sequence beside the video, in several resolutions: several grids in one"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Row:
     grid: frames, height and width in tokens; text: tokens beside the video, before it where `text_first`.
     tokens: length of the self-attentions that count, where it is not that of the grid with its text.
     whole, blocks: "sparse", or "dense"; note: what the reader of the table is told.
+    attached: whether `svg_compile.attach` takes the pipeline. each: `compile_repeated_blocks` does not reach all blocks.
     steps: of the scheduler; of these the first `skipped` are not run where a strength says so.
+    quick: run by `make test`; the others by `make test-slow`.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Row:
     steps: int = 2
     skipped: int = 0
     denoisers: tuple[str, ...] = ("transformer",)
+    attached: bool = True
+    each: bool = False
     quick: bool = False
 
     @property
@@ -115,13 +120,16 @@ def run_eager(row: Row) -> Eager:
     return Eager(made, count[0])
 
 
-def compile_blocks(model: Any, **options: Any) -> None:
-    """As docs/models.md says: the class' own list, or each element of its lists of modules."""
-    if getattr(model, "_repeated_blocks", None):
-        model.compile_repeated_blocks(**options)
-    else:
-        for _, block in repeated_blocks(model):
+def compile_blocks(model: Any, each: bool, **options: Any) -> None:
+    """As docs/models.md says: by the class' own list; where it misses some, each element of its lists of modules."""
+    blocks = [block for _, block in repeated_blocks(model)]
+    listed = set(getattr(model, "_repeated_blocks", None) or ())
+    assert each == bool({type(block).__name__ for block in blocks} - listed)
+    if each:
+        for block in blocks:
             block.compile(**options)
+    else:
+        model.compile_repeated_blocks(**options)
 
 
 def run_compiled(row: Row, how: str, **options: Any) -> Seen:
@@ -133,9 +141,10 @@ def run_compiled(row: Row, how: str, **options: Any) -> Seen:
         if how == "whole":
             model.compile(**given)
         else:
-            compile_blocks(model, **given)
+            compile_blocks(model, row.each, **given)
     seen: list[Forward] = []
-    with warnings.catch_warnings(record=True) as warned, svg_compile.attach(pipe), watch(seen.append):
+    tie = svg_compile.attach(pipe) if row.attached else nullcontext()
+    with warnings.catch_warnings(record=True) as warned, tie, watch(seen.append):
         warnings.simplefilter("always")
         made = row.call(pipe)
     torch._dynamo.reset()
@@ -147,3 +156,20 @@ def run_compiled(row: Row, how: str, **options: Any) -> Seen:
         frozenset(grid for forward in seen for grid in forward.grids),
         [str(each.message) for each in warned if str(each.message).startswith("svg: ")],
     )
+
+
+def check(row: Row, how: str, eager: Eager, seen: Seen) -> None:
+    """Raise AssertionError unless a compiled run was what the row says, and made what the eager run made."""
+    assert len(seen.made) == len(eager.made) > 0
+    for got, want in zip(seen.made, eager.made):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    if getattr(row, how) == "dense":
+        assert (seen.sparse, seen.left_dense) == (0, 0), f"{seen.sparse} sparse, {seen.left_dense} left dense"
+        assert seen.said, "dense, and nothing was said"
+        return
+    steps = row.steps - row.skipped
+    sparse = steps - (row.skipped == 0)
+    assert eager.attentions > 0
+    assert seen.sparse * steps == eager.attentions * sparse, f"{seen.sparse} sparse of {eager.attentions}: {seen.said}"
+    expected = (*row.grid, row.text, row.text_first, OPTIONS["block"])
+    assert seen.grids == {expected}, f"{seen.grids}, not {expected}"

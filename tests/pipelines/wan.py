@@ -104,7 +104,7 @@ ROWS = (
     Row("AnyFlow-FAR", "AnyFlowFARPipeline",
         lambda: _anyflow("AnyFlowFARPipeline", "AnyFlowFARTransformer3DModel",
                          {"compressed_patch_size": (1, 4, 4), "full_chunk_limit": 3, "chunk_partition": (1, 2, 2)}),
-        _text),
+        _text, whole="dense", blocks="dense", note="attends by FlexAttention, with a mask of its own"),
     Row("SkyReels-V2 T2V", "SkyReelsV2Pipeline", lambda: _pipe("SkyReelsV2Pipeline", _SKY, unipc()), _text),
     Row("SkyReels-V2 I2V", "SkyReelsV2ImageToVideoPipeline",
         lambda: _pipe("SkyReelsV2ImageToVideoPipeline", ("SkyReelsV2Transformer3DModel", _IMAGE), unipc(),
