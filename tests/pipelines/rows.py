@@ -27,7 +27,7 @@ class Row:
     grid: frames, height and width in tokens; text: tokens beside the video, before it where `text_first`.
     tokens: length of the self-attentions that count, where it is not that of the grid with its text.
     whole, blocks: "sparse", or "dense"; note: what the reader of the table is told.
-    attached: whether `svg_compile.attach` takes the pipeline. each: `compile_repeated_blocks` does not reach all blocks.
+    attached: whether `svg_compile.attach` takes the pipeline. each: `compile_repeated_blocks` misses blocks.
     steps: of the scheduler; of these the first `skipped` are not run where a strength says so.
     quick: run by `make test`; the others by `make test-slow`.
     """
