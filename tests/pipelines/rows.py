@@ -122,11 +122,11 @@ def run_eager(row: Row) -> Eager:
 
 def compile_blocks(model: Any, each: bool, **options: Any) -> None:
     """As docs/models.md says: by the class' own list; where it misses some, each element of its lists of modules."""
-    blocks = [block for _, block in repeated_blocks(model)]
-    listed = set(getattr(model, "_repeated_blocks", None) or ())
-    assert each == bool({type(block).__name__ for block in blocks} - listed)
+    lists = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)]
+    missed = {type(block).__name__ for blocks in lists for block in blocks} - set(model._repeated_blocks or ())
     if each:
-        for block in blocks:
+        assert missed, "compile_repeated_blocks would do"
+        for _, block in repeated_blocks(model):
             block.compile(**options)
     else:
         model.compile_repeated_blocks(**options)
