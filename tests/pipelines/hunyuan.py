@@ -120,6 +120,7 @@ def _motif_text() -> dict[str, Any]:
     return SIZE | prompts(12) | masks
 
 
+_SECOND = "its code breaks the graph: compiled whole, its first forward of all is dense"
 ROWS = (
     Row("HunyuanVideo T2V", "HunyuanVideoPipeline", pipelines.spec("hunyuan_video").build, lambda: _GIVEN, text=TEXT,
         quick=True),
@@ -134,11 +135,12 @@ ROWS = (
         lambda: _pipe("HunyuanSkyreelsImageToVideoPipeline", config={"in_channels": 8, "guidance_embeds": True}),
         lambda: _GIVEN | _NEGATIVE | {"image": picture(), "true_cfg_scale": 3.0}, text=TEXT),
     Row("HunyuanVideo-1.5 T2V", "HunyuanVideo15Pipeline",
-        lambda: _hunyuan15("HunyuanVideo15Pipeline", "t2v"), _text15, text=TEXT + 13 + 16),
+        lambda: _hunyuan15("HunyuanVideo15Pipeline", "t2v"), _text15, text=TEXT + 13 + 16,
+        note=_SECOND),
     Row("HunyuanVideo-1.5 I2V", "HunyuanVideo15ImageToVideoPipeline",
         lambda: _hunyuan15("HunyuanVideo15ImageToVideoPipeline", "i2v", **siglip()),
         lambda: {**_text15(), "height": ..., "width": ..., "image": picture()}, grid=(5, 9, 4),
-        text=TEXT + 13 + 16),
+        text=TEXT + 13 + 16, note=_SECOND),
     Row("Framepack", "HunyuanVideoFramepackPipeline", _framepack,
         lambda: _GIVEN | {"image": picture(), "latent_window_size": 5}, tokens=187, whole="dense",
         blocks="dense", each=True, note=HISTORY),

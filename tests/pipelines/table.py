@@ -39,7 +39,6 @@ leaves blocks out. Where a pipeline has two transformers (Wan 2.2) compile both.
 _TAIL = """
 ## Not in the table
 
-- HunyuanVideo-1.5 breaks its own graph: compiled whole it is sparse from its second forward on.
 - EasyAnimate control and inpaint: diffusers 0.42.1 itself raises in them where embeddings are given.
 - MiniMax-H3 has modular blocks in the place of a pipeline, and was not run there. Its transformer puts text and video
   into one buffer by index, and stays dense.
