@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-companions test-versions check-constraints goldens lint types docs release-check \
+.PHONY: help demo test test-slow test-companions models-page test-versions check-constraints goldens lint types docs release-check \
 	mutate bench bench-cpu bench-gpu bench-gpu-first bench-gpu-attention bench-gpu-models clean
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test       make the environment, run lint and the tests (about 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-companions    the tests beside torchao, quanto, bitsandbytes, GGUF and cache-dit, which it installs (150 MB)"
+	@echo "make models-page    run every diffusers pipeline of docs/models.md, whole and by blocks, and write the page (an hour)"
 	@echo "make test-versions      the core tests with other versions of Python, torch and diffusers (gigabytes, an hour)"
 	@echo "make check-constraints  whether constraints.txt can be installed on Python 3.10 to 3.13 (a minute)"
 	@echo "make goldens    write the printed outputs in tests/goldens, docs/debugging.md and docs/options.md anew"
@@ -47,6 +48,10 @@ test-companions: $(INSTALLED)
 		-c constraints.txt bitsandbytes cache-dit gguf ninja optimum-quanto torchao
 	PYTHONPATH=$(COMPANIONS) $(BIN)/python -m pytest -n $(JOBS) tests/test_quantised.py tests/test_step_caches.py \
 		tests/test_companions.py tests/test_composed.py tests/test_ulysses.py tests/test_examples.py
+
+# The page says what the tests check: it is written only where all of it was found so. Without --run it is only written.
+models-page: $(INSTALLED)
+	$(BIN)/python tests/pipeline_table.py --run
 
 goldens: $(INSTALLED)
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py \

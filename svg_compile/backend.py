@@ -17,17 +17,24 @@ from torch import fx
 from svg_compile._compat import inductor
 from svg_compile._compat.backends import registered_meanwhile
 from svg_compile._compat.dynamo import traced_module
-from svg_compile._compat.graphs import PRODUCTS, SDPA, copy_graph_module, forget_arguments, trace_artifact
+from svg_compile._compat.graphs import (
+    PRODUCTS,
+    SDPA,
+    copy_graph_module,
+    flex_calls,
+    forget_arguments,
+    trace_artifact,
+)
 from svg_compile._compat.options import keep_own_options
 from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
-from svg_compile.decisions import BLOCK_REMEDY, Decisions
+from svg_compile.decisions import BLOCK_REMEDY, BY_FLEX, Decisions
 from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.inspection.render.text import to_text
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.regional.forward import attached_under_way, marks_under_way, numbered, refused_under_way
-from svg_compile.regional.whole_model import note_break
+from svg_compile.regional.whole_model import note_break, watched_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, parameter_places
 from svg_compile.runtime.position_guard import PositionGuard
 from svg_compile.runtime.registry import REGISTRY
@@ -159,8 +166,11 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
     told = marks_under_way() or (refused_under_way() and not config.strict)
     if report.rewritten or (report.notes and not config.strict) or (not report.notes and told):
         return
+    flex = flex_calls(graph_module)
     if report.notes:
         why = "; ".join(report.notes)
+    elif not report.sites and flex:
+        why = f"{flex}x {BY_FLEX}"
     elif not report.sites:
         if not _multiplies(graph_module):
             # A fragment between graph breaks, not a transformer.
@@ -179,8 +189,9 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
             if site.reason is not None:
                 line = f"{site.decision} -> {site.reason.remedy}"
                 counts[line] = counts.get(line, 0) + 1
-        why = "; ".join(f"{count}x {line}" for line, count in counts.items())
-        if any(site.needs_whole_model for site in report.sites) and not attached_under_way():
+        why = "; ".join(f"{count}x {line}" for line, count in [*counts.items(), *([(BY_FLEX, flex)] if flex else [])])
+        watched = attached_under_way() or watched_under_way()
+        if any(site.needs_whole_model for site in report.sites) and not watched:
             why += f". {BLOCK_REMEDY.removesuffix('.')}"
     message = f"svg: no attention was rewritten, all of it stays dense: {why}."
     if config.strict:

@@ -75,6 +75,12 @@ class Reason(enum.Enum):
         return str(self.value[1])
 
 
+# Of attention that is no `scaled_dot_product_attention` call, and so has no row.
+BY_FLEX = (
+    "attention by FlexAttention, whose masks are functions that are not looked into -> if they hide nothing but "
+    "padding, select the native attention instead (diffusers: model.set_attention_backend('native'))"
+)
+
 # Added to what a backend says of a graph that may be a block of a model: there the grid is not to be seen.
 BLOCK_REMEDY = (
     "If this graph is one block of a model that is compiled block by block, call svg_compile.attach(pipe) before the "

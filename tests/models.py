@@ -58,12 +58,18 @@ def build(cls: str, **config: Any) -> torch.nn.Module:
     return model
 
 
-def _cosmos() -> torch.nn.Module:
-    """Cosmos, which resizes its padding mask by torchvision; where that is not installed, by what it calls for it."""
+def resize_without_torchvision() -> None:
+    """Cosmos resizes its padding mask by torchvision; where that is not installed, by what it calls for it."""
+    from diffusers.models.controlnets import controlnet_cosmos
     from diffusers.models.transformers import transformer_cosmos
 
-    if not hasattr(transformer_cosmos, "transforms"):
-        vars(transformer_cosmos)["transforms"] = _Transforms
+    for module in (transformer_cosmos, controlnet_cosmos):
+        if not hasattr(module, "transforms"):
+            vars(module)["transforms"] = _Transforms
+
+
+def _cosmos() -> torch.nn.Module:
+    resize_without_torchvision()
     return build("CosmosTransformer3DModel", **_TWO, text_embed_dim=12, adaln_lora_dim=8, max_size=(16, 32, 32))
 
 

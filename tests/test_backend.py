@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
 import svg_compile
+from lowering import kind, watch
 from svg_compile import NothingRewritten, OptionError, Reason
 from svg_compile.backend import svg
 from svg_compile.kernels import ops
@@ -97,6 +100,46 @@ def test_another_attention_backend_is_named_in_the_warning() -> None:
 
     with pytest.warns(UserWarning, match=r"no scaled_dot_product_attention.*set_attention_backend"):
         compiled(ToyVideoDiT(attend=by_hand))(latents())
+
+
+def by_flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = flex_attention(q, k, v)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def test_flex_attention_is_named_in_the_warning_and_in_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch(monkeypatch, kind)
+    with pytest.warns(UserWarning, match=r"2x attention by FlexAttention.*set_attention_backend"):
+        compiled(ToyVideoDiT(2, attend=by_flex))(latents())
+    torch._dynamo.reset()
+    assert "no rows: attention by FlexAttention" in str(svg_compile.explain(ToyVideoDiT(2, attend=by_flex), latents()))
+
+
+def test_a_whole_model_that_is_watched_is_not_told_to_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch(monkeypatch, kind)
+    for watched in (False, True):
+        model, packed = Packed().eval(), torch.randn(1, 24, 16)
+        model.compile(backend="svg", options={"min_tokens": 0})
+        steps = svg_compile.denoising(model, steps=1) if watched else nullcontext()
+        with pytest.warns(UserWarning, match="no video tokens") as warned, torch.no_grad(), steps:
+            model(packed)
+        told = [str(each.message) for each in warned if "no video tokens" in str(each.message)]
+        assert len(told) == 1
+        assert ("attach(pipe)" in told[0]) != watched
+        torch._dynamo.reset()
+
+
+class Packed(nn.Module):
+    """Packed latents: nothing says which grid they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(2, (2, 8)).transpose(1, 2) for t in self.qkv(hidden_states).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def test_no_warning_when_all_is_well() -> None:

@@ -120,6 +120,23 @@ class Masked(RotaryOutside):
         return self.head(x).transpose(1, 2).unflatten(2, grid)
 
 
+class Flagged(Masked):
+    """Two masks and an image that are floating-point, each read by Python code."""
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, mask: Tensor | None = None, mask_2: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        assert mask is not None
+        assert mask_2 is not None
+        assert image is not None
+        text = torch.stack([torch.cat([row[seen], row[~seen]]) for row, seen in zip(mask, mask.bool())])
+        more = torch.stack([torch.cat([row[seen], row[~seen]]) for row, seen in zip(mask_2, mask_2.bool())])
+        if torch.all(image == 0):
+            more = more * 0.0
+        return super().forward(hidden_states + text.mean() + more.mean(), timestep, mask.bool())
+
+
 class Disabled(Attention):
     """Its attention is in no graph."""
 
@@ -147,6 +164,11 @@ def toy(**more: Any) -> Inputs:
         return {"hidden_states": torch.randn(1, 4, *GRID), "timestep": torch.tensor([500.0]), **more}
 
 
+def flags(image: Tensor) -> Inputs:
+    mask = (torch.arange(TEXT) < 3).float()[None]
+    return toy(mask=mask, mask_2=1 - mask, image=image)
+
+
 def hunyuan15() -> tuple[nn.Module, Inputs]:
     case = models.case("hunyuan_video_1_5")
     return case.build(), case.inputs(1, case.grid)
@@ -161,6 +183,8 @@ MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Inputs]], tuple[Any, ...]]
     "rotary code that is not traced": (lambda: (RotaryOutside(), toy()), GRID),
     "rotary code that reads the grid": (lambda: (RotaryOutside(by_sizes), toy()), GRID),
     "a mask that is read": (lambda: (Masked(), toy(mask=torch.ones(1, TEXT, dtype=torch.int64))), GRID),
+    "masks that are floating-point": (lambda: (Flagged(), flags(torch.zeros(1, 4, 8))), GRID),
+    "masks and an image that are floating-point": (lambda: (Flagged(), flags(torch.randn(1, 4, 8))), GRID),
     "hunyuan_video_1_5": (hunyuan15, layout_of_hunyuan15()),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import svg_compile
 from svg_compile._compat import compiled, dynamo, gpu, graphs, sizes, traces, versions
@@ -150,6 +151,20 @@ def test_a_trace_is_forgotten_and_its_breaks_are_read() -> None:
     assert dict(torch._dynamo.utils.counters) == before
     # Compiled anew after it: nothing of it is kept.
     assert len(in_backend(Broken(), latents(), look=lambda _: None)) == 2
+
+
+def test_flex_attention_is_counted_in_a_graph_and_nothing_else_is() -> None:
+    counted = []
+
+    def backend(graph_module: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        counted.append(graphs.flex_calls(graph_module))
+        return graph_module.forward
+
+    def both(x: Tensor) -> Any:
+        return flex_attention(x, x, x), torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    torch.compile(both, backend=backend, fullgraph=True)(torch.randn(1, 2, 16, 8))
+    assert counted == [1]
 
 
 def test_symbolic_sizes_have_hints_and_expressions() -> None:

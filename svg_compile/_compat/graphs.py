@@ -26,6 +26,14 @@ PRODUCTS = (torch.nn.functional.linear, torch._C._nn.linear, torch.matmul, torch
 CPU_FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
+def flex_calls(graph_module: torch.fx.GraphModule) -> int:
+    """How often a graph calls FlexAttention, a higher-order operator that is known by its name."""
+    operators = (node.target for node in graph_module.graph.nodes if node.op == "call_function")
+    return sum(
+        isinstance(each, torch._ops.HigherOrderOperator) and each.name() == "flex_attention" for each in operators
+    )
+
+
 def fake_mode_of(graph_module: torch.fx.GraphModule) -> Any:
     """The fake tensor mode that the graph was traced with, None where it has no tensor inputs.
 

@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from svg_compile._compat.compiled import isolated_compile
 from svg_compile._compat.fake_values import READS_VALUE, LostWrite, ValueMode
-from svg_compile._compat.graphs import is_fake
+from svg_compile._compat.graphs import flex_calls, is_fake
 from svg_compile._compat.modules import uncompiled
 from svg_compile._compat.traces import leaving_no_trace, with_code_of_its_own
 from svg_compile.config import SvgConfig, split_options
-from svg_compile.decisions import Site
+from svg_compile.decisions import BY_FLEX, Site
 from svg_compile.errors import NeedsData, SvgError
 from svg_compile.inspection.bare_clone import KEPT_FORWARD, bare_clone
 from svg_compile.inspection.cost import cost_of, count_flops
@@ -103,6 +103,8 @@ def trace(
     def collect(graph_module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
         graph = _Graph(count_flops(graph_module))
         graphs.append(graph)
+        if flex_calls(graph_module):
+            notes.append(f"no rows: {BY_FLEX}")
         if listener is not None:
             listener(graph_module, example_inputs)
         facts, answered = input_facts(graph_module), answer(graph_module, mode)

@@ -9,8 +9,8 @@ guarded by nothing, so its calls are told apart here:
     the values of integer tensors, where the trace had breaks: Python code may have read them;
     the values of positions that are the raster of a video (`passes.coordinates`): they prove the grid.
 
-    the values of a small floating-point argument where the trace ends at a line that reads it, and with it alone does
-    not: whether an image is all zeros.
+    the values of small floating-point arguments where the trace ends at a line that reads one: of those that hold
+    zeros and ones, as masks do, and of one more where these are not enough (whether an image is all zeros).
 
 The values of other floating-point tensors, of latents, weights and the timestep, decide nothing: where Python code
 reads one, the trace ends, and the blocks stay dense.
@@ -125,6 +125,11 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
         )
 
     return [name for name, value in arguments.items() if name not in _CHANGING and small(value)]
+
+
+def is_flags(value: Any) -> bool:
+    """Whether an argument's tensors hold zeros and ones only, as a mask does; waits for their device."""
+    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in _tensors(value))
 
 
 def _tensors(value: Any) -> list[Tensor]:

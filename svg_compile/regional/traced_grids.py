@@ -15,7 +15,7 @@ from svg_compile.decisions import Reason, Site
 from svg_compile.errors import WrappedForward
 from svg_compile.passes.grid_marker import Marker, marker_of
 from svg_compile.regional.blocks import is_in
-from svg_compile.regional.call_guards import arguments_of, might_be_read, readable
+from svg_compile.regional.call_guards import arguments_of, is_flags, might_be_read, readable
 from svg_compile.regional.wrappers import why_not_in_parallel
 
 log = logging.getLogger(__name__)
@@ -95,13 +95,19 @@ def _served(site: Site) -> Site:
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, frozenset[str]]:
-    """The trace of a call, and the floating-point arguments whose values it has read: none, or one that lets it end."""
+    """The trace of a call, and the floating-point arguments whose values it has read: none where it ends without."""
     from svg_compile.inspection.tracing import trace
 
     arguments = arguments_of(model, args, kwargs)
     traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
-    for name in might_be_read(arguments) if traced.stopped is not None else ():
-        with_it = trace(model, args, kwargs, _ANY, values=readable(arguments, [name]))
-        if with_it.stopped is None:
-            return with_it, frozenset({name})
+    if traced.stopped is None:
+        return traced, frozenset()
+    names = might_be_read(arguments)
+    # Flags change seldom, so reading one too many costs nothing; of the others one is tried at a time.
+    flags = [name for name in names if is_flags(arguments[name])]
+    tries = [flags] if flags else []
+    for read in (*tries, *([*flags, name] for name in names if name not in flags)):
+        with_them = trace(model, args, kwargs, _ANY, values=readable(arguments, read))
+        if with_them.stopped is None:
+            return with_them, frozenset(read)
     return traced, frozenset()

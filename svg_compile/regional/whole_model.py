@@ -326,13 +326,25 @@ def note_break() -> bool:
 
     Returns whether its next forward is compiled anew: not where it is not watched, or its blocks are served already.
     """
-    call, frame = call_under_way(), inspect.currentframe()
+    regions = _running()
+    return regions is not None and regions.note_break(call_under_way())
+
+
+def watched_under_way() -> bool:
+    """Whether a model runs, whole or by blocks, that is attached or in a `denoising` block."""
+    regions = _running()
+    return regions is not None and bool(regions.holders)
+
+
+def _running() -> Regions | None:
+    """What is known of the innermost model that runs in this thread, if it is watched."""
+    frame = inspect.currentframe()
     while frame is not None:
         running = frame.f_locals.get("self")
         if isinstance(running, nn.Module) and running in _OF_MODEL:
-            return _OF_MODEL[running].note_break(call)
+            return _OF_MODEL[running]
         frame = frame.f_back
-    return False
+    return None
 
 
 def region_of(parameter: Tensor | None) -> tuple[Regions | None, int | None]:

@@ -13,12 +13,7 @@ from typing import Any
 import torch
 
 import models
-
-TEXT = 11
-
-
-def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from pipelines.parts import TEXT, draw, prompts, quiet
 
 
 @dataclass(frozen=True)
@@ -40,19 +35,10 @@ class Spec:
         return pipe(**given, output_type="latent", return_dict=False)[0]
 
 
-def _quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _prompts(dim: int, length: int = TEXT) -> dict[str, Any]:
-    return {"prompt_embeds": _draw(1, length, dim), "negative_prompt_embeds": _draw(1, length, dim, seed=1)}
-
-
 def _wan(**more: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
-    return _quiet(
+    return quiet(
         WanPipeline(
             tokenizer=None,
             text_encoder=None,
@@ -72,13 +58,13 @@ def _wan22() -> Any:
 
 
 def _wan_arguments() -> dict[str, Any]:
-    return _prompts(12) | {"guidance_scale": 3.0}
+    return prompts(12) | {"guidance_scale": 3.0}
 
 
 def _hunyuan() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 
-    return _quiet(
+    return quiet(
         HunyuanVideoPipeline(
             text_encoder=None,
             tokenizer=None,
@@ -94,14 +80,14 @@ def _hunyuan() -> Any:
 def _hunyuan_arguments() -> dict[str, Any]:
     mask = torch.ones(1, TEXT, dtype=torch.int64)
     mask[:, -3:] = 0
-    given = {"prompt_embeds": _draw(1, TEXT, 12), "pooled_prompt_embeds": _draw(1, 8), "prompt_attention_mask": mask}
+    given = {"prompt_embeds": draw(1, TEXT, 12), "pooled_prompt_embeds": draw(1, 8), "prompt_attention_mask": mask}
     return given | {"true_cfg_scale": 1.0}
 
 
 def _cogvideox() -> Any:
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
-    return _quiet(
+    return quiet(
         CogVideoXPipeline(
             tokenizer=None,
             text_encoder=None,
@@ -115,7 +101,7 @@ def _cogvideox() -> Any:
 def _ltx() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
 
-    return _quiet(
+    return quiet(
         LTXPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1),
             vae=None,
@@ -129,7 +115,7 @@ def _ltx() -> Any:
 def _ltx_arguments() -> dict[str, Any]:
     mask = torch.ones(1, TEXT, dtype=torch.int64)
     masks = {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask.clone()}
-    return _prompts(12) | masks | {"guidance_scale": 3.0}
+    return prompts(12) | masks | {"guidance_scale": 3.0}
 
 
 # Latents of 5 x 14 x 6 and, the second time, 3 x 10 x 8: the pipelines' pixel sizes are 8 (LTX: 32) times that.
@@ -139,7 +125,7 @@ SPECS = (
     Spec("wan", _wan, _wan_arguments, _PIXELS, _OTHER, 2),
     Spec("wan_2_2", _wan22, _wan_arguments, _PIXELS, _OTHER, 2, False, ("transformer", "transformer_2")),
     Spec("hunyuan_video", _hunyuan, _hunyuan_arguments, _PIXELS, _OTHER, 1),
-    Spec("cogvideox", _cogvideox, lambda: _prompts(12) | {"guidance_scale": 3.0}, _PIXELS, _OTHER, 1),
+    Spec("cogvideox", _cogvideox, lambda: prompts(12) | {"guidance_scale": 3.0}, _PIXELS, _OTHER, 1),
     Spec("ltx", _ltx, _ltx_arguments, {"height": 224, "width": 96, "num_frames": 33},
          {"height": 160, "width": 128, "num_frames": 17}, 1),
 )  # fmt: skip

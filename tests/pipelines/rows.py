@@ -1,0 +1,175 @@
+"""A row of docs/models.md: a real pipeline, run as it is, compiled whole and by blocks, and what is expected of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import svg_compile
+from svg_compile.regional.blocks import repeated_blocks
+from svg_compile.runtime.observers import Forward, watch
+
+# With density 1 the sparse path equals dense attention. One dense step shows whether steps are told apart.
+OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 1, "dense_layers": 0, "density": 1.0}
+HISTORY = "the video so far stands in the sequence beside the video, in several resolutions: several grids in one"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pipeline: how it is built and called, the grid of its video, and whether its attention becomes sparse.
+
+    grid: frames, height and width in tokens; text: tokens beside the video, before it where `text_first`.
+    tokens: length of the self-attentions that count, where it is not that of the grid with its text.
+    whole, blocks: "sparse", or "dense"; note: what the reader of the table is told.
+    attached: whether `svg_compile.attach` takes the pipeline. each: `compile_repeated_blocks` misses blocks.
+    steps: of the scheduler; of these the first `skipped` are not run where a strength says so.
+    quick: run by `make test`; the others by `make test-slow`.
+    """
+
+    name: str
+    pipeline: str
+    build: Callable[[], Any]
+    arguments: Callable[[], dict[str, Any]]
+    grid: tuple[int, int, int] = (5, 7, 3)
+    text: int = 0
+    text_first: bool = False
+    tokens: int = 0
+    whole: str = "sparse"
+    blocks: str = "sparse"
+    note: str = ""
+    steps: int = 2
+    skipped: int = 0
+    denoisers: tuple[str, ...] = ("transformer",)
+    attached: bool = True
+    each: bool = False
+    quick: bool = False
+
+    @property
+    def sequence(self) -> int:
+        """Tokens of the self-attentions that count."""
+        frames, height, width = self.grid
+        return self.tokens or frames * height * width + self.text
+
+    def call(self, pipe: Any) -> list[Tensor]:
+        """What the pipeline makes: latents where it gives them."""
+        given = {"num_inference_steps": self.steps, "generator": torch.Generator().manual_seed(0),
+                 "output_type": "latent", "return_dict": False} | self.arguments()  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = pipe(**{key: value for key, value in given.items() if value is not ...})
+        return [part for part in _flat(made) if isinstance(part, Tensor)]
+
+    def models(self, pipe: Any) -> Iterator[Any]:
+        for name in self.denoisers:
+            yield getattr(pipe, name)
+
+
+def _flat(made: Any) -> Iterator[Any]:
+    if isinstance(made, (tuple, list)):
+        for part in made:
+            yield from _flat(part)
+    else:
+        yield made
+
+
+@dataclass(frozen=True)
+class Eager:
+    """A run without the backend: what it made, and how often it attended over the video."""
+
+    made: list[Tensor]
+    attentions: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A compiled run: what it made, its sparse attentions, those that the first step left dense, and what was said."""
+
+    made: list[Tensor]
+    sparse: int
+    left_dense: int
+    grids: frozenset[tuple[int | None, ...]]
+    said: list[str]
+
+
+@contextmanager
+def _counted(length: int) -> Iterator[list[int]]:
+    """Count self-attentions of a length that plain Python runs."""
+    real = torch.nn.functional.scaled_dot_product_attention
+    count = [0]
+
+    def counting(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        count[0] += query.shape[-2] == key.shape[-2] == length
+        return real(query, key, *args, **kwargs)
+
+    torch.nn.functional.scaled_dot_product_attention = counting
+    try:
+        yield count
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = real
+
+
+def run_eager(row: Row) -> Eager:
+    with _counted(row.sequence) as count:
+        made = row.call(row.build())
+    return Eager(made, count[0])
+
+
+def compile_blocks(model: Any, each: bool, **options: Any) -> None:
+    """As docs/models.md says: by the class' own list; where it misses some, each element of its lists of modules."""
+    lists = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)]
+    missed = {type(block).__name__ for blocks in lists for block in blocks} - set(model._repeated_blocks or ())
+    if each:
+        assert missed, "compile_repeated_blocks would do"
+        for _, block in repeated_blocks(model):
+            block.compile(**options)
+    else:
+        model.compile_repeated_blocks(**options)
+
+
+def run_compiled(row: Row, how: str, **options: Any) -> Seen:
+    """Compile a pipeline's denoisers as "whole" or "blocks", attach it and run it; leaves Dynamo fresh."""
+    torch._dynamo.reset()
+    pipe = row.build()
+    for model in row.models(pipe):
+        given: dict[str, Any] = {"backend": "svg", "options": {**OPTIONS, **options}}
+        if how == "whole":
+            model.compile(**given)
+        else:
+            compile_blocks(model, row.each, **given)
+    seen: list[Forward] = []
+    tie = svg_compile.attach(pipe) if row.attached else nullcontext()
+    with warnings.catch_warnings(record=True) as warned, tie, watch(seen.append):
+        warnings.simplefilter("always")
+        made = row.call(pipe)
+    torch._dynamo.reset()
+    sparse = [forward for forward in seen if not forward.decision.dense]
+    return Seen(
+        made,
+        sum(len(forward.layers) for forward in sparse),
+        sum(len(forward.layers) for forward in seen) - sum(len(forward.layers) for forward in sparse),
+        frozenset(grid for forward in seen for grid in forward.grids),
+        [str(each.message) for each in warned if str(each.message).startswith("svg: ")],
+    )
+
+
+def check(row: Row, how: str, eager: Eager, seen: Seen) -> None:
+    """Raise AssertionError unless a compiled run was what the row says, and made what the eager run made."""
+    assert len(seen.made) == len(eager.made) > 0
+    for got, want in zip(seen.made, eager.made):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    if getattr(row, how) == "dense":
+        assert (seen.sparse, seen.left_dense) == (0, 0), f"{seen.sparse} sparse, {seen.left_dense} left dense"
+        assert seen.said, "dense, and nothing was said"
+        return
+    steps = row.steps - row.skipped
+    sparse = steps - (row.skipped == 0)
+    assert eager.attentions > 0
+    assert seen.sparse * steps == eager.attentions * sparse, f"{seen.sparse} sparse of {eager.attentions}: {seen.said}"
+    expected = (*row.grid, row.text, row.text_first, OPTIONS["block"])
+    assert seen.grids == {expected}, f"{seen.grids}, not {expected}"
