@@ -117,6 +117,93 @@ def _videos_of_which_one_is_turned(x: Tensor, y: Tensor) -> Tensor:
     return _counted(both, torch.arange(both.shape[2]))
 
 
+# ---- a frame in front, counted with the video -----------------------------------------------------------------------
+
+REFERENCE = torch.randn(B, C, HEIGHT, WIDTH)
+
+
+def _coordinates(*sizes: int) -> Tensor:
+    """What is known of the places of a raster of these sizes, [N, 1]."""
+    at = torch.meshgrid(*(torch.arange(size).float() for size in sizes), indexing="ij")
+    return torch.stack(at, -1).flatten(0, -2).cos().sum(-1, keepdim=True)
+
+
+def _behind_a_reference(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cat([tokens(y), tokens(x)], 1)
+
+
+@model(f"12+{GRID}", video(), REFERENCE)
+def _a_reference_image_counted_with_the_video(x: Tensor, y: Tensor) -> Tensor:
+    return attend(_behind_a_reference(x, y) * _coordinates(FRAMES + 1, HEIGHT, WIDTH))
+
+
+@model(f"12+{GRID}", video(), REFERENCE)
+def _a_reference_image_counted_by_rows(x: Tensor, y: Tensor) -> Tensor:
+    return attend(_behind_a_reference(x, y) * _coordinates(HEIGHT * (FRAMES + 1), WIDTH))
+
+
+@model("UNKNOWN_GRID", video(), REFERENCE)
+def _a_reference_image_and_coordinates_of_other_rows(x: Tensor, y: Tensor) -> Tensor:
+    return attend(_behind_a_reference(x, y) * _coordinates(FRAMES + 1, WIDTH, HEIGHT))
+
+
+@model("UNKNOWN_GRID", video(), torch.randn(B, C, WIDTH, HEIGHT))
+def _a_reference_image_on_its_side(x: Tensor, y: Tensor) -> Tensor:
+    return attend(_behind_a_reference(x, y) * _coordinates(FRAMES + 1, HEIGHT, WIDTH))
+
+
+@model("UNKNOWN_GRID", video(4, 4, 4), torch.randn(B, C, 4, 4))
+def _a_video_on_its_side_behind_a_reference(x: Tensor, y: Tensor) -> Tensor:
+    return attend(_behind_a_reference(x.transpose(3, 4), y) * _coordinates(5, 4, 4))
+
+
+@model("UNKNOWN_GRID", video(), REFERENCE)
+def _a_reference_image_counted_with_a_rolled_video(x: Tensor, y: Tensor) -> Tensor:
+    return attend(_behind_a_reference(x, y).roll(12, 1) * _coordinates(FRAMES + 1, HEIGHT, WIDTH))
+
+
+@model("UNKNOWN_GRID", video(), REFERENCE)
+def _coordinates_are_overwritten_by_the_tokens(x: Tensor, y: Tensor) -> Tensor:
+    # What was a table holds tokens now, along its own three axes.
+    table = (_coordinates(FRAMES + 1, HEIGHT, WIDTH) * torch.ones(B, 1, C)).unflatten(1, (FRAMES + 1, HEIGHT, WIDTH))
+    flat = table.view(B, -1, C)
+    flat *= _behind_a_reference(x, y)
+    return attend(table.transpose(1, 2).flatten(1, 3))
+
+
+# ---- parts of video and text, scaled in place -----------------------------------------------------------------------
+
+
+@model(f"{GRID}+11", video(), TEXT, torch.randn(B, 2, C))
+def _a_frame_and_the_rest_scaled_in_place(x: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    y = torch.cat([tokens(x), text], 1)
+    y[:, :12] *= scale[:, :1]
+    y[:, 12:] *= scale[:, 1:]
+    return attend(y)
+
+
+@model("UNKNOWN_GRID", video(), TEXT)
+def _a_frame_of_video_and_text_written_over_another(x: Tensor, text: Tensor) -> Tensor:
+    y = torch.cat([tokens(x), text], 1)
+    y[:, :12] += y[:, 12:24].clone()
+    return attend(y)
+
+
+@model("UNKNOWN_GRID", video(), TEXT)
+def _a_token_of_video_and_text_written_over_another(x: Tensor, text: Tensor) -> Tensor:
+    y = torch.cat([tokens(x), text], 1)
+    y[:, 3] = tokens(x)[:, 30]
+    return attend(y)
+
+
+@model("UNKNOWN_GRID", video(), TEXT)
+def _tokens_of_video_and_text_written_backwards(x: Tensor, text: Tensor) -> Tensor:
+    y = torch.cat([tokens(x), text], 1)
+    for i in range(N):
+        y[:, i] = tokens(x)[:, N - 1 - i]
+    return attend(y)
+
+
 # ---- no batch -------------------------------------------------------------------------------------------------------
 
 
