@@ -68,6 +68,55 @@ def _a_frame_on_both_sides(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return attend(torch.cat([tokens(y), tokens(x), tokens(z)], 1))
 
 
+@model("12+8*2*6+12", video(8), video(1), video(1))
+def _a_frame_on_both_sides_of_a_longer_video(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return attend(tokens(torch.cat([y, x, z], 2)))
+
+
+@model(f"5+{GRID}+6", video(), TEXT)
+def _words_on_both_sides(x: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([text[:, :5], tokens(x), text[:, 5:]], 1))
+
+
+@model("16+8*2*6+14", video(8), video(2, 1, 2), video(1), torch.randn(B, 14, C))
+def _coarse_history_and_a_frame_in_front_of_video_and_text(
+    x: Tensor, old: Tensor, last: Tensor, text: Tensor
+) -> Tensor:
+    return attend(torch.cat([tokens(old), tokens(last), tokens(x), text], 1))
+
+
+@model("SEVERAL_GRIDS", video(), video(4), TEXT)
+def _two_videos_of_one_size_and_text(x: Tensor, y: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(y), tokens(x), text], 1))
+
+
+@model("SEVERAL_GRIDS", video(), video(3), video(3))
+def _history_on_both_sides_that_is_longer_than_the_video(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return attend(tokens(torch.cat([y, x, z], 2)))
+
+
+@model("UNKNOWN_GRID", video(8), video(1), TEXT)
+def _halves_swapped_between_a_frame_and_text(x: Tensor, y: Tensor, text: Tensor) -> Tensor:
+    x = tokens(x)
+    return attend(torch.cat([tokens(y), x[:, N:], x[:, :N], text], 1))
+
+
+@model("UNKNOWN_GRID", video(8), video(1))
+def _a_frame_in_front_and_one_of_its_own_behind(x: Tensor, y: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(y), tokens(x), tokens(x)[:, :12]], 1))
+
+
+@model("UNKNOWN_GRID", video(8), video(1), TEXT)
+def _windows_between_a_frame_and_text(x: Tensor, y: Tensor, text: Tensor) -> Tensor:
+    windows = x.unflatten(4, (2, 3)).permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+    return attend(torch.cat([tokens(y), windows, text], 1))
+
+
+@model("UNKNOWN_GRID", video(8), video(1), TEXT)
+def _rolled_with_what_stands_on_both_sides(x: Tensor, y: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(y), tokens(x), text], 1).roll(1, 1))
+
+
 @model("SEVERAL_GRIDS", video(), video(2))
 def _videos_joined_in_time(x: Tensor, y: Tensor) -> Tensor:
     return attend(tokens(torch.cat([x, y], 2)))
@@ -174,11 +223,11 @@ def _coordinates_are_overwritten_by_the_tokens(x: Tensor, y: Tensor) -> Tensor:
 # ---- parts of video and text, scaled in place -----------------------------------------------------------------------
 
 
-@model(f"{GRID}+11", video(), TEXT, torch.randn(B, 2, C))
-def _a_frame_and_the_rest_scaled_in_place(x: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    y = torch.cat([tokens(x), text], 1)
-    y[:, :12] *= scale[:, :1]
-    y[:, 12:] *= scale[:, 1:]
+@model(f"{GRID}+11", video(), TEXT, torch.randn(B, C), torch.randn(B, C))
+def _a_frame_and_the_rest_scaled_in_place(x: Tensor, text: Tensor, first: Tensor, rest: Tensor) -> Tensor:
+    y, scale = torch.cat([tokens(x), text], 1), torch.cat([first[:, None], rest[:, None]], 1)
+    y[:, :12] *= scale[:, 0, None]
+    y[:, 12:] *= scale[:, 1, None]
     return attend(y)
 
 
