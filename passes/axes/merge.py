@@ -160,17 +160,43 @@ def _pair(x: Part, y: Part, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
 
 
 def _concats(x: Concat, y: Concat, meaning: Meaning) -> Axis | None:
+    """Two concatenations, segment by segment; a table of the one may run through several of the other."""
     left, right = flat_segments(x), flat_segments(y)
-    if len(left) != len(right):
-        return None
-    segments = []
-    for p, q in zip(left, right):
+    segments: list[Axis] = []
+    while left and right:
+        p, q = left[0], right[0]
         size = length(p)
-        if not holds(equal, size, length(q)):
+        if holds(equal, size, length(q)):
+            # One position is dropped from products: then what is data of the two.
+            segments.append((q if is_table(p) else p) if is_one(size) else unify(p, q, size, meaning))
+            left, right = left[1:], right[1:]
+        elif is_table(p) and (count := _segments_of(right, size)):
+            segments += _through(p, right[:count], meaning)
+            left, right = left[1:], right[count:]
+        elif is_table(q) and (count := _segments_of(left, length(q))):
+            segments += _through(q, left[:count], meaning)
+            left, right = left[count:], right[1:]
+        else:
             return None
-        # One position is dropped from products: then what is data of the two.
-        segments.append((q if is_table(p) else p) if is_one(size) else unify(p, q, size, meaning))
-    return (Concat(tuple(segments), x.size),)
+    return None if left or right else (Concat(tuple(segments), x.size),)
+
+
+def _segments_of(segments: Sequence[Axis], size: Any) -> int:
+    """How many leading segments add up to `size`; 0 where none do."""
+    total: Any = 0
+    for count, segment in enumerate(segments, 1):
+        total = total + length(segment)
+        if holds(equal, total, size):
+            return count
+    return 0
+
+
+def _through(table: Axis, segments: Sequence[Axis], meaning: Meaning) -> list[Axis]:
+    """A table's segment against several: these, or an opaque one where the two contradict each other."""
+    size = length(table)
+    common = unify(table, (Concat(tuple(segments), size),), size, meaning)
+    alone = common[0] if len(common) == 1 else None
+    return flat_segments(alone) if isinstance(alone, Concat) else [common]
 
 
 def _group(atom: Part, group: Axis, meaning: Meaning) -> Axis | None:

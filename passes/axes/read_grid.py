@@ -66,8 +66,9 @@ def same_grid(left: Grid | None, right: Grid | None) -> bool:
     return all(holds(equal, a, b) for a, b in zip((*left.sizes, left.before), (*right.sizes, right.before)))
 
 
-# Of a sequence, what may be attended in full beside the video: one part in so many.
-_OPEN_SHARE = 4
+# Of a sequence, what may be attended in full beside the video, in tenths. At three of them half of all pairs are: more is
+# not worth a plan.
+_OPEN_TENTHS = 3
 
 
 def read_grid(axis: Axis, unbatched: bool) -> Grid | Refusal:
@@ -86,7 +87,7 @@ def read_grid(axis: Axis, unbatched: bool) -> Grid | Refusal:
         return Refusal(Reason.SINGLE_FRAME)
     in_front, behind = (sum(length(segment) for segment in side) for side in (before, after))
     beside = in_front + behind
-    if others and not settled(at_most, _OPEN_SHARE * beside, beside + video.tokens):
+    if others and not settled(at_most, 10 * beside, _OPEN_TENTHS * (beside + video.tokens)):
         return Refusal(Reason.SEVERAL_GRIDS, f"{size_hint(beside)} of {size_hint(length(axis))} tokens are beside it")
     both = bool(before and after)
     note = _note(before, after, size_hint(beside) / size_hint(length(axis))) if others or both else ""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from token_toys import FRAMES, GRID, HEIGHT, WIDTH, B, C, N, attend, model, tokens, video
 
 TEXT = torch.randn(B, 11, C)
 LATENTS = torch.randn(FRAMES, HEIGHT, WIDTH, C)
+
+
+def _coordinates(*sizes: int) -> Tensor:
+    """What is known of the places of a raster of these sizes, [N, 1]."""
+    at = torch.meshgrid(*(torch.arange(size).float() for size in sizes), indexing="ij")
+    return torch.stack(at, -1).flatten(0, -2).cos().sum(-1, keepdim=True)
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -166,15 +173,45 @@ def _videos_of_which_one_is_turned(x: Tensor, y: Tensor) -> Tensor:
     return _counted(both, torch.arange(both.shape[2]))
 
 
+# ---- tables of several segments, and pooled ones -----------------------------------------------------------------
+
+
+@model("16+8*2*6+14", video(8), video(2, 1, 2), video(1), torch.randn(B, 14, C), torch.randn(B, 1, C))
+def _a_scale_for_all_history_and_one_for_the_rest(
+    x: Tensor, old: Tensor, last: Tensor, text: Tensor, scale: Tensor
+) -> Tensor:
+    y = torch.cat([tokens(old), tokens(last), tokens(x), text], 1)
+    return attend(y * torch.cat([torch.ones(B, 16, C), scale.expand(B, y.shape[1] - 16, C)], 1))
+
+
+@model("UNKNOWN_GRID", video(8), video(1), TEXT)
+def _a_scale_that_ends_within_the_video(x: Tensor, y: Tensor, text: Tensor) -> Tensor:
+    both = torch.cat([tokens(y), tokens(x)], 1)
+    return attend(both + torch.cat([torch.ones(B, 97, C), text], 1))
+
+
+@model(f"6+{GRID}", video(), video(4, 2, 3))
+def _pooled_coordinates_beside_pooled_history(x: Tensor, old: Tensor) -> Tensor:
+    old = F.avg_pool3d(old, (2, 2, 1))
+    table = F.avg_pool3d(_coordinates(4, 2, 3).T.unflatten(1, (4, 2, 3))[None], (2, 2, 1))
+    y = torch.cat([tokens(old), tokens(x)], 1)
+    return attend(y * torch.cat([tokens(table), _coordinates(FRAMES, HEIGHT, WIDTH)[None]], 1))
+
+
+@model("UNKNOWN_GRID")
+def _pooled_over_windows_that_overhang(x: Tensor) -> Tensor:
+    return attend(tokens(x + F.avg_pool3d(x, (3, 1, 3), 1, (1, 0, 1))))
+
+
+@model("UNKNOWN_GRID", video(8))
+def _pooled_frames_put_in_the_place_of_others(x: Tensor) -> Tensor:
+    coarse = F.avg_pool3d(x, (2, 1, 1))
+    return attend(tokens(x[:, :, :4] + coarse))
+
+
 # ---- a frame in front, counted with the video -----------------------------------------------------------------------
 
 REFERENCE = torch.randn(B, C, HEIGHT, WIDTH)
-
-
-def _coordinates(*sizes: int) -> Tensor:
-    """What is known of the places of a raster of these sizes, [N, 1]."""
-    at = torch.meshgrid(*(torch.arange(size).float() for size in sizes), indexing="ij")
-    return torch.stack(at, -1).flatten(0, -2).cos().sum(-1, keepdim=True)
 
 
 def _behind_a_reference(x: Tensor, y: Tensor) -> Tensor:
