@@ -33,7 +33,7 @@ def grid_of(
         if _other_tokens(visit.query, visit.key) or _other_tokens(visit.query, visit.value):
             return Refusal(Reason.CROSS_ATTENTION)
         return given or Refusal(Reason.UNKNOWN_GRID, too_short or why_unknown(query, key, value) or _APART)
-    found = read_grid(query, _unbatched(visit))
+    found = read_grid(query, _unbatched(visit), visit.rises)
     if isinstance(found, Grid) or found.reason is Reason.SINGLE_FRAME:
         part = _part_elsewhere(visit, query)
         found = found if part is None else Refusal(Reason.UNKNOWN_GRID, part)

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from svg_compile._compat.sizes import at_most, equal, holds, settled, size_hint
 from svg_compile.decisions import Reason
-from svg_compile.passes.axes.axis import Axis, length
+from svg_compile.passes.axes.axis import Axis, free_axis, length
 from svg_compile.passes.axes.segments import frame_of_one, is_text, may_be_open, segments_of, video_of, why_unknown
 from svg_compile.passes.axes.text import show
 
@@ -24,7 +24,8 @@ class Grid:
 
     text_len: tokens beside the video, which are seen by all and see all. before: of these, the ones in front of the
     video where there are some on both sides: to be attended, they are moved behind all others. note: what the report
-    says of them, where they are not text on one side.
+    says of them, where they are not text on one side. by_numbers: the values of an input that numbers the frames told
+    how many of them are the video.
     """
 
     frames: Any
@@ -34,6 +35,7 @@ class Grid:
     text_first: bool = False
     note: str = ""
     before: Any = 0
+    by_numbers: bool = False
 
     @property
     def sizes(self) -> tuple[Any, Any, Any, Any]:
@@ -66,23 +68,33 @@ def same_grid(left: Grid | None, right: Grid | None) -> bool:
     return all(holds(equal, a, b) for a, b in zip((*left.sizes, left.before), (*right.sizes, right.before)))
 
 
-# Of a sequence, what may be attended in full beside the video, in tenths. At three of them half of all pairs are: more is
-# not worth a plan.
+# Of a sequence, what may be attended in full beside the video, in tenths. At three of them half of all pairs are: more
+# is not worth a plan.
 _OPEN_TENTHS = 3
 
 
-def read_grid(axis: Axis, unbatched: bool) -> Grid | Refusal:
-    """Read a sequence axis: the largest video, and beside it text, or little else."""
+def read_grid(axis: Axis, unbatched: bool, rises: Mapping[str, int]) -> Grid | Refusal:
+    """Read a sequence axis: the largest video, and beside it text, or little else.
+
+    rises: by input, how many of the numbers that it gives frames rise; frames behind these are beside the video, too.
+    """
     segments = segments_of(axis)
     videos = [(video, at) for at, segment in enumerate(segments) if (video := video_of(segment, unbatched)) is not None]
     if not videos:
         return _no_video(axis, segments)
     video, at = max(videos, key=lambda found: size_hint(found[0].tokens))
-    before, after = segments[:at], segments[at + 1 :]
+    before, after = list(segments[:at]), list(segments[at + 1 :])
     others = [segment for segment in (*before, *after) if not is_text(segment, video)]
     unknown = [segment for segment in others if not may_be_open(segment)]
     if unknown:
         return Refusal(Reason.UNKNOWN_GRID, why_unknown(*unknown))
+    frames = min((rises[source] for source in video.beside_frames if source in rises), default=None)
+    if frames is not None:
+        if not holds(equal, video.frames, frames):
+            # The last frames of a raster are a segment behind it.
+            tail = tuple(part for size in (video.frames - frames, *video.place) for part in free_axis(size))
+            others, after = [*others, tail], [tail, *after]
+        video = replace(video, frames=frames)
     if holds(equal, video.frames, 1):
         return Refusal(Reason.SINGLE_FRAME)
     in_front, behind = (sum(length(segment) for segment in side) for side in (before, after))
@@ -92,7 +104,7 @@ def read_grid(axis: Axis, unbatched: bool) -> Grid | Refusal:
     both = bool(before and after)
     note = _note(before, after, size_hint(beside) / size_hint(length(axis))) if others or both else ""
     sizes = video.frames, video.height, video.width, beside
-    return Grid(*sizes, bool(before) and not both, note, in_front if both else 0)
+    return Grid(*sizes, bool(before) and not both, note, in_front if both else 0, frames is not None)
 
 
 def _no_video(axis: Axis, segments: Sequence[Axis]) -> Refusal:

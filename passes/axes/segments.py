@@ -32,6 +32,12 @@ class Video:
     height: Any
     width: Any
     sources: frozenset[str]
+    # The inputs along whose axes its frames ran.
+    beside_frames: frozenset[str] = frozenset()
+
+    @property
+    def place(self) -> tuple[Any, Any]:
+        return self.height, self.width
 
     @property
     def tokens(self) -> Any:
@@ -72,7 +78,7 @@ def video_of(segment: Axis, unbatched: bool = False) -> Video | None:
     assert len(origins) == 3
     sources = frozenset(origin.source for origin in origins)
     frames, height, width = (atom.size for atom in atoms)
-    video = Video(frames, height, width, sources)
+    video = Video(frames, height, width, sources, frozenset(atoms[0].aligned))
     if unbatched and [origin.path for origin in origins] == [(0,), (1,), (2,)]:
         return video if len(sources) == 1 and origins[0].rank == 4 else None
     last: dict[str, tuple[int, ...]] = {}
