@@ -29,9 +29,9 @@ class PositionGuard:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"svg: the positions that this call passes are not those of the {_named(broken.found)} that the model was "
-                "compiled for, though of the same shape: the call runs dense. Call torch.compiler.reset() before another "
-                "grid of equal length, or pad the sequence.",
+                f"svg: the positions that this call passes are not those of the {_named(broken.found)} that the model "
+                "was compiled for, though of the same shape: the call runs dense. Call torch.compiler.reset() before "
+                "another grid of equal length, or pad the sequence.",
                 stacklevel=2,
             )
         return self.dense(*inputs)

@@ -113,6 +113,12 @@ def _a_frame_in_front_and_one_of_its_own_behind(x: Tensor, y: Tensor) -> Tensor:
     return attend(torch.cat([tokens(y), tokens(x), tokens(x)[:, :12]], 1))
 
 
+@model("UNKNOWN_GRID", video(8))
+def _its_own_first_frame_in_front(x: Tensor) -> Tensor:
+    longer = F.pad(x, (0, 0, 0, 0, 0, 1))
+    return attend(tokens(torch.cat([longer[:, :, :1], longer[:, :, :8]], 2)))
+
+
 @model("UNKNOWN_GRID", video(8), video(1), TEXT)
 def _windows_between_a_frame_and_text(x: Tensor, y: Tensor, text: Tensor) -> Tensor:
     windows = x.unflatten(4, (2, 3)).permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
