@@ -38,8 +38,8 @@ def move_of(graph: fx.Graph, grid: Grid) -> Move | None:
     """The move that a grid needs, its numbers put at the graph's insertion point; None where it needs none."""
     if not grid.moves:
         return None
-    numbers = grid.before, grid.tokens - grid.before
-    return Move(*(emit_size(graph, number) for number in numbers), shown=numbers)
+    before, rest = numbers = grid.before, grid.tokens - grid.before
+    return Move(emit_size(graph, before), emit_size(graph, rest), numbers)
 
 
 def emit_together(graph: fx.Graph, tensor: fx.Node, move: Move, dim: int) -> fx.Node:
