@@ -12,7 +12,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.decisions import Decisions, Reason
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.axes.ledger import GraphCall
-from svg_compile.passes.coordinates import build_on, rasters_among
+from svg_compile.passes.coordinates import Found, build_on, rasters_among, rises_among
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.grid_marker import Marker
@@ -51,17 +51,23 @@ def run_passes(
     fake_mode = fake_mode_of(graph_module)
     if fake_mode is None or (call is None and not any(attention_nodes(graph_module))):
         return Decisions()
-    axes = infer_token_axes(graph_module, fake_mode, call=call)
+    examples = None if call is None else call.inputs
+    rises = rises_among(graph_module, examples)
+    axes = infer_token_axes(graph_module, fake_mode, rises=rises, call=call)
     before = 0 if call is None else call.layers_before
     candidates = find_attention(graph_module, axes, config, markers, before)
-    examples = None if call is None else call.inputs
+    built_on: dict[fx.Node, Found] = {}
     if any(one.reason in _HIDDEN for one in candidates) and (rasters := rasters_among(graph_module, examples)):
         # The graph does not show the grid, but values of its inputs may.
-        other_axes = infer_token_axes(graph_module, fake_mode, rasters, call)
+        other_axes = infer_token_axes(graph_module, fake_mode, rasters, rises, call)
         others = find_attention(graph_module, other_axes, config, markers, before)
         if sum(other.grid is not None for other in others) > sum(one.grid is not None for one in candidates):
             axes, candidates = other_axes, others
-            build_on(graph_module, rasters)
+            built_on |= rasters
+    if any(one.grid is not None and one.grid.by_numbers for one in candidates):
+        built_on |= rises
+    if built_on:
+        build_on(graph_module, built_on)
     if observer is not None:
         observer.text("token_axes", table(axes))
     report = Decisions(tuple(candidate.site(config.block) for candidate in candidates))

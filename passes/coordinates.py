@@ -6,14 +6,16 @@ and seconds, [B, N, 3] or [N, 3] ids. A graph cannot show what such a tensor hol
     tokens    n = (f * height + h) * width + w
     raster    the first component depends on f alone and rises with it, the second on h alone, the third on w alone
 
-at any patch size, frame rate or offset. Whoever builds on a raster must look again at each call: other values are
-another grid.
+at any patch size, frame rate or offset. Where a model is given the numbers of its frames, [F], frames may stand behind
+the video that are none of it: there the numbers do not go on rising. Whoever builds on values must look again at each
+call: others are another grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Union
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +28,7 @@ from svg_compile._compat.subclasses import is_quantised
 # (time, row, column), and at most one more component, which is the same for all tokens.
 _COMPONENTS = (3, 4)
 _FEWEST_TOKENS = 8
+_FEWEST_FRAMES, _MOST_FRAMES = 2, 4096
 # More are no positions of a video that fits a machine.
 _MOST_VALUES = 2**26
 
@@ -98,6 +101,28 @@ def _first_change(values: Tensor) -> int:
     return int((values != values[0]).int().argmax())
 
 
+@dataclass(frozen=True)
+class Rise:
+    """Whole numbers [F], one a frame, of which the first `frames` rise: all, or the next one does not.
+
+    What stands there is no next frame: a reference that is given the time of another, behind the video.
+    """
+
+    frames: int
+
+
+def rise_of(positions: Tensor) -> Rise | None:
+    """How many of the numbers of frames rise; None where a tensor holds no such numbers, or they are not known."""
+    if positions.dtype not in (torch.int32, torch.int64) or positions.dim() != 1:
+        return None
+    known = known_value(positions) if _FEWEST_FRAMES <= positions.numel() <= _MOST_FRAMES else None
+    if known is None:
+        return None
+    falls = (known.detach().cpu().diff() <= 0).nonzero()
+    return Rise(int(falls[0]) + 1 if len(falls) else positions.numel())
+
+
+Found = Union[Raster, Rise]
 # By tensor: the version of its values and what they hold.
 _SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -107,17 +132,28 @@ def raster_seen(positions: Tensor) -> Raster | None:
 
     A denoising loop gives each step the same tensor, so a GPU is waited for once a run.
     """
+    found = _seen(positions)
+    return found if isinstance(found, Raster) else None
+
+
+def rise_seen(positions: Tensor) -> Rise | None:
+    """`rise_of`, looked up likewise."""
+    found = _seen(positions)
+    return found if isinstance(found, Rise) else None
+
+
+def _seen(positions: Tensor) -> Found | None:
     if is_quantised(positions):
         return None
     if positions.is_inference():
         # It does not count how often it was written.
-        return raster_of(positions)
+        return rise_of(positions) or raster_of(positions)
     version = version_of(positions)
     known = _SEEN.get(positions)
     if known is None or known[0] != version:
-        known = _SEEN[positions] = (version, raster_of(positions))
-    raster: Raster | None = known[1]
-    return raster
+        known = _SEEN[positions] = (version, rise_of(positions) or raster_of(positions))
+    found: Found | None = known[1]
+    return found
 
 
 def rasters_among(
@@ -127,27 +163,34 @@ def rasters_among(
 
     inputs: those of the call; None where the graph is being compiled for it, and Dynamo knows them.
     """
-    found = {}
+    return {node: raster for node, example in _examples(graph_module, inputs) if (raster := raster_seen(example))}
+
+
+def rises_among(graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None = None) -> Mapping[fx.Node, Rise]:
+    """The inputs of a graph whose values, in the call at hand, number frames of which some stand behind the others."""
+    return {node: rise for node, example in _examples(graph_module, inputs) if (rise := rise_seen(example))}
+
+
+def _examples(
+    graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None
+) -> Iterator[tuple[fx.Node, Tensor]]:
     for node in graph_module.graph.find_nodes(op="placeholder"):
         example = example_of(node) if inputs is None else inputs.get(node)
         if example is not None and not isinstance(example, torch.nn.Parameter):
-            raster = raster_seen(example)
-            if raster is not None:
-                found[node] = raster
-    return found
+            yield node, example
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What a rewritten graph builds on: its input number `place` holds this raster. Other values need another graph."""
+    """What a rewritten graph builds on: its input number `place` holds this. Other values need another graph."""
 
     place: int
-    raster: Raster
+    found: Found
 
     def hold(self, inputs: Sequence[object]) -> bool:
         """Whether a call's inputs are positions of that grid."""
         value = inputs[self.place]
-        return isinstance(value, Tensor) and raster_seen(value) == self.raster
+        return isinstance(value, Tensor) and _seen(value) == self.found
 
 
 _KEY = "svg_positions"
@@ -159,7 +202,7 @@ def positions_of(graph_module: fx.GraphModule) -> tuple[Positions, ...]:
     return found
 
 
-def build_on(graph_module: fx.GraphModule, rasters: Mapping[fx.Node, Raster]) -> None:
+def build_on(graph_module: fx.GraphModule, values: Mapping[fx.Node, Found]) -> None:
     """Note that a graph was rewritten on these values of its inputs."""
     places = {node: place for place, node in enumerate(graph_module.graph.find_nodes(op="placeholder"))}
-    graph_module.meta[_KEY] = tuple(Positions(places[node], raster) for node, raster in rasters.items())
+    graph_module.meta[_KEY] = tuple(Positions(places[node], found) for node, found in values.items())

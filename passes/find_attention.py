@@ -4,7 +4,7 @@
     after    a `Candidate` a call: the operands, the grid and the key mask, or a `Reason`
 
 Rewritten only where everything is proven: query, key and value run over the same sequence of one video grid in
-raster order with text on at most one side; the mask is none or hides keys alone; no causality, dropout, grouped
+raster order with text or little else beside it; the mask is none or hides keys alone; no causality, dropout, grouped
 queries or gradients. What is not proven is refused.
 """
 
@@ -21,8 +21,9 @@ from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_call import Call, call_of, example, refused_call
-from svg_compile.passes.axes.grid import Grid, Refusal, grid_of, same_grid
+from svg_compile.passes.axes.grid import grid_of
 from svg_compile.passes.axes.infer import AttentionAxes, TokenAxes
+from svg_compile.passes.axes.read_grid import Grid, Refusal, same_grid
 from svg_compile.passes.axes.text import show_sequence
 from svg_compile.passes.grid_marker import Marker, grids_of
 from svg_compile.passes.node_origin import layer_of as layer_of
@@ -73,6 +74,7 @@ class Candidate:
             source=source_of(self.node),
             detail=self.detail,
             stack=stack_of(self.node),
+            before=0 if self.grid is None else size_hint(self.grid.before),
         )
 
 
@@ -166,7 +168,7 @@ def _decide(
             reason, detail = refusal
     if reason is None and grid is not None and not settled(at_most, config.min_tokens, grid.tokens):
         reason, detail = Reason.TOO_SHORT, f"{size_hint(grid.tokens)} < {config.min_tokens}"
-    if reason is None and grid is not None and not computable(module.graph, grid.sizes):
+    if reason is None and grid is not None and not computable(module.graph, (*grid.sizes, grid.before)):
         reason = Reason.SYMBOLIC
     return Candidate(module, node, call, grid, reason, detail, sequence, bias_hides)
 
@@ -188,4 +190,4 @@ def _agree(given: VideoLayout | None, marked: Grid) -> bool:
     if given is None:
         return True
     layout = Grid(given.frames, given.height, given.width, given.text_len, given.text_first)
-    return same_grid(layout, marked if given.text_len else replace(marked, text_len=0, text_first=False))
+    return same_grid(layout, marked if given.text_len else replace(marked, text_len=0, text_first=False, before=0))

@@ -6,6 +6,7 @@ one entry for each attention of the module, in order:
 
     grid                  frames, height and width are the next three of `sizes`
     grid text first       and the number of text tokens before (or: last) the video is the one after these
+    grid text both        and how many of them stand before the video the one after that
     CROSS_ATTENTION       refused, by the name of the `Reason`
 
 With "block: " before it, it is of the attentions that the compiled block calls itself, in no module within.
@@ -25,12 +26,13 @@ import torch
 from torch import Tensor
 
 from svg_compile.decisions import Reason, Site
-from svg_compile.passes.axes.grid import Grid
+from svg_compile.passes.axes.read_grid import Grid
 
 _LIBRARY = torch.library.Library("svg", "FRAGMENT")
 _LIBRARY.define("mark(Tensor(a) tensor, str text, Tensor[] sizes) -> Tensor(a)")
 OF_BLOCK = "block: "
-_GRID, _FIRST, _LAST = "grid", "grid text first", "grid text last"
+_GRID, _FIRST, _LAST, _BOTH = "grid", "grid text first", "grid text last", "grid text both"
+_NUMBERS = {_GRID: 3, _FIRST: 4, _LAST: 4, _BOTH: 5}
 _APART = 2**20
 
 
@@ -76,6 +78,9 @@ def marker_of(sites: Sequence[Site]) -> Marker:
         if layout.text_len:
             sizes.append(layout.text_len)
             texts[-1] = _FIRST if layout.text_first else _LAST
+        if site.before:
+            sizes.append(site.before)
+            texts[-1] = _BOTH
     return Marker(";".join(texts), tuple(sizes))
 
 
@@ -83,7 +88,7 @@ def entries_of(marker: Marker) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     """(text, its own sizes) of each attention of a marker's module; no sizes for one that is refused."""
     found, sizes = [], list(marker.sizes)
     for text in marker.text.removeprefix(OF_BLOCK).split(";"):
-        count = {_GRID: 3, _FIRST: 4, _LAST: 4}.get(text, 0)
+        count = _NUMBERS.get(text, 0)
         found.append((text, tuple(sizes[:count])))
         del sizes[:count]
     return tuple(found)
@@ -96,8 +101,8 @@ def grids_of(marker: Marker) -> tuple[Grid | Reason, ...]:
         if not sizes:
             found.append(Reason[text])
             continue
-        frames, height, width, *text_len = sizes
-        found.append(Grid(frames, height, width, text_len[0] if text_len else 0, text == _FIRST))
+        frames, height, width, text_len, before = (*sizes, 0, 0)[:5]
+        found.append(Grid(frames, height, width, text_len, text == _FIRST, before=before))
     return tuple(found)
 
 

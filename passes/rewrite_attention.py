@@ -5,6 +5,7 @@
              out  = svg.attention(q, k, v, plan, mask[:, 0, 0], F, H, W, T, ..., s, engine, ABI)
              with `repair`, svg.profile_and_fit in place of svg.profile, and svg.repair_(out, ...) behind
              and, where the mask hides rows as well: out.masked_fill(~mask[:, 0, 0, :, None], 0)
+             where text stands on both sides, operands and result are reordered around it (`move_open`)
 
 The node is replaced where it stands, for the graph is not functional (RoPE writes into slices before it). No
 placeholder is added: symbolic sizes are computed from those that the graph has.
@@ -27,6 +28,7 @@ from svg_compile.kernels.widths import LADDER
 from svg_compile.passes.attention_call import example
 from svg_compile.passes.attention_mask import TokenMask, token_mask
 from svg_compile.passes.find_attention import Candidate
+from svg_compile.passes.move_open import Move, emit_put_back, emit_together, move_of
 from svg_compile.passes.symbols import emit_size
 
 _META = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "custom", "seq_nr")
@@ -61,6 +63,10 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         scale = None if scale is None else float(scale)
         tail = (scale, config.engine, ABI)
         options = (list(config.densities), config.sampled_rows, config.adaptive_widths, *tail)
+        move = move_of(graph, grid)
+        if move is not None:
+            query, key, value = (emit_together(graph, operand, move, 2) for operand in (query, key, value))
+            key_mask = None if key_mask is None else emit_together(graph, key_mask, move, 1)
         if shown.device.type != "cpu":
             query, key, value = (_emit_settled(graph, operand) for operand in (query, key, value))
             key_mask = None if key_mask is None else _emit_settled(graph, key_mask)
@@ -85,7 +91,7 @@ def _rewrite(candidate: Candidate, config: SvgConfig) -> None:
         if mask is not None and mask.pairs is not None and key_mask is not None:
             out = _emit_hidden_rows(graph, out, key_mask)
         order = _storage_order(shown)
-        result = out if order == _OP_ORDER else _emit_order(graph, out, order)
+        result = out if order == _OP_ORDER and move is None else _emit_order(graph, out, order, move)
         result.meta["example_value"] = shown if result is not out else out.meta["example_value"]
     node.replace_all_uses_with(result)
     graph.erase_node(node)
@@ -129,9 +135,16 @@ def _as_stored(shown: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     return shown.new_empty([shown.shape[dim] for dim in order]).permute(_inverse(order))
 
 
-def _emit_order(graph: fx.Graph, out: fx.Node, order: tuple[int, ...]) -> fx.Node:
-    """A model that reads the result by another storage order than [B, N, H, D], as a view does, goes on doing so."""
-    moved = graph.call_method("contiguous", (graph.call_method("permute", (out, order)),))
+def _emit_order(graph: fx.Graph, out: fx.Node, order: tuple[int, ...], move: Move | None) -> fx.Node:
+    """A model that reads the result by another storage order than [B, N, H, D], as a view does, goes on doing so.
+
+    Tokens that were moved are put back in the same copy.
+    """
+    stored = graph.call_method("permute", (out, order))
+    if move is None:
+        moved = graph.call_method("contiguous", (stored,))
+    else:
+        moved = emit_put_back(graph, stored, move, order.index(2))
     result = graph.call_method("permute", (moved, _inverse(order)))
     result.meta.update(out.meta)
     return result

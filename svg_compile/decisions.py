@@ -26,7 +26,7 @@ class Reason(enum.Enum):
     )
     SEVERAL_GRIDS = (
         "several token grids in one sequence",
-        "nothing to do: one video is supported, with text or little else on one side of it",
+        "nothing to do: one video is supported, with text or little else beside it",
     )
     LAYOUT_CONFLICT = (
         "options['layout'] contradicts the grid found in the graph",
@@ -94,7 +94,8 @@ class Site:
 
     layer: its module path. layout: its grid where one was found, in traced sizes. source: file:line in the model's own
     code; stack: every line on the way to the call, outermost first. calls: how often one forward runs it, more than
-    once where Dynamo shares one graph between layers.
+    once where Dynamo shares one graph between layers. before: of the layout's text, the tokens that stand in front of
+    the video, and are moved behind the others.
     """
 
     rewritten: bool
@@ -111,6 +112,7 @@ class Site:
     detail: str = ""
     stack: tuple[str, ...] = ()
     calls: int = 1
+    before: int = 0
 
     @property
     def needs_whole_model(self) -> bool:

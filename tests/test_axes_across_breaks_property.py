@@ -13,8 +13,8 @@ from torch import Tensor
 
 import svg_compile
 from svg_compile.decisions import Reason, Site
-from test_token_axes_property import PLAIN, assert_raster
-from token_programs import BATCH, CHANNELS, TEXT, Step, apply, payload, programs
+from test_token_axes_property import PLAIN, assert_raster, together
+from token_programs import BATCH, CHANNELS, TEXT, Step, apply, beside, inputs_of, payload, programs
 from traced import GRID_OPTIONS
 
 PROGRAMS = int(os.environ.get("SVG_TEST_BROKEN_PROGRAMS", "60"))
@@ -46,8 +46,8 @@ def meanwhile(what: str, x: Tensor, view: Tensor, base: Tensor) -> Tensor:
 
 
 def broken_sequence(
-    x: Tensor, text: Tensor, mask: Tensor, steps: list[Step], order: list[int], cuts: Any, side: str, places: list[str],
-    happens: str, at: int,
+    x: Tensor, text: Tensor, mask: Tensor, frame: Tensor, steps: list[Step], order: list[int], cuts: Any, side: str,
+    places: list[str], happens: str, at: int,
 ) -> Tensor:  # fmt: skip
     """`token_programs.sequence`, cut into pieces; `happens` between two of them, before step `at`."""
     x = video = x @ torch.eye(CHANNELS)
@@ -74,19 +74,16 @@ def broken_sequence(
             product *= size
         lengths.append(product)
     x = x.reshape(lengths)
-    if side != "none":
-        words = text[None, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
-        x = torch.cat([words, x] if side == "first" else [x, words], dim=2)
-    return x
+    return beside(x, text, frame, side)
 
 
 def claimed(program: Any, places: list[str], happens: str, at: int) -> list[Site]:
     """The attentions that were proven; fails where one was proven wrongly."""
     grid, steps, order, cuts, side = program
-    inputs = payload(grid), torch.full((TEXT,), -1.0), torch.ones(BATCH, *grid, 1)
+    inputs = inputs_of(grid)
 
-    def attend(x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        q = broken_sequence(x, text, mask, steps, order, cuts, side, places, happens, at)
+    def attend(*given: Tensor) -> Tensor:
+        q = broken_sequence(*given, steps, order, cuts, side, places, happens, at)
         return torch.nn.functional.scaled_dot_product_attention(q, q, q)
 
     torch._dynamo.reset()
@@ -97,7 +94,7 @@ def claimed(program: Any, places: list[str], happens: str, at: int) -> list[Site
     proven = [site for site in report.sites if site.layout is not None]
     for site in proven:
         assert site.layout is not None
-        assert_raster(query, grid, site.layout)
+        assert_raster(together(query, site.before), grid, site.layout)
     return proven
 
 

@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.axis import Kind, Origin, axis_of
-from svg_compile.passes.axes.grid import Grid, grid_of
+from svg_compile.passes.axes.grid import grid_of
+from svg_compile.passes.axes.read_grid import Grid
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
-from token_programs import BATCH, GRIDS, NOBODY, TEXT, Step, payload, programs, sequence
+from token_programs import GRIDS, NOBODY, Step, inputs_of, programs, sequence
 from traced import CONFIG, sites_of
 
 
@@ -31,18 +32,23 @@ def check(
 ) -> bool:
     """Whether the grid was claimed; fails where it was claimed wrongly."""
 
-    def attend(x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        q = sequence(x, text, mask, steps, order, cuts, side)
+    def attend(*inputs: torch.Tensor) -> torch.Tensor:
+        q = sequence(*inputs, steps, order, cuts, side)
         return torch.nn.functional.scaled_dot_product_attention(q, q, q)
 
-    x, text, mask = payload(grid), torch.full((TEXT,), -1.0), torch.ones(BATCH, *grid, 1)
-    torch._dynamo.mark_static(x, 4)
-    (site,) = sites_of(attend, x, text, mask, dynamic=dynamic)
+    inputs = inputs_of(grid)
+    torch._dynamo.mark_static(inputs[0], 4)
+    (site,) = sites_of(attend, *inputs, dynamic=dynamic)
     if not site.rewritten:
         return False
     assert site.layout is not None
-    assert_raster(sequence(x, text, mask, steps, order, cuts, side), grid, site.layout)
+    assert_raster(together(sequence(*inputs, steps, order, cuts, side), site.before), grid, site.layout)
     return True
+
+
+def together(query: torch.Tensor, before: int) -> torch.Tensor:
+    """A query whose first tokens stand behind the others, as attention has them."""
+    return query.roll(-before, 2)
 
 
 def assert_raster(query: torch.Tensor, grid: tuple[int, int, int], layout: VideoLayout) -> None:
@@ -91,15 +97,16 @@ def test_a_claimed_grid_is_the_order_of_the_tokens(program: Any) -> None:
 
 
 @settings(max_examples=int(os.environ.get("SVG_TEST_PROGRAMS", "600")))
+@example(((4, 4, 4), [("pad", 1, 0, 1), ("pieces", 1, 1, "overlapping")], *PLAIN, "none"))
 @given(programs())
 def test_a_claimed_grid_is_the_order_of_the_tokens_of_many(program: Any) -> None:
     """The same without torch.compile, which takes most of the time: the rules alone, on fake tensors."""
     grid, steps, order, cuts, side = program
-    x, text, mask = payload(grid), torch.full((TEXT,), -1.0), torch.ones(BATCH, *grid, 1)
+    real = inputs_of(grid)
     tracker = AxisTracker()
     with FakeTensorMode() as fake, torch.no_grad():
-        inputs = [fake.from_tensor(tensor) for tensor in (x, text, mask)]
-        for name, value in zip(("video", "text", "mask"), inputs):
+        inputs = [fake.from_tensor(tensor) for tensor in real]
+        for name, value in zip(("video", "text", "mask", "frame"), inputs):
             axes = [
                 axis_of(size, Kind.NAMED, Origin(name, (dim,), value.dim())) for dim, size in enumerate(value.shape)
             ]
@@ -111,7 +118,8 @@ def test_a_claimed_grid_is_the_order_of_the_tokens_of_many(program: Any) -> None
     event(f"claimed: {isinstance(found, Grid)}")
     if isinstance(found, Grid):
         layout = VideoLayout(found.frames, found.height, found.width, found.text_len, found.text_first)
-        assert_raster(sequence(x, text, mask, steps, order, cuts, side), grid, layout)
+        query = sequence(*real, steps, order, cuts, side)
+        assert_raster(together(query, found.before), grid, layout)
 
 
 @settings(max_examples=30)

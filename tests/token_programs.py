@@ -182,6 +182,11 @@ WAYS = (
 )
 
 
+# What stands beside the tokens, and what is done to all of them together.
+SIDES = ("none", "first", "last", "both", "frame", "frame and words")
+FINISHES = ("", "", "", ", scaled", ", written over", ", counted")
+
+
 @st.composite
 def programs(draw: st.DrawFn) -> tuple[tuple[int, int, int], list[Step], list[int], tuple[int, int, int], str]:
     """(grid, steps, last permutation, where it is cut into batch, heads, tokens and channels, side of the text)."""
@@ -248,7 +253,7 @@ def programs(draw: st.DrawFn) -> tuple[tuple[int, int, int], list[Step], list[in
         # Now and then another shape than a model's: else hardly anything would be claimed at all.
         order = draw(st.permutations(order))
         cuts = tuple(sorted(draw(st.tuples(*[st.integers(0, x.dim())] * 3))))  # type: ignore[assignment]
-    return grid, steps, list(order), cuts, draw(st.sampled_from(["none", "first", "last"]))
+    return grid, steps, list(order), cuts, draw(st.sampled_from(SIDES)) + draw(st.sampled_from(FINISHES))
 
 
 def payload(grid: tuple[int, int, int]) -> torch.Tensor:
@@ -257,10 +262,17 @@ def payload(grid: tuple[int, int, int]) -> torch.Tensor:
     return tokens.expand(BATCH, *grid, CHANNELS).contiguous()
 
 
+def inputs_of(grid: tuple[int, int, int]) -> tuple[torch.Tensor, ...]:
+    """The inputs of a program: the video, text, a mask of the video's axes, a frame of another input."""
+    frame = torch.full((BATCH, *grid[1:], 1), -1.0)
+    return payload(grid), torch.full((TEXT,), -1.0), torch.ones(BATCH, *grid, 1), frame
+
+
 def sequence(
     x: torch.Tensor,
     text: torch.Tensor,
     mask: torch.Tensor,
+    frame: torch.Tensor,
     steps: list[Step],
     order: list[int],
     cuts: tuple[int, int, int],
@@ -276,7 +288,39 @@ def sequence(
     groups = [shape[: cuts[0]], shape[cuts[0] : cuts[1]], shape[cuts[1] : cuts[2]], shape[cuts[2] :]]
     # math.prod of SymInts multiplies them, as a model would.
     x = x.reshape([math.prod(group) for group in groups])
-    if side != "none":
-        words = text[None, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
+    return beside(x, text, frame, side)
+
+
+def beside(x: torch.Tensor, text: torch.Tensor, frame: torch.Tensor, side: str) -> torch.Tensor:
+    """A query [B, H, N, D] with what stands beside it, and what is done to all of it."""
+    side, _, finish = side.partition(", ")
+    words = text[None, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
+    if side in ("first", "last"):
         x = torch.cat([words, x] if side == "first" else [x, words], dim=2)
-    return x
+    elif side == "both":
+        x = torch.cat([words[:, :, :2], x, words[:, :, 2:]], dim=2)
+    elif side.startswith("frame") and x.shape[0] == BATCH:
+        other = frame.flatten(1, 2)[:, None].expand(-1, x.shape[1], -1, x.shape[3])
+        x = torch.cat([other, x] if side == "frame" else [other, x, words], dim=2)
+    return _finished(x, finish, text, frame.shape[1] * frame.shape[2])
+
+
+def _finished(x: torch.Tensor, how: str, text: torch.Tensor, at: int) -> torch.Tensor:
+    """What is done to the whole sequence: nothing but the order of what is written over depends on it."""
+    size = x.shape[2]
+    if how == "" or size <= 2 * at:
+        return x
+    if how == "scaled":
+        x = x * 1.0
+        x[:, :, :at] += 0.0 * text.mean()
+        x[:, :, at:] *= text.mean() * -1.0
+        return x
+    if how == "written over":
+        x = x * 1.0
+        x[:, :, :at] = x[:, :, at : 2 * at].clone()
+        return x
+    # Coordinates of places in a frame, and of frames, that run through all of it.
+    if size % at != 0:
+        return x
+    places = torch.arange(size // at)[:, None] + torch.arange(at)[None]
+    return x + 0.0 * places.flatten()[:, None]

@@ -59,7 +59,7 @@ def axes_of(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> 
 
 
 def verdict(site: Site) -> str:
-    """ "5*7*3", "11+5*7*3", "5*7*3+11" where a grid was accepted, else the reason's name."""
+    """ "5*7*3", "11+5*7*3", "2+5*7*3+9" where a grid was accepted, else the reason's name."""
     if not site.rewritten:
         return site.reason.name if site.reason else "?"
     layout = site.layout
@@ -67,6 +67,8 @@ def verdict(site: Site) -> str:
     video = f"{layout.frames}*{layout.height}*{layout.width}"
     if not layout.text_len:
         return video
+    if site.before:
+        return f"{site.before}+{video}+{layout.text_len - site.before}"
     return f"{layout.text_len}+{video}" if layout.text_first else f"{video}+{layout.text_len}"
 
 

@@ -22,7 +22,8 @@ from svg_compile.passes.axes.axis import (
     resolve,
     same_axis,
 )
-from svg_compile.passes.axes.merge import Meaning, aligned_with
+from svg_compile.passes.axes.merge import aligned_with
+from svg_compile.passes.axes.naming import Meaning
 from svg_compile.passes.axes.rules.registry import State, aligned, same_size, shown_axes
 from svg_compile.passes.axes.selections import of_samples, whole_of
 
@@ -137,9 +138,21 @@ def _covers(view: list[Axis], axes: list[Axis]) -> bool:
     """
     seen = {atom for axis in view for atom in atoms_of(axis)}
     seen |= {atom for piece in seen for atom in atoms_of(whole_of(piece))}
-    named = (atom for axis in axes for atom in atoms_of(axis) if atom.kind is Kind.NAMED)
+    return all(_has_part(axis, seen) for axis in axes)
+
+
+def _has_part(axis: Axis, seen: set[Atom]) -> bool:
+    """Whether the atoms of a view show where along the axis it stands: all of the axis, or a segment of it."""
+    parts = resolve(axis)
+    if len(parts) == 1 and isinstance(parts[0], Concat):
+        named = [_named(segment) for segment in parts[0].segments]
+        return not any(named) or any(atoms and seen.issuperset(atoms) for atoms in named)
+    return seen.issuperset(_named(axis))
+
+
+def _named(axis: Axis) -> set[Atom]:
     # Samples of a batch may change places: nothing is claimed of their order.
-    return all(atom in seen for atom in named if not of_samples(atom))
+    return {atom for atom in atoms_of(axis) if atom.kind is Kind.NAMED and not of_samples(atom)}
 
 
 def _whole_segments(axis: Axis, written: list[Axis]) -> bool:

@@ -6,58 +6,18 @@ query [5*3*7], of an input 5, 7, 3  ->  UNKNOWN_GRID: its axes were swapped
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from svg_compile._compat.sizes import at_most, equal, holds, settled, size_hint
+from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, joined, length, same_axis
-from svg_compile.passes.axes.segments import (
-    frame_of_one,
-    is_text,
-    lost_to,
-    made_before_a_break,
-    may_be_open,
-    segments_of,
-    video_of,
-    why_unknown,
-)
+from svg_compile.passes.axes.read_grid import Grid, Refusal, read_grid, same_grid
+from svg_compile.passes.axes.segments import lost_to, made_before_a_break, segments_of, video_of, why_unknown
 from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The token grid of one sequence; sizes may be symbolic.
-
-    text_len: tokens beside the video, which are seen by all and see all. note: what the report says of them, where they
-    are not text.
-    """
-
-    frames: Any
-    height: Any
-    width: Any
-    text_len: Any = 0
-    text_first: bool = False
-    note: str = ""
-
-    @property
-    def sizes(self) -> tuple[Any, Any, Any, Any]:
-        return self.frames, self.height, self.width, self.text_len
-
-    @property
-    def tokens(self) -> Any:
-        return self.frames * self.height * self.width + self.text_len
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why an attention has no grid."""
-
-    reason: Reason
-    detail: str = ""
 
 
 def grid_of(
@@ -73,7 +33,7 @@ def grid_of(
         if _other_tokens(visit.query, visit.key) or _other_tokens(visit.query, visit.value):
             return Refusal(Reason.CROSS_ATTENTION)
         return given or Refusal(Reason.UNKNOWN_GRID, too_short or why_unknown(query, key, value) or _APART)
-    found = _read(query, _unbatched(visit))
+    found = read_grid(query, _unbatched(visit), visit.rises)
     if isinstance(found, Grid) or found.reason is Reason.SINGLE_FRAME:
         part = _part_elsewhere(visit, query)
         found = found if part is None else Refusal(Reason.UNKNOWN_GRID, part)
@@ -156,18 +116,20 @@ def _given_grid(config: SvgConfig, tokens: Any, query: Axis) -> Grid | None:
         return None
     segments = segments_of(query)
     at = [place for place, segment in enumerate(segments) if holds(equal, length(segment), layout.tokens)]
-    if len(at) != 1 or at[0] not in (0, len(segments) - 1):
+    if len(at) != 1:
         return None
-    text = segments[1:] if at[0] == 0 else segments[:-1]
-    if any(video_of(segment) is not None for segment in text):
+    before, after = segments[: at[0]], segments[at[0] + 1 :]
+    if any(video_of(segment) is not None for segment in (*before, *after)):
         return None
-    return Grid(*video, sum(length(segment) for segment in text), at[0] != 0)
+    in_front, behind = (sum(length(segment) for segment in side) for side in (before, after))
+    both = bool(before and after)
+    return Grid(*video, in_front + behind, bool(before) and not both, before=in_front if both else 0)
 
 
 def _agrees(found: Grid, layout: VideoLayout) -> bool:
     """Whether a grid is that of options["layout"], which may leave out the text."""
     given = Grid(layout.frames, layout.height, layout.width, layout.text_len, layout.text_first)
-    return same_grid(found if layout.text_len else replace(found, text_len=0, text_first=False), given)
+    return same_grid(found if layout.text_len else replace(found, text_len=0, text_first=False, before=0), given)
 
 
 def _too_short(config: SvgConfig, tokens: Any, given: Grid | None) -> str:
@@ -183,48 +145,6 @@ def _too_short(config: SvgConfig, tokens: Any, given: Grid | None) -> str:
         f"options['layout'] has {layout.tokens} of its {size_hint(tokens)} tokens, and which they are is not proven: "
         f"if all others are text, say on which side, ({video}, {text}, 'first') or ({video}, {text}, 'last')"
     )
-
-
-def same_grid(left: Grid | None, right: Grid | None) -> bool:
-    """Whether two grids are one; where there is no text its side does not matter."""
-    if left is None or right is None:
-        return False
-    if left.text_first is not right.text_first and not (left.text_len is right.text_len == 0):
-        return False
-    return all(holds(equal, a, b) for a, b in zip(left.sizes, right.sizes))
-
-
-# Of a sequence, what may be attended in full beside the video: one part in so many.
-_OPEN_SHARE = 4
-
-
-def _read(axis: Axis, unbatched: bool) -> Grid | Refusal:
-    """Read a sequence axis: the largest video, and on one side of it text, or little else."""
-    segments = segments_of(axis)
-    videos = [(video, at) for at, segment in enumerate(segments) if (video := video_of(segment, unbatched)) is not None]
-    if not videos:
-        rest = [segment for segment in segments if not frame_of_one(segment)]
-        plain = all(is_text(segment, None) for segment in rest)
-        if plain and len(segments) - len(rest) == 1:
-            return Refusal(Reason.SINGLE_FRAME)
-        if plain and len(rest) < len(segments):
-            return Refusal(Reason.UNKNOWN_GRID, "it was put together of single frames")
-        return Refusal(Reason.NOT_VIDEO) if plain else Refusal(Reason.UNKNOWN_GRID, why_unknown(axis))
-    video, at = max(videos, key=lambda found: size_hint(found[0].tokens))
-    before, after = segments[:at], segments[at + 1 :]
-    others = [segment for segment in (*before, *after) if not is_text(segment, video)]
-    unknown = [segment for segment in others if not may_be_open(segment)]
-    if unknown:
-        return Refusal(Reason.UNKNOWN_GRID, why_unknown(*unknown))
-    if before and after:
-        return Refusal(Reason.SEVERAL_GRIDS, f"text or other tokens on both sides of the video, {show(axis)}")
-    if holds(equal, video.frames, 1):
-        return Refusal(Reason.SINGLE_FRAME)
-    beside = sum(length(segment) for segment in (*before, *after))
-    if others and not settled(at_most, _OPEN_SHARE * beside, beside + video.tokens):
-        return Refusal(Reason.SEVERAL_GRIDS, f"{size_hint(beside)} of {size_hint(length(axis))} tokens are beside it")
-    note = f"{size_hint(beside)} tokens beside the video are attended in full" if others else ""
-    return Grid(video.frames, video.height, video.width, beside, bool(before), note)
 
 
 def _same_samples(visit: AttentionAxes) -> bool:

@@ -21,14 +21,14 @@ from torch import Tensor, fx
 
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
 from svg_compile._compat.pytree import tree_leaves, tree_map_only
-from svg_compile._compat.sizes import equal, holds
-from svg_compile.passes.axes.axis import Kind, axis_of, free_axis
+from svg_compile._compat.sizes import equal, holds, size_hint
+from svg_compile.passes.axes.axis import Kind, atoms_of, axis_of, free_axis
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, input_facts, name_input
 from svg_compile.passes.axes.rules.by_node import NODE_RULES
 from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
 from svg_compile.passes.axes.why import Why, analysing
-from svg_compile.passes.coordinates import Raster
+from svg_compile.passes.coordinates import Raster, Rise
 
 log = logging.getLogger(__name__)
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_", "resize_as_", "set_")
@@ -47,13 +47,15 @@ def infer_token_axes(
     graph_module: fx.GraphModule,
     fake_mode: Any,
     rasters: Mapping[fx.Node, Raster] | None = None,
+    rises: Mapping[fx.Node, Rise] | None = None,
     call: GraphCall | None = None,
 ) -> TokenAxes:
     """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it.
 
     rasters: inputs whose values were looked at and are positions in raster order (`passes.coordinates`). Along their
-    tokens they count frames, rows and columns, as a table that the model computes from `arange` does. call: the call of
-    it in the trace of a model, which knows what its inputs are; else the graph is all that is known.
+    tokens they count frames, rows and columns, as a table that the model computes from `arange` does. rises: inputs
+    that number frames, some of which may stand behind the others. call: the call of it in the trace of a model, which
+    knows what its inputs are; else the graph is all that is known.
     """
     tracker, unseen = AxisTracker(), set[fx.Node]()
     # The graph may switch gradients and autocast itself, and fail between on and off.
@@ -69,6 +71,8 @@ def infer_token_axes(
             _name_inputs(values, tracker, input_facts(graph_module))
         else:
             call.begin(tracker, values)
+        for node, rise in (rises or {}).items():
+            _note_rise(values[node], rise, tracker)
         for node, raster in (rasters or {}).items():
             _name_positions(values[node], raster, tracker)
         with tracker:
@@ -101,6 +105,12 @@ def _name_positions(value: Tensor, raster: Raster, tracker: AxisTracker) -> None
         axes = [free_axis(size) for size in value.shape]
         axes[raster.tokens] = tuple(part for size in sizes for part in axis_of(size, Kind.COORD))
         tracker.name(value, axes)
+
+
+def _note_rise(value: Tensor, rise: Rise, tracker: AxisTracker) -> None:
+    for atom in atoms_of(tracker.of(value)[0]):
+        if atom.origin is not None and holds(equal, value.shape[0], size_hint(value.shape[0])):
+            tracker.rises[atom.origin.source] = rise.frames
 
 
 class _Run(fx.Interpreter):

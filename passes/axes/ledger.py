@@ -171,6 +171,7 @@ class GraphCall:
 
     def begin(self, tracker: AxisTracker, values: Mapping[fx.Node, Any]) -> None:
         """Tell a graph's tracker what its inputs are."""
+        tracker.rises = self.ledger.rises
         twins = {node: values[node] for node in self.inputs}
         named = []
         for node, twin in twins.items():

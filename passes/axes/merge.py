@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from svg_compile._compat.sizes import equal, holds, product_is
@@ -17,7 +16,6 @@ from svg_compile.passes.axes.axis import (
     Axis,
     Concat,
     Kind,
-    Origin,
     Part,
     axis_of,
     count_through,
@@ -32,12 +30,8 @@ from svg_compile.passes.axes.axis import (
     length,
     opaque_axis,
 )
+from svg_compile.passes.axes.naming import Meaning, Pair, crossed, finer, prove, stronger, swapped
 from svg_compile.passes.axes.pieces import piece_of
-
-# What an atom means in the result, where that is another thing: needed where the result is written into its operand.
-Meaning = dict[Atom, Axis]
-# Axes of two inputs that run along one another.
-Pair = tuple[Origin, Origin]
 
 
 def unify_each(
@@ -56,17 +50,9 @@ def unify_each(
         else:
             out.append(unify(one, other, size, meaning, pairs[-1]))
     for dim, mine in enumerate(pairs):
-        if any(_crossed(a, b) for a in mine for theirs in pairs if theirs is not mine for b in theirs):
+        if any(crossed(a, b) for a in mine for theirs in pairs if theirs is not mine for b in theirs):
             out[dim] = opaque_axis(shape[dim], *(axis for axis in (left[dim], right[dim]) if axis is not None))
     return out
-
-
-def _crossed(one: Pair, other: Pair) -> bool:
-    """Whether of two dimensions, of the same two inputs both, one comes first in one input and last in the other."""
-    (a, b), (c, d) = one, other
-    if (a.source, b.source) != (c.source, d.source):
-        return False
-    return (a.path < c.path, a.path > c.path) != (b.path < d.path, b.path > d.path)
 
 
 def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None, pairs: list[Pair] | None = None) -> Axis:
@@ -139,7 +125,7 @@ def _matched(a: Axis, b: Axis, meaning: Meaning, pairs: list[Pair]) -> Axis | No
         if common is None:
             return None
         out += common
-    return None if a or b or _swapped(pairs) else tuple(out)
+    return None if a or b or swapped(pairs) else tuple(out)
 
 
 def _leading(parts: Axis, size: Any) -> int:
@@ -161,7 +147,7 @@ def _pair(x: Part, y: Part, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
         return _group(y, (x,), meaning)
     if isinstance(y, Concat):
         return _group(x, (y,), meaning)
-    winner = _stronger(x, y)
+    winner = stronger(x, y)
     if winner is None:
         return None
     if x.origin and y.origin and x.origin.source != y.origin.source:
@@ -173,58 +159,57 @@ def _pair(x: Part, y: Part, meaning: Meaning, pairs: list[Pair]) -> Axis | None:
     return (winner,)
 
 
-def _stronger(x: Atom, y: Atom) -> Atom | None:
-    """Which of two atoms of one size names the result; None where they contradict each other."""
-    for kind in (Kind.TABLE, Kind.COORD):
-        if kind in (x.kind, y.kind):
-            return y if x.kind is kind else x
-    if x.kind is not y.kind:
-        return None
-    if x.kind is Kind.MIXED:
-        return x
-    if x.inner or y.inner or x.origin is None or y.origin is None:
-        return None
-    if x.origin.source == y.origin.source:
-        return x if x.origin == y.origin else None
-    if x.origin.given is not y.origin.given:
-        # What is not known of one is not known of the result.
-        return y if x.origin.given else x
-    if x.origin.exact is not y.origin.exact:
-        return x if x.origin.exact else y
-    # Of two equals, the first operand: mostly the data, the second a table.
-    return y if _standing(y.origin) > _standing(x.origin) else x
-
-
-def _standing(origin: Origin) -> int:
-    """Latents [B, C, F, H, W] speak for a sequence [B, N, C], which speaks for masks, times and positions [B, N]."""
-    return (origin.rank > 2) + (origin.rank > 4)
-
-
 def _concats(x: Concat, y: Concat, meaning: Meaning) -> Axis | None:
+    """Two concatenations, segment by segment; a table of the one may run through several of the other."""
     left, right = flat_segments(x), flat_segments(y)
-    if len(left) != len(right):
-        return None
-    segments = []
-    for p, q in zip(left, right):
+    segments: list[Axis] = []
+    while left and right:
+        p, q = left[0], right[0]
         size = length(p)
-        if not holds(equal, size, length(q)):
+        if holds(equal, size, length(q)):
+            # One position is dropped from products: then what is data of the two.
+            segments.append((q if is_table(p) else p) if is_one(size) else unify(p, q, size, meaning))
+            left, right = left[1:], right[1:]
+        elif is_table(p) and (count := _segments_of(right, size)):
+            segments += _through(p, right[:count], meaning)
+            left, right = left[1:], right[count:]
+        elif is_table(q) and (count := _segments_of(left, length(q))):
+            segments += _through(q, left[:count], meaning)
+            left, right = left[count:], right[1:]
+        else:
             return None
-        # One position is dropped from products: then what is data of the two.
-        segments.append((q if is_table(p) else p) if is_one(size) else unify(p, q, size, meaning))
-    return (Concat(tuple(segments), x.size),)
+    return None if left or right else (Concat(tuple(segments), x.size),)
+
+
+def _segments_of(segments: Sequence[Axis], size: Any) -> int:
+    """How many leading segments add up to `size`; 0 where none do."""
+    total: Any = 0
+    for count, segment in enumerate(segments, 1):
+        total = total + length(segment)
+        if holds(equal, total, size):
+            return count
+    return 0
+
+
+def _through(table: Axis, segments: Sequence[Axis], meaning: Meaning) -> list[Axis]:
+    """A table's segment against several: these, or an opaque one where the two contradict each other."""
+    size = length(table)
+    common = unify(table, (Concat(tuple(segments), size),), size, meaning)
+    alone = common[0] if len(common) == 1 else None
+    return flat_segments(alone) if isinstance(alone, Concat) else [common]
 
 
 def _group(atom: Part, group: Axis, meaning: Meaning) -> Axis | None:
     """One atom against several parts, or one concatenation, of the same size."""
     if not isinstance(atom, Atom):
-        return None
+        return _frame_by_frame(atom, group)
     if atom.kind is Kind.TABLE or (atom.kind is Kind.COORD and not is_table(group)):
         meaning[atom] = group
         if atom.kind is Kind.COORD and "arange" in atom.derived and len(group) == 1 and isinstance(group[0], Concat):
             count_through(group[0])
         return group
     if is_table(group):
-        grid = _prove(atom, group)
+        grid = prove(atom, group)
         for part in group:
             # A concatenation or several parts have no names of their own in an atom that is one whole.
             if isinstance(part, Atom):
@@ -232,48 +217,26 @@ def _group(atom: Part, group: Axis, meaning: Meaning) -> Axis | None:
         return (atom,) if grid is None else grid
     if atom.kind is Kind.MIXED:
         return group if is_plain(group) else None
-    return _finer(atom, group, meaning)
+    return finer(atom, group, meaning)
 
 
-def _prove(atom: Atom, group: Axis) -> Axis | None:
-    """Coordinates along an input's packed axis prove its grid, for that input alone and for good."""
-    coordinates = [part for part in group if isinstance(part, Atom) and part.kind is Kind.COORD and not part.inner]
-    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or len(group) < 2:
+def _frame_by_frame(concat: Concat, group: Axis) -> Axis | None:
+    """A concatenation of frames and videos against a table of frames x rows x columns that runs through all of it.
+
+    Each segment has the table's rows and columns, and so many of its frames; the table tells them nothing new.
+    """
+    _, *inner = group
+    if not is_table(group) or not all(isinstance(part, Atom) for part in group):
         return None
-    if len(coordinates) != len(group) or len({id(part.root) for part in coordinates}) != len(group):
-        return None
-    origin = atom.origin
-    if origin.first:
-        # Along the first dimension stand samples, of whose order nothing was asked so far.
-        return None
-    atom.parts = tuple(
-        Atom(part.size, Kind.NAMED, replace(origin, path=(*origin.path, at))) for at, part in enumerate(coordinates)
-    )
-    return atom.parts
-
-
-def _finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
-    """A named axis against named parts of another input: a timestep or mask a token, say. The parts tell more."""
-    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or not atom.origin.given:
-        return None
-    for part in group:
-        if isinstance(part, Atom):
-            if part.inner or part.kind is Kind.MIXED:
-                return None
-            if part.origin is not None and part.origin.source == atom.origin.source:
-                return None
-    meaning[atom] = group
-    return group
-
-
-def _swapped(pairs: Sequence[Pair]) -> bool:
-    """Whether two inputs are aligned whose axes stand in order in one and not in the other."""
-    sides: tuple[dict[str, list[tuple[int, ...]]], ...] = ({}, {})
-    for pair in pairs:
-        for side, origin in zip(sides, pair):
-            side.setdefault(origin.source, []).append(origin.path)
-    left, right = (all(paths == sorted(paths) for paths in side.values()) for side in sides)
-    return left != right
+    segments, frames = [], []
+    for segment in flat_segments(concat):
+        lead = segment[: max(len(segment) - len(inner), 0)]
+        frames.append(length(lead))
+        size = length(segment)
+        segments.append(unify(segment, (*free_axis(length(lead)), *inner), size))
+        if len(segment) < len(inner) or is_opaque(segments[-1]):
+            return None
+    return (Concat(tuple(segments), concat.size),) if holds(equal, sum(frames), group[0].size) else None
 
 
 def aligned_with(axis: Axis, meaning: Meaning) -> Axis:

@@ -18,8 +18,11 @@ from svg_compile.passes.axes.axis import (
     atoms_of,
     counted,
     flat_segments,
+    is_one,
     is_opaque,
     joined,
+    length,
+    opaque_atom,
     resolve,
 )
 
@@ -32,6 +35,12 @@ class Video:
     height: Any
     width: Any
     sources: frozenset[str]
+    # The inputs along whose axes its frames ran.
+    beside_frames: frozenset[str] = frozenset()
+
+    @property
+    def place(self) -> tuple[Any, Any]:
+        return self.height, self.width
 
     @property
     def tokens(self) -> Any:
@@ -47,7 +56,15 @@ def segments_of(axis: Axis) -> tuple[Axis, ...]:
     if not parts or not isinstance(parts[0], Concat) or (len(parts) > 1 and counted(parts[0])):
         return (parts,)
     rest = parts[1:]
-    return tuple(inner for segment in parts[0].segments for inner in segments_of((*segment, *rest)))
+    segments = (_kept(segment, rest) for segment in parts[0].segments)
+    return tuple(inner for segment in segments for inner in segments_of(segment))
+
+
+def _kept(segment: Axis, rest: Axis) -> Axis:
+    """A segment of frames as a product: one frame that lost its name is dropped from it, and stays lost."""
+    if rest and is_one(length(segment)) and any(atom.opaque for atom in atoms_of(segment)):
+        return (opaque_atom(length(rest), (segment, rest)),)
+    return (*segment, *rest)
 
 
 def video_of(segment: Axis, unbatched: bool = False) -> Video | None:
@@ -72,7 +89,7 @@ def video_of(segment: Axis, unbatched: bool = False) -> Video | None:
     assert len(origins) == 3
     sources = frozenset(origin.source for origin in origins)
     frames, height, width = (atom.size for atom in atoms)
-    video = Video(frames, height, width, sources)
+    video = Video(frames, height, width, sources, frozenset(atoms[0].aligned))
     if unbatched and [origin.path for origin in origins] == [(0,), (1,), (2,)]:
         return video if len(sources) == 1 and origins[0].rank == 4 else None
     last: dict[str, tuple[int, ...]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class AttentionAxes:
     value: tuple[Axis, ...]
     # Whether the mask, if it is no boolean one, is proven to hide keys and to do nothing else.
     bias_hides: bool = False
+    # By input: how many of its frames rise, where the numbers that it holds do not go on rising.
+    rises: Mapping[str, int] = field(default_factory=dict)
 
 
 class AxisTracker(TorchDispatchMode):
@@ -50,6 +52,7 @@ class AxisTracker(TorchDispatchMode):
         self.node: fx.Node | None = None
         self.without_rule: Counter[str] = Counter()
         self.values = KnownValues()
+        self.rises: dict[str, int] = {}
         self._axes: Any = WeakIdKeyDictionary()
         self._pins: Any = WeakIdKeyDictionary()
         # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
@@ -272,7 +275,7 @@ class AxisTracker(TorchDispatchMode):
     def record(self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> None:
         """Note the axes of an attention's operands, and whether its mask only hides keys."""
         hides = hide_keys_alone(self.values.of(mask))
-        axes = AttentionAxes(tuple(self.of(query)), tuple(self.of(key)), tuple(self.of(value)), hides)
+        axes = AttentionAxes(tuple(self.of(query)), tuple(self.of(key)), tuple(self.of(value)), hides, self.rises)
         self.visits.setdefault(node, []).append(axes)
 
 

@@ -15,8 +15,9 @@ from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.inspection.callers import Callers, place, stack
 from svg_compile.layout import VideoLayout
-from svg_compile.passes.axes.grid import Grid, grid_of
+from svg_compile.passes.axes.grid import grid_of
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, Ledger
+from svg_compile.passes.axes.read_grid import Grid
 from svg_compile.passes.axes.text import show_sequence
 from svg_compile.passes.axes.tracker import AttentionAxes
 
@@ -108,6 +109,7 @@ class TracedCalls:
             source=here,
             detail=detail,
             stack=stack(),
+            before=found.before if isinstance(found, Grid) else 0,
         )
         self._note(_BETWEEN, site)
 

@@ -7,7 +7,8 @@ guarded by nothing, so its calls are told apart here:
     the modules, and the processors that diffusers lets one put into attentions;
     the plain attributes of both: numbers, strings, flags, and tuples or lists of them;
     the values of integer tensors, where the trace had breaks: Python code may have read them;
-    the values of positions that are the raster of a video (`passes.coordinates`): they prove the grid.
+    the values of positions that are the raster of a video (`passes.coordinates`): they prove the grid;
+    the values of integers [F], which may number frames;
 
     the values of small floating-point arguments where the trace ends at a line that reads one: of those that hold
     zeros and ones, as masks do, and of one more where these are not enough (whether an image is all zeros).
@@ -32,7 +33,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from svg_compile._compat.fake_values import MOST_ELEMENTS
 from svg_compile._compat.graphs import version_of
 from svg_compile._compat.pytree import tree_flatten, tree_leaves
-from svg_compile.passes.coordinates import raster_seen
+from svg_compile.passes.coordinates import raster_seen, rise_seen
 
 # A grid is a few numbers; longer attributes are data.
 _FEW = 16
@@ -101,7 +102,7 @@ class CallFacts:
 
     def _fact(self, leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            values = (self.reads_values and _is_whole(leaf)) or raster_seen(leaf) is not None
+            values = (self.reads_values and _is_whole(leaf)) or _decides(leaf)
             return tuple(leaf.shape), leaf.dtype, _digest(leaf) if values else b""
         plain = sorted((name, repr(value)) for name, value in getattr(leaf, "__dict__", {}).items() if _is_plain(value))
         return type(leaf), repr(leaf), tuple(plain)
@@ -151,10 +152,14 @@ def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callab
         if id(tensor) in asked:
             return True
         if id(tensor) in given:
-            return _is_whole(tensor) or raster_seen(tensor) is not None
+            return _is_whole(tensor) or _decides(tensor)
         return _is_small_state(tensor)
 
     return may_be_read
+
+
+def _decides(positions: Tensor) -> bool:
+    return raster_seen(positions) is not None or rise_seen(positions) is not None
 
 
 def _is_whole(tensor: Tensor) -> bool:

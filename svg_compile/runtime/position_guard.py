@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from svg_compile.passes.coordinates import Positions
+from svg_compile.passes.coordinates import Positions, Raster, Rise
 
 
 class PositionGuard:
-    """A compiled graph that runs `sparse` where every position input holds its raster, else `dense`."""
+    """A compiled graph that runs `sparse` where every position input holds what it was compiled for, else `dense`."""
 
     def __init__(self, sparse: Callable[..., Any], dense: Callable[..., Any], positions: Sequence[Positions]) -> None:
         self.sparse = sparse
@@ -28,11 +28,16 @@ class PositionGuard:
             return self.sparse(*inputs)
         if not self._warned:
             self._warned = True
-            raster = broken.raster
             warnings.warn(
-                f"svg: the positions that this call passes are not those of the {raster.frames}x{raster.height}x"
-                f"{raster.width} video that the model was compiled for, though of the same shape: the call runs dense. "
-                "Call torch.compiler.reset() before another grid of equal length, or pad the sequence.",
+                f"svg: the positions that this call passes are not those of the {_named(broken.found)} that the model "
+                "was compiled for, though of the same shape: the call runs dense. Call torch.compiler.reset() before "
+                "another grid of equal length, or pad the sequence.",
                 stacklevel=2,
             )
         return self.dense(*inputs)
+
+
+def _named(found: Raster | Rise) -> str:
+    if isinstance(found, Rise):
+        return f"{found.frames} frames"
+    return f"{found.frames}x{found.height}x{found.width} video"

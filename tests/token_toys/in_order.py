@@ -174,3 +174,8 @@ def _samples_written_one_by_one(x: Tensor, z: Tensor) -> Tensor:
     for i in range(B):
         y[i] = z[i] + x[i]
     return attend(tokens(y))
+
+
+@model("4*2*3")
+def _pooled(x: Tensor) -> Tensor:
+    return attend(tokens(F.avg_pool3d(x, (1, 1, 2))))

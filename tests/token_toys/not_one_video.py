@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from token_toys import CUBE, PACKED, WIDTH, B, C, N, attend, model, positions, tokens, video
+from token_toys import CUBE, GRID, PACKED, WIDTH, B, C, N, attend, model, positions, tokens, video
 
 
 @model("UNKNOWN_GRID")
@@ -39,7 +39,7 @@ def _two_videos(x: Tensor, y: Tensor) -> Tensor:
     return attend(torch.cat([tokens(x), tokens(y)], 1))
 
 
-@model("SEVERAL_GRIDS", video(), torch.randn(B, 5, C))
+@model(f"5+{GRID}+5", video(), torch.randn(B, 5, C))
 def _text_on_both_sides(x: Tensor, text: Tensor) -> Tensor:
     return attend(torch.cat([text, tokens(x), text], 1))
 

@@ -159,11 +159,6 @@ def _upsampled(x: Tensor) -> Tensor:
 
 
 @model("UNKNOWN_GRID")
-def _pooled(x: Tensor) -> Tensor:
-    return attend(tokens(F.avg_pool3d(x, (1, 1, 2))))
-
-
-@model("UNKNOWN_GRID")
 def _transposed_convolution(x: Tensor) -> Tensor:
     return attend(tokens(F.conv_transpose3d(x, torch.ones(C, C, 2, 1, 1), stride=(2, 1, 1))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from svg_compile.passes.axes.axis import (
     is_table,
     mixed_in,
     opaque_axis,
+    other_positions,
 )
 from svg_compile.passes.axes.merge import unify_each
 from svg_compile.passes.axes.rules.registry import Bound, State, aligned, rule, same_size, shown_axes, tensors_in
@@ -172,6 +174,35 @@ def _derived(axis: Axis, size: Any, geometry: tuple[Any, ...] | None) -> Axis:
     if made is None:
         made = atom.derived[geometry] = Atom(size, atom.kind, atom.origin)
     return (made,)
+
+
+def _pooled(state: State, a: Bound, out: Tensor, count: int) -> None:
+    """As a convolution, one channel at a time: each output position is one place of the input's axis, in order."""
+    axes = state.of(a["self"])
+    batch, spatial = axes[:-count], axes[-count:]
+    if not all(is_plain(axis) for axis in spatial):
+        # Tokens are summed up: what was a table beside them may now be a mixture of them.
+        batch = [mixed_in(axis) for axis in batch]
+    kernel, padding = _each(a["kernel_size"], count), a.get("padding", 0)
+    stride = _each(a.get("stride") or kernel, count)
+    # Without padding, and dropping what fills no window, position i stands for places from i * stride on.
+    plain = not a.get("ceil_mode", False) and not any(_each(padding, count))
+    windows = zip(spatial, out.shape[-count:], kernel, stride)
+    places = [_window(axis, size, (width, step, 0, 1) if plain else None) for axis, size, width, step in windows]
+    state.name(out, [*batch, *places])
+
+
+def _each(value: Any, count: int) -> list[Any]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * count if len(values) == 1 else values
+
+
+def _window(axis: Axis, size: Any, geometry: tuple[int, ...] | None) -> Axis:
+    return other_positions(size, axis) if is_table(axis) else _derived(axis, size, geometry)
+
+
+for _count, _pool in enumerate((aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d), 1):
+    rule(_pool)(partial(_pooled, count=_count))
 
 
 # ---- sources -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from svg_compile.passes.axes.axis import (
     is_table,
     opaque_atom,
 )
-from svg_compile.passes.axes.merge import Meaning, unify_each
+from svg_compile.passes.axes.merge import unify_each
+from svg_compile.passes.axes.naming import Meaning
 
 
 class State(Protocol):

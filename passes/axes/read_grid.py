@@ -1,0 +1,128 @@
+"""Read a sequence's axis: its largest video, and what stands beside it, which is attended in full.
+
+[11 | 5*7*3]          ->  Grid(5, 7, 3, text_len=11, text_first=True)
+[7*3 | 5*7*3 | 11]    ->  Grid(5, 7, 3, text_len=32, before=21): the 21 in front are moved behind the 11
+[4*7*3 | 5*7*3]       ->  SEVERAL_GRIDS: more stands beside the video than is worth attending in full
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from svg_compile._compat.sizes import at_most, equal, holds, settled, size_hint
+from svg_compile.decisions import Reason
+from svg_compile.passes.axes.axis import Axis, free_axis, length
+from svg_compile.passes.axes.segments import frame_of_one, is_text, may_be_open, segments_of, video_of, why_unknown
+from svg_compile.passes.axes.text import show
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The token grid of one sequence; sizes may be symbolic.
+
+    text_len: tokens beside the video, which are seen by all and see all. before: of these, the ones in front of the
+    video where there are some on both sides: to be attended, they are moved behind all others. note: what the report
+    says of them, where they are not text on one side. by_numbers: the values of an input that numbers the frames told
+    how many of them are the video.
+    """
+
+    frames: Any
+    height: Any
+    width: Any
+    text_len: Any = 0
+    text_first: bool = False
+    note: str = ""
+    before: Any = 0
+    by_numbers: bool = False
+
+    @property
+    def sizes(self) -> tuple[Any, Any, Any, Any]:
+        return self.frames, self.height, self.width, self.text_len
+
+    @property
+    def tokens(self) -> Any:
+        return self.frames * self.height * self.width + self.text_len
+
+    @property
+    def moves(self) -> bool:
+        """Whether the tokens in front are moved."""
+        return not (isinstance(self.before, int) and self.before == 0)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an attention has no grid."""
+
+    reason: Reason
+    detail: str = ""
+
+
+def same_grid(left: Grid | None, right: Grid | None) -> bool:
+    """Whether two grids are one; where there is no text its side does not matter."""
+    if left is None or right is None:
+        return False
+    if left.text_first is not right.text_first and not (left.text_len is right.text_len == 0):
+        return False
+    return all(holds(equal, a, b) for a, b in zip((*left.sizes, left.before), (*right.sizes, right.before)))
+
+
+# Of a sequence, what may be attended in full beside the video, in tenths. At three of them half of all pairs are: more
+# is not worth a plan.
+_OPEN_TENTHS = 3
+
+
+def read_grid(axis: Axis, unbatched: bool, rises: Mapping[str, int]) -> Grid | Refusal:
+    """Read a sequence axis: the largest video, and beside it text, or little else.
+
+    rises: by input, how many of the numbers that it gives frames rise; frames behind these are beside the video, too.
+    """
+    segments = segments_of(axis)
+    videos = [(video, at) for at, segment in enumerate(segments) if (video := video_of(segment, unbatched)) is not None]
+    if not videos:
+        return _no_video(axis, segments)
+    video, at = max(videos, key=lambda found: size_hint(found[0].tokens))
+    before, after = list(segments[:at]), list(segments[at + 1 :])
+    others = [segment for segment in (*before, *after) if not is_text(segment, video)]
+    unknown = [segment for segment in others if not may_be_open(segment)]
+    if unknown:
+        return Refusal(Reason.UNKNOWN_GRID, why_unknown(*unknown))
+    frames = min((rises[source] for source in video.beside_frames if source in rises), default=None)
+    if frames is not None:
+        if not holds(equal, video.frames, frames):
+            # The last frames of a raster are a segment behind it.
+            tail = tuple(part for size in (video.frames - frames, *video.place) for part in free_axis(size))
+            others, after = [*others, tail], [tail, *after]
+        video = replace(video, frames=frames)
+    if holds(equal, video.frames, 1):
+        return Refusal(Reason.SINGLE_FRAME)
+    in_front, behind = (sum(length(segment) for segment in side) for side in (before, after))
+    beside = in_front + behind
+    if others and not settled(at_most, 10 * beside, _OPEN_TENTHS * (beside + video.tokens)):
+        return Refusal(Reason.SEVERAL_GRIDS, f"{size_hint(beside)} of {size_hint(length(axis))} tokens are beside it")
+    both = bool(before and after)
+    note = _note(before, after, size_hint(beside) / size_hint(length(axis))) if others or both else ""
+    sizes = video.frames, video.height, video.width, beside
+    return Grid(*sizes, bool(before) and not both, note, in_front if both else 0, frames is not None)
+
+
+def _no_video(axis: Axis, segments: Sequence[Axis]) -> Refusal:
+    rest = [segment for segment in segments if not frame_of_one(segment)]
+    plain = all(is_text(segment, None) for segment in rest)
+    if plain and len(segments) - len(rest) == 1:
+        return Refusal(Reason.SINGLE_FRAME)
+    if plain and len(rest) < len(segments):
+        return Refusal(Reason.UNKNOWN_GRID, "it was put together of single frames")
+    return Refusal(Reason.NOT_VIDEO) if plain else Refusal(Reason.UNKNOWN_GRID, why_unknown(axis))
+
+
+def _note(before: Sequence[Axis], after: Sequence[Axis], share: float) -> str:
+    """What the report says of tokens beside the video."""
+    sides = [
+        f"[{' | '.join(show(segment) for segment in side)}] {where}"
+        for side, where in ((before, "in front of the video"), (after, "behind it" if before else "behind the video"))
+        if side
+    ]
+    verb = "are" if len(before) + len(after) > 1 else "is"
+    return f"{' and '.join(sides)} {verb} attended in full, {share:.0%} of the sequence"
