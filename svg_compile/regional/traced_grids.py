@@ -99,9 +99,9 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     from svg_compile.inspection.tracing import trace
 
     arguments = arguments_of(model, args, kwargs)
-    traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
+    traced = trace(model, args, kwargs, _ANY, values=readable(arguments), costs=False)
     for name in might_be_read(arguments) if traced.stopped is not None else ():
-        with_it = trace(model, args, kwargs, _ANY, values=readable(arguments, [name]))
+        with_it = trace(model, args, kwargs, _ANY, values=readable(arguments, [name]), costs=False)
         if with_it.stopped is None:
             return with_it, frozenset({name})
     return traced, frozenset()
