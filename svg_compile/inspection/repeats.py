@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from svg_compile._compat.fake_values import ValueMode, written
 from svg_compile._compat.modules import listed_blocks
-from svg_compile._compat.operators import writes_operands
+from svg_compile._compat.operators import qualified_name, writes_operands
 from svg_compile._compat.pytree import tree_flatten, tree_leaves
 from svg_compile.inspection.alike import Facts, tensor_facts
 from svg_compile.inspection.cost import counting_flops
@@ -34,6 +34,8 @@ from svg_compile.passes.axes.alias_update import storage_of
 
 # How many blocks of a run really run here.
 _REAL = 2
+# In the names of operators that attention is made of.
+_ATTENTION = ("scaled_dot_product", "softmax")
 # Operators whose result, or its shape, follows from values.
 _READING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -105,6 +107,8 @@ class _Recorder:
         self._written: set[int] = set()
         self._made: set[int] = set()
         self._reads = 0
+        # Whether attention ran since, outside of any block: its place among the others is that of no block.
+        self._attended = False
         self._numbers = count()
         mode.listener = self._hear
 
@@ -118,7 +122,7 @@ class _Recorder:
             given.update(kwargs)
             before = self._runs[-1][-1] if self._runs else None
             facts, chain = self._seen(block, given, before)
-            alike = before is not None and before.facts == facts and _goes_on(before, chain)
+            alike = before is not None and before.facts == facts and _goes_on(before, chain) and not self._attended
             run = self._runs[-1] if alike else []
             if len(run) < _REAL:
                 out, flops = self._run(path, block, forward, args, kwargs)
@@ -132,7 +136,7 @@ class _Recorder:
             run.append(_Call(path, facts, chain, given, results, kind, flops))
             if len(run) == 1:
                 self._runs.append(run)
-            self._written, self._made = set(), set()
+            self._written, self._made, self._attended = set(), set(), False
             return out
 
         return recorded
@@ -178,6 +182,8 @@ class _Recorder:
 
     def _hear(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
         """An operator was called."""
+        name = qualified_name(operator) or ""
+        self._attended |= not self._inside and any(part in name for part in _ATTENTION)
         self._reads += bool(set(_READING) & set(operator.tags))
         given = {storage_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         if writes_operands(operator):
