@@ -149,6 +149,7 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
     config, listener = call.config, call.listener
     graphs: list[_Graph] = []
     notes: list[str] = [_NO_GRADIENTS] if torch.is_grad_enabled() else []
+    notes += _left_off(call.model)
     mode = ValueMode()
     stopped = None
 
@@ -189,6 +190,20 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
             log.debug("each block is traced: the first ones do not tell what the others do")
             return None
     return _result(call, calls, graphs, short, notes, found, stopped)
+
+
+def _left_off(model: Callable[..., Any]) -> list[str]:
+    """A note on the hooks of libraries that the clone is without, and so on what may run as plain Python beside it."""
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    wrapped = [path or "the model" for path, module in modules if "forward" in vars(module)]
+    if not wrapped:
+        return []
+    more = f" and {len(wrapped) - 1} more" if len(wrapped) > 1 else ""
+    return [
+        f"a library's hook stands around the forward of {wrapped[0]}{more}: this is what happens without it; where it "
+        "keeps attention out of the compiled graphs, that runs as plain Python, and is compiled by itself after "
+        "svg_compile.attach(pipe)"
+    ]
 
 
 def _result(
