@@ -19,6 +19,7 @@ from svg_compile.regional.call_guards import arguments_of, might_be_read, readab
 from svg_compile.regional.wrappers import why_not_in_parallel
 
 log = logging.getLogger(__name__)
+_DEEP = 16
 # Grids and dense layers are decided by the block's own options; here everything provable counts.
 _ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
 
@@ -49,7 +50,9 @@ def trace_grids(
     blocks: the modules that are compiled one by one, by path.
     """
     name, start = type(model).__name__, time.perf_counter()
-    log.info("tracing %s for the token grids of its %d compiled blocks", name, len(blocks))
+    # Of a deep model it takes seconds, at its first call: somebody waits for it.
+    level = logging.WARNING if len(blocks) >= _DEEP else logging.INFO
+    log.log(level, "svg: tracing %s once, for the token grids of its %d compiled blocks", name, len(blocks))
     try:
         traced, reads = _trace(model, args, kwargs)
         if traced.stopped is not None:
