@@ -15,7 +15,7 @@ import torch
 
 import models
 import svg_compile
-from companions import STEPS, compiled, run
+from companions import OPTIONS, STEPS, compiled, run
 from lowering import kind, watch
 from svg_compile.runtime import dispatcher as schedule
 
@@ -133,3 +133,17 @@ def test_lora_loaded_after_the_compile_is_seen(how: str) -> None:
         torch.testing.assert_close(next(run(model, inputs)), expected, rtol=1e-4, atol=1e-4)
     assert seen
     assert not any(decision.dense for decision in seen)
+
+
+@pytest.mark.parametrize("companion", [block_offload, layerwise_casting])
+def test_explain_says_whose_hooks_it_leaves_off(companion: Callable[[Any], None]) -> None:
+    case = models.case("wan")
+    model, inputs = case.build(), case.inputs(1, case.grid)
+    before = svg_compile.explain(model, **inputs, options=OPTIONS)
+    companion(model)
+    report = svg_compile.explain(model, **inputs, options=OPTIONS)
+    assert report.sites == before.sites
+    assert before.notes == ()
+    (note,) = report.notes
+    assert "runs as plain Python" in note
+    assert "forward of " in note

@@ -59,7 +59,6 @@ OUTSIDE_COMPAT = {
         "torch.utils._pytree.tree_leaves",
         "torch.utils._pytree.tree_map",
     },
-    "svg_compile.inspection.tracing": {"torch.utils._pytree.tree_leaves"},
     "svg_compile.kernels.triton.launch": {"torch._inductor.config"},
     "svg_compile.passes.axes.alias_update": {"._cdata"},
     "svg_compile.passes.axes.infer": {"._schema", "torch._ops"},

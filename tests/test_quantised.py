@@ -129,7 +129,7 @@ def test_text_beside_the_video(name: str) -> None:
     case = models.case("hunyuan_video")
     inputs = case.inputs(1, case.grid)
     found = beside(quantised(name, "hunyuan_video"), "blocks", inputs, density=0.3)
-    told = {**OPTIONS, "density": 0.3, "layout": (*case.grid, case.text_len)}
+    told = {**OPTIONS, "density": 0.3, "layout": (*case.grid, case.text_len, "last")}
     assert found.sparse
     assert found.same(beside(quantised(name, "hunyuan_video"), "whole", inputs, **told).outputs)
 

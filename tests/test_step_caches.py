@@ -158,6 +158,36 @@ def test_a_patched_forward_is_sparse_with_the_layout_given(how: str) -> None:
     assert not sparse.same(expected)
 
 
+@HOW
+def test_a_forward_patched_into_the_class_is_sparse_or_the_line_that_reads_is_named(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TeaCache is often applied: `pipe.transformer.__class__.forward = ...`. What it skips depends on values."""
+
+    def built_so() -> Any:
+        model = models.case("wan").build()
+        model.distance = Distance(threshold=0.5)
+        return model
+
+    case = models.case("wan")
+    inputs = case.inputs(1, case.grid)
+    monkeypatch.setattr(type(case.build()), "forward", patched)
+    alone, model = built_so(), built_so()
+    expected = list(run(alone, inputs))
+    found = beside(model, how, inputs)
+    assert found.same(expected)
+    assert 0 < model.distance.runs == alone.distance.runs < STEPS
+    if how == "blocks":
+        # Sparse wherever the blocks run.
+        assert (found.sparse, found.dense, found.said) == (alone.distance.runs * case.video_sites, 0, [])
+        return
+    # The first forward reads nothing; later ones do, and are parted there.
+    assert found.sparse == 1
+    assert any(
+        re.search(r"could not be traced .*test_step_caches\.py:\d+ .*self\.moved \+=", said) for said in found.said
+    )
+
+
 # diffusers' own, beside those of test_companions.
 NOW = [0.0]
 

@@ -1,4 +1,4 @@
-"""Context parallelism over two processes on this machine's CPUs: each attends all tokens with half of the heads.
+"""Context parallelism over processes on this machine's CPUs: each attends all tokens with its share of the heads.
 
 What each process runs stands in tests/ulysses.py.
 """
@@ -51,6 +51,18 @@ def test_ulysses_is_sparse_and_with_uniform_half_widths_equals_one_process(case:
         assert each["dense"].count(False) == 4
         assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
     assert first["steps"] == second["steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["whole", "blocks"])
+def test_four_processes_of_one_head_each_equal_one_process(case: str) -> None:
+    found = processes(case, count=4)
+    for each in found:
+        assert each["off"] < 1e-4
+        assert each["said"] == []
+        assert each["dense"].count(False) == 4
+        assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
+        assert each["steps"] == found[0]["steps"]
 
 
 def test_ring_attention_is_refused_and_ulysses_named() -> None:

@@ -25,10 +25,12 @@ from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.passes.axes.axis import Kind, atoms_of, axis_of, free_axis
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, input_facts, name_input
 from svg_compile.passes.axes.rules.by_node import NODE_RULES
+from svg_compile.passes.axes.seen import seen
 from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
 from svg_compile.passes.axes.why import Why, analysing
 from svg_compile.passes.coordinates import Raster, Rise
+from svg_compile.passes.grid_marker import MARK
 
 log = logging.getLogger(__name__)
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_", "resize_as_", "set_")
@@ -148,6 +150,8 @@ class _Run(fx.Interpreter):
             return self._attention(operands, super().call_function(target, args, kwargs))
         if target is torch.ops.svg.attention.default:
             return self._attention(list(args[:3]), super().call_function(target, args, kwargs))
+        if target in MARK:
+            self.tracker.marked.setdefault(str(args[1]), []).append(seen(self.tracker, args[0]))
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._higher_order(target, args, kwargs)
         out = super().call_function(target, args, kwargs)

@@ -194,6 +194,8 @@ class GraphCall:
     def end(self, tracker: AxisTracker, values: Mapping[fx.Node, Any], results: Any) -> None:
         """Note what a run of the graph on fake tensors came to; `leave` tells it to the ledger."""
         self._run = tracker, {node: values[node] for node in self.inputs}, results
+        for text, each in tracker.marked.items():
+            self.ledger.marked.setdefault(text, []).extend(each)
 
     def leave(self, outputs: Any) -> None:
         """The call has returned these outputs to Python code. Of those that are not noted here nothing is known."""

@@ -64,6 +64,8 @@ class AxisTracker(TorchDispatchMode):
         self._behind: dict[int, tuple[Tensor, list[Tensor]]] = {}
         # Storages that were written, or may have been.
         self.changed: set[int] = set()
+        # What was known of tensors when they were marked (`svg_compile.passes.axes.seen`), by the text of the mark.
+        self.marked: dict[str, list[Any]] = {}
 
     def of(self, tensor: Tensor) -> list[Axis]:
         if self._spoiled and storage_of(tensor) in self._spoiled:
@@ -132,6 +134,10 @@ class AxisTracker(TorchDispatchMode):
         """`tensor` may be a view of one of the others, though it has another storage here."""
         before = self._behind[storage_of(tensor)][1] if storage_of(tensor) in self._behind else []
         self._behind[storage_of(tensor)] = tensor, [*before, *others]
+
+    def is_behind(self, tensor: Tensor) -> bool:
+        """Whether a tensor has lost its axes, or may be a view of one that has another storage here."""
+        return storage_of(tensor) in self._behind or storage_of(tensor) in self._spoiled
 
     def views(self, tensors: Sequence[Tensor]) -> list[list[int]]:
         """The places of those tensors that may be views of one storage: several to a group."""

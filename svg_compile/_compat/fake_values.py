@@ -114,7 +114,7 @@ class ValueMode(FakeTensorMode):
 
     def _before_write(self, func: Any, args: Any, kwargs: Any) -> None:
         """Refuse to write an unknown value into real data; forget values that belong to the caller instead of them."""
-        targets = list(_written(func, args, kwargs))
+        targets = list(written(func, args, kwargs))
         unknown = any(self.value(leaf) is None for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         for target in targets:
             if not isinstance(target, FakeTensor):
@@ -124,7 +124,7 @@ class ValueMode(FakeTensorMode):
                 self.forget(target)
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors among the arguments that an operator writes."""
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -26,6 +26,16 @@ def uncompiled(model: Any) -> Any:
 def has_child(module: nn.Module, name: str) -> bool:
     """Whether a module holds another one directly under a name."""
     return name in module._modules
+
+
+def listed_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of the elements of the outermost lists of modules inside a model."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}.{place}", block) for place, block in child.named_children())
+        else:
+            for path, block in listed_blocks(child):
+                yield f"{name}.{path}", block
 
 
 def add_end_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:

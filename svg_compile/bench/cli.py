@@ -171,6 +171,23 @@ def forward(**asked: Any) -> None:
     _finish([measure_forward(model, options)], json_file)
 
 
+@bench.command(short_help="What a look at a whole model costs on the CPU.")
+@click.option(
+    "--model", "models", multiple=True, metavar="CLASS", help="A class of diffusers.  [default: four of them]"
+)
+@_out
+def trace(models: tuple[str, ...], json_file: Path | None) -> None:
+    """Time the trace of whole models without weights: the first call of a model compiled by blocks, and explain.
+
+    \b
+      svg-compile bench trace --model WanTransformer3DModel --json trace.json
+    """
+    from svg_compile.bench import traces
+
+    _prepare(json_file)
+    _finish([traces.measure(models or traces.CLASSES, lambda row: click.echo(json.dumps(row), err=True))], json_file)
+
+
 @bench.command(short_help="Tables and plots of stored results.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",

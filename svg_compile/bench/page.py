@@ -24,7 +24,7 @@ def load(file: Path) -> Result:
         result = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise SvgError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(result, dict) or result.get("benchmark") not in ("attention", "block", "forward"):
+    if not isinstance(result, dict) or result.get("benchmark") not in ("attention", "block", "forward", "trace"):
         raise SvgError(f"{file} holds no result of svg-compile bench.")
     return result
 

@@ -18,6 +18,8 @@ def title(result: Result) -> str:
             f"Attention, {shape['name']}: {_grid(shape['layout'])}{text} = {shape['tokens']:,} tokens, "
             f"{shape['heads']} heads of {shape['head_dim']}, {result['dtype']}"
         )
+    if result["benchmark"] == "trace":
+        return "The trace of a whole model, CPU seconds"
     whole = result["benchmark"] == "forward"
     what = f"Whole forward, {result['layers']} sparse layers" if whole else "One block"
     density = f"density {result['density']:g}"
@@ -31,6 +33,10 @@ def conditions(result: Result) -> str:
         f"{name} {machine[name]}" for name in ("torch", "triton", "cuda", "cudnn", "driver") if name in machine
     )
     threads = f", {machine['threads']} threads" if "threads" in machine else ""
+    if result["benchmark"] == "trace":
+        return (
+            f"{machine['name']}; {versions}; commit {machine['commit']}, {machine['date']}; load {result['load']:.1f}."
+        )
     turns = f"medians of {result['repeats']} interleaved turns"
     line = f"{machine['name']}{threads}; {versions}; commit {machine['commit']}, {machine['date']}; {turns}"
     before, after = result["clocks"]
@@ -41,7 +47,8 @@ def conditions(result: Result) -> str:
 
 def table(result: Result) -> Table:
     """The figures."""
-    return _attention(result) if result["benchmark"] == "attention" else _transformer(result)
+    tables = {"attention": _attention, "trace": _traces}
+    return tables.get(result["benchmark"], _transformer)(result)
 
 
 def notes(result: Result) -> list[str]:
@@ -135,6 +142,16 @@ def _transformer(result: Result) -> Table:
         what = f"projected: {run['steps']} steps, {run['dense_steps']} dense"
         rows.append((what, f"{run['dense_seconds']:.0f} s", f"{run['svg_seconds']:.0f} s", f"{run['speedup']:.2f}x"))
     return Table(("", "inductor, ms", "svg, ms", "ratio"), tuple(rows))
+
+
+def _traces(result: Result) -> Table:
+    """A model and a kind of look a line."""
+    rows = []
+    for row in result["rows"]:
+        what = "explain" if row["what"] == "explain" else "first call, blocks compiled"
+        again = f"{row['again']:.2f} s" if "again" in row else ""
+        rows.append((row["model"], str(row["layers"]), what, f"{row['seconds']:.1f} s", again, str(row["sparse"])))
+    return Table(("model", "blocks", "what", "CPU", "the next call", "sparse attentions"), tuple(rows))
 
 
 def _grid(layout: dict[str, Any]) -> str:

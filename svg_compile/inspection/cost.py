@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +148,7 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     inputs = [node.meta["example_value"] for node in graph_module.graph.nodes if node.op == "placeholder"]
     # A graph may change the shapes of its inputs.
     inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
-    # torch counts the fused attention of GPUs, and not that of CPUs.
-    counter = FlopCounterMode(display=False, custom_mapping={CPU_FLASH_ATTENTION: _attention_flops})
+    counter = _counter()
     try:
         with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
             _OnFakes(graph_module, fake_mode).run(*inputs)
@@ -157,6 +156,19 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     except Exception:
         # An operator without a fake form, a size that depends on data: the report says "unknown".
         return None
+
+
+def counting_flops(call: Callable[[], Any]) -> tuple[Any, int]:
+    """(what a call returns, the FLOPs of the operators that it calls)."""
+    counter = _counter()
+    with counter:
+        out = call()
+    return out, int(counter.get_total_flops())
+
+
+def _counter() -> FlopCounterMode:
+    # torch counts the fused attention of GPUs, and not that of CPUs.
+    return FlopCounterMode(display=False, custom_mapping={CPU_FLASH_ATTENTION: _attention_flops})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

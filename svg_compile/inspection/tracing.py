@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from svg_compile._compat.compiled import isolated_compile
 from svg_compile._compat.fake_values import READS_VALUE, LostWrite, ValueMode
-from svg_compile._compat.graphs import flex_calls, is_fake
+from svg_compile._compat.graphs import flex_calls
 from svg_compile._compat.modules import uncompiled
-from svg_compile._compat.traces import leaving_no_trace, with_code_of_its_own
+from svg_compile._compat.traces import leaving_no_trace, random_numbers_go_on
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import BY_FLEX, Site
 from svg_compile.errors import NeedsData, SvgError
-from svg_compile.inspection.bare_clone import KEPT_FORWARD, bare_clone
+from svg_compile.inspection.breaks import graph_breaks, last_break
 from svg_compile.inspection.cost import cost_of, count_flops
 from svg_compile.inspection.explanation import GraphBreak
 from svg_compile.inspection.known_values import answer
+from svg_compile.inspection.repeats import Run, could_repeat, repeated_runs
 from svg_compile.inspection.report import Report
+from svg_compile.inspection.shortened import KEPT, Shortened, breaks_in_a_block, expanded, shorten, told
 from svg_compile.inspection.traced_calls import TracedCalls
+from svg_compile.inspection.traced_clone import traced_clone
 from svg_compile.passes.axes.ledger import GraphCall, input_facts
 
-# Weights of at most this many elements are read where Python code asks for them.
-_SMALL_WEIGHT = 2**16
+log = logging.getLogger(__name__)
+# A run must have so many blocks more than are traced of it, for the look at it costs a little, too.
+_PAYS = 4
 _NO_ATTENTION = "no scaled_dot_product_attention was traced: is another attention backend selected?"
 _NO_GRADIENTS = (
     "gradients are on here: this is what happens without, as at inference (torch.no_grad()); with them all stays dense"
@@ -83,10 +85,14 @@ def trace(
     options: Mapping[str, Any] | None = None,
     listener: Listener | None = None,
     values: Callable[[Tensor], bool] = lambda tensor: True,
+    costs: bool = True,
+    every_block: bool = False,
 ) -> Trace:
     """`explain`, telling `listener` each graph and its example inputs as they come.
 
     values: whether Python code of the model may read a tensor's values (an input's, a weight's); others are unknown.
+    costs: count FLOPs. every_block: trace each block, also where some are seen to run as those before them do; so it is
+    with a listener.
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1" or torch.compiler.is_dynamo_compiling():
         raise SvgError(
@@ -95,13 +101,61 @@ def trace(
     if not callable(model):
         raise SvgError(f"explain expects a module or a function to trace, got {type(model).__name__}.")
     config, _ = split_options(options)
+    call = _ToTrace(model, args, dict(kwargs), config, listener, values, costs)
+    runs = () if every_block or listener is not None else _runs(call)
+    found = _traced(call, runs) if runs else None
+    return found or cast(Trace, _traced(call, ()))
+
+
+@dataclass(frozen=True)
+class _ToTrace:
+    """What `trace` is given."""
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    config: SvgConfig
+    listener: Listener | None
+    values: Callable[[Tensor], bool]
+    costs: bool
+
+    @property
+    def kept(self) -> int:
+        """How many blocks of a run are traced."""
+        return KEPT + self.config.dense_layers
+
+    def bare(self, mode: ValueMode) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The clone that is traced, and its inputs."""
+        return traced_clone(self.model, self.args, self.kwargs, mode, self.values)
+
+
+def _runs(call: _ToTrace) -> tuple[Run, ...]:
+    """The blocks that run alike and are so many that it pays to look; none where the model does not show any."""
+    module = uncompiled(call.model) if isinstance(call.model, nn.Module) else None
+    if module is None or not could_repeat(module, call.kept + _PAYS):
+        return ()
+    mode = ValueMode()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), random_numbers_go_on():
+            clone, args, kwargs = call.bare(mode)
+            runs = repeated_runs(cast(nn.Module, clone), args, kwargs, mode)
+    except Exception as error:
+        log.debug("each block is traced: %s: %s", type(error).__name__, error)
+        return ()
+    return tuple(run for run in runs if len(run.paths) >= call.kept + _PAYS)
+
+
+def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
+    """The trace, of the first blocks of each run; None where these do not tell what the others do."""
+    config, listener = call.config, call.listener
     graphs: list[_Graph] = []
     notes: list[str] = [_NO_GRADIENTS] if torch.is_grad_enabled() else []
+    notes += _left_off(call.model)
     mode = ValueMode()
     stopped = None
 
     def collect(graph_module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        graph = _Graph(count_flops(graph_module))
+        graph = _Graph(count_flops(graph_module) if call.costs else None)
         graphs.append(graph)
         if flex_calls(graph_module):
             notes.append(f"no rows: {BY_FLEX}")
@@ -114,65 +168,64 @@ def trace(
 
         def run(*inputs: Any) -> Any:
             graph.calls += 1
-            call = calls.call(facts, dict(zip(placeholders, inputs)), first=graph.calls == 1)
-            calls.add(graph_module, _sites(graph_module, config, notes, call), alone)
+            entered = calls.call(facts, dict(zip(placeholders, inputs)), first=graph.calls == 1)
+            calls.add(graph_module, _sites(graph_module, config, notes, entered), alone)
             outputs = answered(*inputs)
-            call.leave(outputs)
+            entered.leave(outputs)
             return outputs
 
         return run
 
     with torch.no_grad(), leaving_no_trace(collect) as breaks:
-        clone, inputs, keywords = _bare(model, args, kwargs, mode, values)
-        calls = TracedCalls(clone, (inputs, keywords), mode, config, lambda: _last_break(breaks()))
+        clone, inputs, keywords = call.bare(mode)
+        short = shorten(cast(nn.Module, clone), runs, call.kept) if runs else ()
+        calls = TracedCalls(clone, (inputs, keywords), mode, config, lambda: last_break(breaks()))
         try:
             isolated_compile(clone, collect)(*inputs, **keywords)
         except (*READS_VALUE, LostWrite) as error:
             stopped = NeedsData(_what_was_read(error))
             notes.append(f"the trace ends here, what comes after is not in the table: {stopped}")
-        found = _breaks(breaks())
-    total = None if any(graph.flops is None for graph in graphs) else sum(g.calls * (g.flops or 0) for g in graphs)
-    if not calls.sites and not notes:
+        found = graph_breaks(breaks())
+        if short and not (
+            told(short, calls.sites, calls.ledger.marked)
+            and not breaks_in_a_block(cast(nn.Module, clone), short, breaks())
+        ):
+            log.debug("each block is traced: the first ones do not tell what the others do")
+            return None
+    return _result(call, calls, graphs, short, notes, found, stopped)
+
+
+def _left_off(model: Callable[..., Any]) -> list[str]:
+    """A note on the hooks of libraries that the clone is without, and so on what may run as plain Python beside it."""
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    wrapped = [path or "the model" for path, module in modules if "forward" in vars(module)]
+    if not wrapped:
+        return []
+    more = f" and {len(wrapped) - 1} more" if len(wrapped) > 1 else ""
+    return [
+        f"a library's hook stands around the forward of {wrapped[0]}{more}: this is what happens without it; where it "
+        "keeps attention out of the compiled graphs, that runs as plain Python, and is compiled by itself after "
+        "svg_compile.attach(pipe)"
+    ]
+
+
+def _result(
+    call: _ToTrace,
+    calls: TracedCalls,
+    graphs: list[_Graph],
+    short: tuple[Shortened, ...],
+    notes: list[str],
+    breaks: tuple[GraphBreak, ...],
+    stopped: NeedsData | None,
+) -> Trace:
+    sites, in_graphs = (expanded(short, each) for each in (calls.sites, calls.in_graphs))
+    total = None
+    if not stopped and all(graph.flops is not None for graph in graphs):
+        total = sum(graph.calls * (graph.flops or 0) for graph in graphs) + sum(each.flops for each in short)
+    if not sites and not notes:
         notes.append(_NO_ATTENTION)
-    cost = cost_of(calls.in_graphs, None if stopped else total, config)
-    return Trace(Report(calls.sites, len(graphs), tuple(dict.fromkeys(notes)), found, cost), stopped)
-
-
-def _bare(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    mode: ValueMode,
-    values: Callable[[Tensor], bool],
-) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """(a clone of the model, its inputs): all tensors fake, on one device, as hooks would bring them there."""
-    plain = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
-    module = uncompiled(plain) if isinstance(plain, nn.Module) else None
-    device = _device(module, (args, dict(kwargs)))
-
-    def stand_in(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) and not is_fake(tensor):
-            # A quantised weight: Dynamo sees into it.
-            return tensor
-        dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        is_weight = isinstance(tensor, nn.Parameter)
-        same = tensor.device == device and dtype == tensor.dtype
-        readable = same and mode.may_turn_const(tensor) and values(tensor)
-        if readable and is_weight and tensor.numel() <= _SMALL_WEIGHT:
-            fake = mode.borrowed(tensor.detach())
-        elif readable and not is_weight:
-            fake = mode.known(tensor.detach().clone())
-        else:
-            fake = mode.unknown(tensor, dtype, device)
-        return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
-
-    method: Any = model
-    target = module if plain is model else MethodType(method.__func__, module) if module is not None else model
-    clone, given_args, given_kwargs = bare_clone((target, args, dict(kwargs)), stand_in)
-    if isinstance(clone, nn.Module) and module is not None and KEPT_FORWARD in vars(module):
-        # Dynamo breaks off in the loop over the blocks that a cache has replaced, and gives up on the forward.
-        clone.forward = MethodType(with_code_of_its_own(type(clone).forward), clone)
-    return clone, given_args, given_kwargs
+    cost = cost_of(in_graphs, total, call.config) if call.costs else None
+    return Trace(Report(sites, len(graphs), tuple(dict.fromkeys(notes)), breaks, cost), stopped)
 
 
 def _what_was_read(error: Exception) -> str:
@@ -196,44 +249,3 @@ def _sites(
             raise
         notes.append(f"a pass failed, the graph would stay as it is: {type(error).__name__}: {error}")
         return ()
-
-
-def _device(module: nn.Module | None, inputs: Any) -> torch.device:
-    """Where the model runs: where its inputs are, else its weights; where they part, on the accelerator."""
-    tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
-    tensors += [] if module is None else [*module.parameters(), *module.buffers()]
-    devices = [tensor.device for tensor in tensors if tensor.device.type != "meta"]
-    devices += [torch.device("cpu")]
-    return next((device for device in devices if device.type != "cpu"), devices[0])
-
-
-def _breaks(found: list[tuple[str, list[Any]]]) -> tuple[GraphBreak, ...]:
-    """Dynamo's texts, parted; a break that it tells twice, once without a place, counts once."""
-    merged: dict[tuple[str, str], GraphBreak] = {}
-    for text, frames in found:
-        title = text.partition("\n")[0].strip()
-        if title.startswith("generic_jump"):
-            # Its short name for what the counters spell out.
-            title = "Data-dependent branching"
-        source = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        told = [key for key in merged if key[0] == title]
-        if not source and told:
-            bare = [key for key in told if not merged[key].explanation]
-            merged.update({key: GraphBreak(*key, *_advice(text), merged[key].count) for key in bare})
-            continue
-        before = merged.get((title, source))
-        merged[title, source] = GraphBreak(title, source, *_advice(text), 1 if before is None else before.count + 1)
-    return tuple(merged.values())
-
-
-def _last_break(found: list[tuple[str, list[Any]]]) -> str:
-    """The last break, in a line."""
-    last = _breaks(found)[-1:]
-    return "".join(f"{each.reason}{' at ' + os.path.basename(each.source) if each.source else ''}" for each in last)
-
-
-def _advice(text: str) -> tuple[str, str]:
-    """Dynamo's explanation and its first hint."""
-    found = (re.search(rf"^ *{name}: (.*)$", text, re.MULTILINE) for name in ("Explanation", "Hint"))
-    explanation, hint = (match[1] if match else "" for match in found)
-    return explanation, hint

@@ -24,16 +24,6 @@ def blocks_as_compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{name}.{path}", block
 
 
-def repeated_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of the elements of the outermost lists of modules inside a model."""
-    for name, child in model.named_children():
-        if isinstance(child, nn.ModuleList):
-            yield from ((f"{name}.{place}", block) for place, block in child.named_children())
-        else:
-            for path, block in repeated_blocks(child):
-                yield f"{name}.{path}", block
-
-
 def is_in(layer: str, block: str) -> bool:
     """Whether a layer is a block itself, or a module inside of it."""
     return layer == block or layer.startswith(f"{block}.")

@@ -9,18 +9,22 @@ those of any other graph. The rest of the module runs as Python.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from svg_compile._compat.compiled import CompileCall
 from svg_compile._compat.graphs import SDPA
+from svg_compile._compat.subclasses import referable
 from svg_compile.config import split_options
 from svg_compile.passes.grid_marker import OF_BLOCK, Marker, entries_of
+from svg_compile.regional.blocks import is_in
 from svg_compile.regional.forward import Attending, Forward
 
 Attend = Callable[..., Tensor]
@@ -100,3 +104,58 @@ class PlainAttention(TorchFunctionMode):
             return self.attend(text, self.sizes[: len(sizes)], query, *args, **kwargs)
         finally:
             self.forward.attending = None
+
+
+class PlainAttentions:
+    """What one model runs within where its marked modules run as plain Python."""
+
+    def __init__(self, model: Callable[[], nn.Module | None]) -> None:
+        self._model = model
+        # The marked modules, by path: a cache may put others in their places while the model runs.
+        self.marked: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+        # The function that runs one attention, by how the model was compiled.
+        self._alone: dict[str, Attend | None] = {}
+        self._told: set[str] = set()
+
+    def beside(
+        self,
+        forward: Forward,
+        blocks: Mapping[str, CompileCall | None],
+        whole: CompileCall | None,
+        path: str,
+        sizes: tuple[Tensor, ...],
+    ) -> PlainAttention | None:
+        """What a marked module runs within; None where its attention stays dense there.
+
+        blocks, whole: how the blocks were compiled, by path, and the whole model, if it was.
+        """
+        model, marker = self._model(), (forward.markers or {})[path]
+        if model is None or not marker.has_grid:
+            return None
+        own = [compiled for at, compiled in blocks.items() if is_in(path, at)]
+        call = own[0] if own else whole
+        why = "it is not known how this backend was asked to compile it"
+        why = why if call is None or not of_this_backend(call) else why_not_alone(marker)
+        if why or call is None:
+            forward.dense[path] = why
+            return None
+        key = repr(call)
+        if key not in self._alone:
+            self._alone[key] = attention_by_itself(call)
+        attend, module = self._alone[key], self.marked.get(path)
+        if attend is None or module is None:
+            return None
+        attending = Attending(model, path, next(iter(referable(module.parameters())), None), forward.sparse.index(path))
+        return PlainAttention(forward, attending, attend, marker, sizes)
+
+    def tell(self, forward: Forward) -> None:
+        """Warn of attentions of a forward that stayed dense, once for each reason."""
+        for path, why in forward.dense.items():
+            if why not in self._told:
+                self._told.add(why)
+                more = f" and {len(forward.dense) - 1} more" if len(forward.dense) > 1 else ""
+                warnings.warn(
+                    f"svg: the attention of {path}{more} ran as plain Python, in no compiled graph, and stayed dense: "
+                    f"{why}.",
+                    stacklevel=3,
+                )

@@ -19,6 +19,7 @@ from svg_compile.regional.call_guards import arguments_of, is_flags, might_be_re
 from svg_compile.regional.wrappers import why_not_in_parallel
 
 log = logging.getLogger(__name__)
+_DEEP = 16
 # Grids and dense layers are decided by the block's own options; here everything provable counts.
 _ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
 
@@ -49,7 +50,9 @@ def trace_grids(
     blocks: the modules that are compiled one by one, by path.
     """
     name, start = type(model).__name__, time.perf_counter()
-    log.info("tracing %s for the token grids of its %d compiled blocks", name, len(blocks))
+    # Of a deep model it takes seconds, at its first call: somebody waits for it.
+    level = logging.WARNING if len(blocks) >= _DEEP else logging.INFO
+    log.log(level, "svg: tracing %s once, for the token grids of its %d compiled blocks", name, len(blocks))
     try:
         traced, reads = _trace(model, args, kwargs)
         if traced.stopped is not None:
@@ -99,7 +102,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     from svg_compile.inspection.tracing import trace
 
     arguments = arguments_of(model, args, kwargs)
-    traced = trace(model, args, kwargs, _ANY, values=readable(arguments))
+    traced = trace(model, args, kwargs, _ANY, values=readable(arguments), costs=False)
     if traced.stopped is None:
         return traced, frozenset()
     names = might_be_read(arguments)
@@ -107,7 +110,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     flags = [name for name in names if is_flags(arguments[name])]
     tries = [flags] if flags else []
     for read in (*tries, *([*flags, name] for name in names if name not in flags)):
-        with_them = trace(model, args, kwargs, _ANY, values=readable(arguments, read))
+        with_them = trace(model, args, kwargs, _ANY, values=readable(arguments, read), costs=False)
         if with_them.stopped is None:
             return with_them, frozenset(read)
     return traced, frozenset()

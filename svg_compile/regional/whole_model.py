@@ -39,24 +39,16 @@ from svg_compile._compat.compiled import (
     no_graph_of_its_own,
 )
 from svg_compile._compat.graphs import is_fake
-from svg_compile._compat.modules import add_end_hook
+from svg_compile._compat.modules import add_end_hook, listed_blocks
 from svg_compile._compat.pytree import tree_leaves
 from svg_compile._compat.subclasses import referable
-from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_in, repeated_blocks
-from svg_compile.regional.call_guards import CallFacts, CallKey, arguments_of
-from svg_compile.regional.forward import Attending, Forward, enter, leave, under_way
+from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_in
+from svg_compile.regional.call_guards import arguments_of
+from svg_compile.regional.forward import Forward, enter, leave, under_way
 from svg_compile.regional.hooks import Mark, MarkEnd, ModelHook
-from svg_compile.regional.plain_attention import (
-    Attend,
-    PlainAttention,
-    attention_by_itself,
-    of_this_backend,
-    why_not_alone,
-)
-from svg_compile.regional.traced_grids import ModelGrids, trace_grids
+from svg_compile.regional.known_calls import KnownCalls
+from svg_compile.regional.plain_attention import PlainAttentions
 from svg_compile.regional.wrappers import hides_grid
-
-_MOST_CALLS = 32
 
 
 class Regions:
@@ -68,22 +60,15 @@ class Regions:
     def __init__(self, model: nn.Module) -> None:
         self.holders: set[int] = set()
         self._marks: dict[str, Mark] = {}
-        # By what decides the grids of a call; None after a warning.
-        self._known: dict[CallKey, ModelGrids | None] = {}
-        self._facts = CallFacts()
-        self._last: CallKey | None = None
+        self._known = KnownCalls(self._know)
         self._warned_of_limit = False
         # Two threads may make the first call of a kind at once.
         self._lock = threading.RLock()
         self._model = weakref.ref(model)
         for function in (ModelHook.__call__, Mark.__call__, MarkEnd.__call__, Mark.leave, let_dynamo_watch):
             no_graph_of_its_own(function)
-        # Attentions that run as plain Python: the function that runs one, by how the model was compiled.
-        self._alone: dict[str, Attend | None] = {}
-        self._told: set[str] = set()
+        self._plain = PlainAttentions(self._model)
         self._served: set[str] = set()
-        # The marked modules, by path: a cache may put others in their places while the model runs.
-        self._marked: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
         number = next(_NUMBERS)
         _BY_NUMBER[number] = self
         self._hooks = before, after = ModelHook(number, _before, _in_pieces), ModelHook(number, _after, _in_pieces)
@@ -122,7 +107,7 @@ class Regions:
         model = self._model()
         if model is None or not self.holders:
             return
-        blocks = dict(compiled_blocks(model)) or (dict(repeated_blocks(model)) if whole and self.in_pieces() else {})
+        blocks = dict(compiled_blocks(model)) or (dict(listed_blocks(model)) if whole and self.in_pieces() else {})
         if not blocks:
             return
         call = call or (self._broken if whole else None)
@@ -134,7 +119,7 @@ class Regions:
             if self._broken_anew:
                 self._broken_anew = False
                 forget_all_compiled(model)
-            kind = self._kind(model, blocks, arguments, args, kwargs)
+            kind = self._known.grids(model, blocks, arguments, args, kwargs)
             markers, sparse = ({}, ()) if kind is None else (kind.markers, kind.sparse)
             for path in markers:
                 if path not in self._marks:
@@ -149,39 +134,10 @@ class Regions:
         calls = {at: compile_call_of(block) for at, block in blocks_as_compiled(model)}
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)
-            mark.tell(marker, device, None if marker is None else partial(self._beside, forward, calls, call, path))
+            mark.tell(
+                marker, device, None if marker is None else partial(self._plain.beside, forward, calls, call, path)
+            )
         enter(forward)
-
-    def _beside(
-        self,
-        forward: Forward,
-        blocks: Mapping[str, CompileCall | None],
-        whole: CompileCall | None,
-        path: str,
-        sizes: tuple[Tensor, ...],
-    ) -> PlainAttention | None:
-        """What a marked module runs within that runs as plain Python; None where its attention stays dense there.
-
-        blocks, whole: how the blocks were compiled, by path, and the whole model, if it was.
-        """
-        model, marker = self._model(), (forward.markers or {})[path]
-        if model is None or not marker.has_grid:
-            return None
-        own = [compiled for at, compiled in blocks.items() if is_in(path, at)]
-        call = own[0] if own else whole
-        why = "it is not known how this backend was asked to compile it"
-        why = why if call is None or not of_this_backend(call) else why_not_alone(marker)
-        if why or call is None:
-            forward.dense[path] = why
-            return None
-        key = repr(call)
-        if key not in self._alone:
-            self._alone[key] = attention_by_itself(call)
-        attend, module = self._alone[key], self._marked.get(path)
-        if attend is None or module is None:
-            return None
-        attending = Attending(model, path, next(iter(referable(module.parameters())), None), forward.sparse.index(path))
-        return PlainAttention(forward, attending, attend, marker, sizes)
 
     def end_forward(self) -> None:
         """This thread's forward is over: tell the blocks nothing more."""
@@ -195,15 +151,7 @@ class Regions:
         self.end_forward()
         if forward is None or model is None or not finished:
             return
-        for path, why in forward.dense.items():
-            if why not in self._told:
-                self._told.add(why)
-                more = f" and {len(forward.dense) - 1} more" if len(forward.dense) > 1 else ""
-                warnings.warn(
-                    f"svg: the attention of {path}{more} ran as plain Python, in no compiled graph, and stayed dense: "
-                    f"{why}.",
-                    stacklevel=2,
-                )
+        self._plain.tell(forward)
         if forward.ran or self._warned_of_limit:
             return
         if any(marker.has_grid for marker in (forward.markers or {}).values()):
@@ -217,38 +165,6 @@ class Regions:
                     stacklevel=2,
                 )
 
-    def _kind(
-        self,
-        model: nn.Module,
-        blocks: Mapping[str, nn.Module],
-        arguments: Mapping[str, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> ModelGrids | None:
-        """What holds for calls like this one, traced where no such call was made before."""
-        key = self._facts.key(model, arguments)
-        if self._last is not None and self._last.modules != key.modules:
-            # The ids of modules that are gone may be taken again, and places shift: nothing that was learned holds.
-            self._known, self._facts, self._last = {}, CallFacts(), None
-            key = self._facts.key(model, arguments)
-        if key not in self._known:
-            before = None if self._last is None else self._known.get(self._last)
-            found = trace_grids(model, blocks, args, kwargs)
-            if found is not None:
-                self._facts.reads_values |= found.reads_values
-                self._facts.reads |= found.reads
-                self._know(blocks, found.sparse)
-            # If the previous trace marked nothing, equal markers prove nothing about attributes.
-            if self._last is not None and before is not None and before.markers:
-                self._facts.learn(self._last, key, same=before == found)
-            # The trace may have taught that there is more to look at, or less.
-            key = self._facts.key(model, arguments)
-            if len(self._known) >= _MOST_CALLS:
-                self._known.clear()
-            self._known[key] = found
-        self._last = key
-        return self._known[key]
-
     def _know(self, blocks: Mapping[str, nn.Module], sparse: tuple[str, ...]) -> None:
         """Note which parameters are of which block, and the number of its first sparse layer."""
         for path, block in blocks.items():
@@ -258,7 +174,7 @@ class Regions:
 
     def _mark(self, model: nn.Module, path: str, blocks: Mapping[str, nn.Module]) -> None:
         mark = self._marks[path] = Mark()
-        module = self._marked[path] = model.get_submodule(path)
+        module = self._plain.marked[path] = model.get_submodule(path)
         self._handles.append(module.register_forward_pre_hook(mark, with_kwargs=True))
         self._handles.append(add_end_hook(module, MarkEnd(mark)))
         # A block that ran before it was marked was compiled without, and nothing in its guards would notice.

@@ -1,0 +1,60 @@
+"""The axes of a marked tensor at one moment of a run, and whether two such tensors can stand for each other.
+
+They can where nothing that the rules could derive from one differs for the other: their axes are made of the same
+atoms, or of fresh ones of the kinds for which it does not matter which atom it is (tables, channels). An atom that
+counts an input's positions, or is opaque, is like itself alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Part, resolve
+from svg_compile.passes.axes.selections import Pins
+from svg_compile.passes.axes.tracker import AxisTracker
+
+_NAMELESS = (Kind.TABLE, Kind.MIXED)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was known of a marked tensor. behind: it may be a view of another one, or has lost its axes."""
+
+    axes: tuple[Axis, ...]
+    pins: Pins
+    values: Any
+    behind: bool
+
+
+def seen(tracker: AxisTracker, tensor: Tensor) -> Seen:
+    """What a tracker knows of a tensor now."""
+    axes = tuple(resolve(axis) for axis in tracker.of(tensor))
+    return Seen(axes, tracker.pins_of(tensor), tracker.values.of(tensor), tracker.is_behind(tensor))
+
+
+def same_seen(left: Seen, right: Seen) -> bool:
+    """Whether one tensor can stand for the other."""
+    if (left.pins, left.values) != (right.pins, right.values) or left.behind or right.behind:
+        return False
+    return len(left.axes) == len(right.axes) and all(map(interchangeable, left.axes, right.axes))
+
+
+def interchangeable(left: Axis, right: Axis) -> bool:
+    """Whether two resolved axes are of the same atoms, or of fresh nameless ones."""
+    return len(left) == len(right) and all(map(_interchangeable, left, right))
+
+
+def _interchangeable(left: Part, right: Part) -> bool:
+    if left is right:
+        return True
+    if isinstance(left, Concat) and isinstance(right, Concat):
+        same = len(left.segments) == len(right.segments)
+        return same and all(map(interchangeable, left.segments, right.segments))
+    if not (isinstance(left, Atom) and isinstance(right, Atom)):
+        return False
+    if left.kind is not right.kind or left.kind not in _NAMELESS or left.size != right.size:
+        return False
+    return (left.inner, left.aligned, left.origin) == (right.inner, right.aligned, right.origin)
