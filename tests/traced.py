@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ class Recorder:
     """A backend that analyses each graph and hands it back as it was."""
 
     def __init__(self, config: SvgConfig = CONFIG, *, rewrite: bool = False) -> None:
-        self.config = config
+        # The graph is the caller's own, which can be given no more inputs, such as the shares of layers.
+        self.config = replace(config, share_layers=False) if rewrite else config
         self.rewrite = rewrite
         self.graphs: list[torch.fx.GraphModule] = []
         self.sites: list[Site] = []
