@@ -24,6 +24,7 @@ help:
 	@echo "make bench-gpu  the GPU tests and the whole benchmark on a large GPU, into docs/benchmarks (half an hour)"
 	@echo "make bench-gpu-first  the first ten minutes on a GPU, step by step, each stored (first_session.py --dry-run without one)"
 	@echo "make bench-cpu  the CPU benchmark, as JSON and a page in docs/benchmarks (a quiet machine, 10 minutes)"
+	@echo "make bench-ulysses  a sparse step against a dense one under Ulysses, two processes, into docs/benchmarks (minutes)"
 	@echo "make bench      time sparse against dense: an attention and a transformer block, on this machine"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -106,6 +107,12 @@ bench-cpu: $(INSTALLED)
 .PHONY: bench-cpu-page
 bench-cpu-page: $(INSTALLED)
 	$(BIN)/svg-compile bench page $(sort $(wildcard $(CPU_RESULTS)/*.json)) --out $(CPU_RESULTS).md --heading "On a CPU"
+
+# Two processes on the CPU's cores, or on two GPUs. Run it on a machine that does nothing else.
+.PHONY: bench-ulysses
+bench-ulysses: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 examples/several_gpus_times.py \
+		--json docs/benchmarks/ulysses.json --page docs/benchmarks/ulysses.md
 
 # Results are stored beside the page that is made of them. Where nothing can be installed: make INSTALLED= BIN=/usr/bin
 RESULTS ?= docs/benchmarks/h200

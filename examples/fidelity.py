@@ -2,7 +2,7 @@
 
     python examples/fidelity.py --prompts 16                 the whole study; stop it and start it again at will
     python examples/fidelity.py --prompts 4 --only main      the main setting alone: all planners at one density
-    python examples/fidelity.py --page docs/fidelity.md      write the page and its pictures from the stored rows
+    python examples/fidelity.py --page docs/fidelity-tables.md    write the tables and their pictures from the rows
 
 Rows are stored one by one in docs/fidelity/rows.jsonl, or in the folder that --out names, and what is there already is
 not computed again. Everything runs eagerly in one process: the dense result and the dense steps by the same dense

@@ -1,4 +1,4 @@
-"""docs/fidelity.md and its pictures, written from the rows that fidelity.py has stored."""
+"""docs/fidelity-tables.md and its pictures, written from the rows that fidelity.py has stored."""
 
 from __future__ import annotations
 
@@ -64,10 +64,11 @@ def head(setting: dict, rows: list[Row], note: str) -> list[str]:
     tokens = setting["frames"] * (setting["size"] // 4) ** 2
     prompts = len({row["prompt"] for row in rows})
     return [
-        "# Fidelity",
+        "# Fidelity: the tables",
         "",
-        "How near sparse generation comes to the dense one with the example model. Written by",
-        "`python examples/fidelity.py --page docs/fidelity.md` from stored rows; do not edit.",
+        "How near sparse generation comes to the dense one with the example model; what it means is told in",
+        "[fidelity](fidelity.md). Written by `python examples/fidelity.py --page docs/fidelity-tables.md` from stored",
+        "rows; do not edit.",
         "",
         f"- {prompts} prompts, each with its own noise; {len(rows)} generations compared.",
         f"- {setting['frames']} frames of {setting['size']} x {setting['size']} pixels, {tokens} tokens, "

@@ -36,8 +36,8 @@ def compile_blocks(model: Any, backend: str) -> None:
     model.compile_repeated_blocks(backend=backend, options=options, dynamic=False)
 
 
-def main(argv: list[str] | None = None) -> tuple[float, int]:
-    args = arguments(__doc__, argv)
+def join() -> None:
+    """Join the processes that torchrun has started."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl")
@@ -45,6 +45,11 @@ def main(argv: list[str] | None = None) -> tuple[float, int]:
         # diffusers divides by the number of accelerators, of which this machine has none.
         torch.accelerator.device_count = lambda: 1
         dist.init_process_group("gloo")
+
+
+def main(argv: list[str] | None = None) -> tuple[float, int]:
+    args = arguments(__doc__, argv)
+    join()
     try:
         return compare(args, prepare, compile_blocks)
     finally:

@@ -45,6 +45,8 @@ _TAIL = """
 - Kandinsky 6 SR and Wan-Animate 2 attend by FlexAttention with masks of their own.
 - Not run: LTX-2 with upsampling, HDR or diffusion forcing, Helios pyramid, SANA-WM, Cosmos 3 with sound or actions.
 
+What became of models as their authors and ComfyUI ship them: [code by others](models-others.md).
+
 Of a pipeline that is not here, `svg_compile.explain(pipe.transformer, ...)` with the arguments that it passes says what
 would become of each attention ([debugging](debugging.md)).
 """
