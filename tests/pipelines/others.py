@@ -58,9 +58,10 @@ ROWS = (
     Row("Kandinsky 6 I2V", "Kandinsky6TI2VAPipeline",
         lambda: _kandinsky("Kandinsky6TI2VAPipeline", "Kandinsky6Transformer3DModel",
                            config={"visual_token_type_num_embeddings": 2}),
-        lambda: _text6(image=picture()), grid=(6, 7, 3),
-        note="the image is the last frame of the sequence, and seen from the frames beside it more than from others"),
+        lambda: _text6(image=picture()), grid=(5, 7, 3), text=21,
+        note="the image is the last frame of the sequence, and attended in full"),
     Row("Helios", "HeliosPipeline", _helios,
-        lambda: SIZE | prompts(12) | {"guidance_scale": 3.0, "num_latent_frames_per_chunk": 5}, tokens=163,
-        whole="dense", blocks="dense", note=HISTORY),
+        lambda: {"height": 96, "width": 128, "num_frames": 45} | prompts(12)
+        | {"guidance_scale": 3.0, "num_latent_frames_per_chunk": 12}, grid=(12, 6, 8), text=124, text_first=True,
+        note=HISTORY),
 )  # fmt: skip

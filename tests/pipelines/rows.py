@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import svg_compile
-from svg_compile.regional.blocks import repeated_blocks
+from svg_compile._compat.modules import listed_blocks
 from svg_compile.runtime.observers import Forward, watch
 
 # With density 1 the sparse path equals dense attention. One dense step shows whether steps are told apart.
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 1, "dense_layers": 0, "density": 1.0}
-HISTORY = "the video so far stands in the sequence beside the video, in several resolutions: several grids in one"
+HISTORY = "the video so far stands beside the video and is attended in full; dense where it is over 30% of the sequence"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def compile_blocks(model: Any, each: bool, **options: Any) -> None:
     missed = {type(block).__name__ for blocks in lists for block in blocks} - set(model._repeated_blocks or ())
     if each:
         assert missed, "compile_repeated_blocks would do"
-        for _, block in repeated_blocks(model):
+        for _, block in listed_blocks(model):
             block.compile(**options)
     else:
         model.compile_repeated_blocks(**options)
