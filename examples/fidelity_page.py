@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -45,8 +45,8 @@ def write_page(rows: list[Row], page: Path, study: Path, note: str = "") -> None
     pictures = page.parent / "fidelity"
     pictures.mkdir(parents=True, exist_ok=True)
     main_rows = [row for row in rows if (row["density"], row["dense_steps"]) == MAIN]
-    draw_planners(main_rows, pictures / "planners.png")
-    draw_lines(rows, pictures / "density.png")
+    draw_planners(enough(main_rows), pictures / "planners.png")
+    draw_lines(enough(rows), pictures / "density.png")
     shown = draw_frames(study, setting["weights"], pictures / "frames.png")
     parts = (
         head(setting, rows, note),
@@ -58,6 +58,13 @@ def write_page(rows: list[Row], page: Path, study: Path, note: str = "") -> None
         [""],
     )
     page.write_text("\n".join(line for part in parts for line in part))
+
+
+def enough(rows: list[Row]) -> list[Row]:
+    """The rows of cases that half of the prompts have: means of fewer would be drawn beside means of all."""
+    prompts = len({row["prompt"] for row in rows})
+    counts = Counter((row["planner"], row["density"], row["dense_steps"]) for row in rows)
+    return [row for row in rows if 2 * counts[row["planner"], row["density"], row["dense_steps"]] >= prompts]
 
 
 def head(setting: dict, rows: list[Row], note: str) -> list[str]:
