@@ -136,7 +136,7 @@ def _repair_calls(
     """
     layout, tail = request.shape.layout, (None, "auto", ops.ABI)
     grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
-    options = ([float(density)], request.sampled_rows, True, *tail, None, None, None)
+    options = ([float(density)], request.sampled_rows, True, *tail, *[None] * 4)
 
     def profile_and_fit() -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = repair_ops.PROFILE(query, key, value, None, *grid, *options)
@@ -151,7 +151,7 @@ def _repair_calls(
         return repair(torch.ops.svg.attention(query, key, value, plan, None, *grid, *tail))
 
     with torch.no_grad():
-        plan, _, exact, fit = profile_and_fit()
+        plan, _, exact, fit, _ = profile_and_fit()
         fit = torch.full_like(fit, 1e-9)
         result = sparse_attention(query, key, value, plan, layout)
     return {"fit": lambda: profile_and_fit()[0], "repair": partial(repair, result), "layer": layer}
