@@ -67,7 +67,7 @@ def test_record_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     flags = ["--frames", "8", "--size", "32", "--steps", "4", "--min-tokens", "64", "--density", "0.5"]
     example("record_plans").main([*flags, "--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "out")])
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"kinds.png", "margins.png", "attention.png", "run.npz", "run.json"}
+    assert names == {"kinds.png", "densities.png", "margins.png", "attention.png", "run.npz", "run.json"}
     printed = capsys.readouterr().out
     assert "4 forwards in 1 run of 4 steps, 1 of them dense" in printed
     assert "2 layers" in printed

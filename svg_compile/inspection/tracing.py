@@ -147,7 +147,8 @@ def _runs(call: _ToTrace) -> tuple[Run, ...]:
 
 def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
     """The trace, of the first blocks of each run; None where these do not tell what the others do."""
-    config, listener = call.config, call.listener
+    # Dynamo keeps `collect`, and what it closes over, beyond the trace: not the model.
+    config, listener, costs = call.config, call.listener, call.costs
     graphs: list[_Graph] = []
     notes: list[str] = [_NO_GRADIENTS] if torch.is_grad_enabled() else []
     notes += _left_off(call.model)
@@ -155,7 +156,7 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
     stopped = None
 
     def collect(graph_module: fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        graph = _Graph(count_flops(graph_module) if call.costs else None)
+        graph = _Graph(count_flops(graph_module) if costs else None)
         graphs.append(graph)
         if flex_calls(graph_module):
             notes.append(f"no rows: {BY_FLEX}")
