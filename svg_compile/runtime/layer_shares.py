@@ -75,6 +75,11 @@ class LayerShares:
         """Keep what the layers of a graph found in a call."""
         self._calls[call].found[graph] = profiles
 
+    def release(self, call: int, graph: Hashable) -> None:
+        """Let go of what is kept of a graph: the run's last step has used it."""
+        self._calls[call].found.pop(graph, None)
+        self._calls[call].shares.pop(graph, None)
+
 
 def _shared_out(found: dict[Hashable, Profiles]) -> dict[Hashable, Tensor]:
     """The shares of all graphs: layers of one grid, batch and density share with each other."""

@@ -128,7 +128,9 @@ class SparseGraph:
             kept.release(call)
         elif ports.shapes and due:
             kept.keep(call, stage, kept_tensors((*plans, *fits)))
-        if ports.shared and due and not last:
+        if ports.shared and last:
+            shares.release(turn, key)
+        elif ports.shared and due:
             density = self.config.densities[stage]
             found = kept_tensors([each[..., :2] for each in errors]), kept_tensors(missing)
             shares.note(turn, key, Profiles(*found, _layouts(ports.grids, sizes), density))
