@@ -53,7 +53,7 @@ def test_errors_match_the_oracle(sampled_rows: int, masked: bool) -> None:
     shape = (2, VIDEO.tokens, 3, 64)
     tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3)]
     key_mask = torch.rand(2, VIDEO.tokens, device="cuda") < 0.9 if masked else None
-    plan, errors = profile_heads(*tensors, key_mask, *grid_of(VIDEO), [0.3], sampled_rows, False, None)
+    plan, errors, _ = profile_heads(*tensors, key_mask, *grid_of(VIDEO), [0.3], sampled_rows, False, None)
     exact = reference.profile_errors(*tensors, VIDEO, density=0.3, sampled_rows=sampled_rows, key_mask=key_mask)
     torch.testing.assert_close(errors.double(), exact, rtol=0.02, atol=1e-6)
     assert torch.equal(plan, reference.plan_from_errors(errors.double(), VIDEO, 0.3))
@@ -61,7 +61,7 @@ def test_errors_match_the_oracle(sampled_rows: int, masked: bool) -> None:
 
 def test_ties_are_spatial() -> None:
     tensors = [torch.randn(1, 2, VIDEO.tokens, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-    plan, errors = profile_heads(*tensors, None, *grid_of(VIDEO), [1.0], 64, False, None)
+    plan, errors, _ = profile_heads(*tensors, None, *grid_of(VIDEO), [1.0], 64, False, None)
     assert torch.equal(errors, torch.zeros_like(errors))
     assert plan[..., 0].eq(HeadKind.SPATIAL).all()
 
@@ -108,7 +108,7 @@ def test_one_captured_graph_serves_every_step() -> None:
         widths.append(VIDEO.full_half_width)
         assert plan[0].tolist() == [[kind, widths[kind]] for kind in kinds]
         if anew:
-            plain, plain_errors = profile_heads(*tensors, None, *grid_of(VIDEO), [densities[index]], 64, False, None)
+            plain, plain_errors, _ = profile_heads(*tensors, None, *grid_of(VIDEO), [densities[index]], 64, False, None)
             assert torch.equal(plan, plain)
             torch.testing.assert_close(errors, plain_errors, rtol=0, atol=0, equal_nan=True)
         else:

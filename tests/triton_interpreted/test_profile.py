@@ -36,7 +36,8 @@ def profile(
     grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
     options = (densities or (density,), sampled_rows, False, scale)
     stage = None if when is None else torch.tensor(when, dtype=torch.int32)
-    return triton_profile.profile_heads(query, key, value, key_mask, *grid, *options, stage, previous)
+    plan, errors, _ = triton_profile.profile_heads(query, key, value, key_mask, *grid, *options, stage, previous)
+    return plan, errors
 
 
 def rand(layout: VideoLayout = LAYOUT, heads: int = 2, head_dim: int = 16) -> list[Tensor]:

@@ -53,7 +53,7 @@ def test_attention(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> N
 def test_profile(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_profile, "profile_tiles", lambda *case: (TileConfig(*shape, 1, 1),))
     tensors = rand()
-    plan, errors = triton_profile.profile_heads(*tensors, None, *GRID, [0.4], 70, False, None)
+    plan, errors, _ = triton_profile.profile_heads(*tensors, None, *GRID, [0.4], 70, False, None)
     exact = reference.profile_errors(*tensors, LAYOUT, density=0.4, sampled_rows=70)
     torch.testing.assert_close(errors.double(), exact, rtol=1e-4, atol=1e-7)
     assert torch.equal(plan, reference.plan_from_errors(exact, LAYOUT, 0.4))
