@@ -36,9 +36,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
-# The kernels' tests in Triton's interpreter are the longest file: begun last, one process would run them alone.
+# In the order of collection, which tests/conftest.py begins with the longest file.
 test: lint
-	$(BIN)/python -m pytest tests/test_triton_interpreter.py tests -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n $(JOBS)

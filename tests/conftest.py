@@ -29,6 +29,12 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: begun last, one of several processes would run it alone."""
+    items.sort(key=lambda item: "test_triton_interpreter" not in item.nodeid)
+
+
 # Workers share two cores.
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
