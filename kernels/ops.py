@@ -228,7 +228,7 @@ def profile(
     int32 [B, H, 2], share float32 [B] -> plan int32 [B, H, 2] = (kind, half-width), errors float32 [B, H, 2] =
     (spatial, temporal), missing float32 [B, H, 2, rungs].
     """
-    check_stages(query, densities, when, previous, share)
+    check_stages(query, densities, adaptive, when, previous, share)
     grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
@@ -242,6 +242,7 @@ def profile(
 def check_stages(
     query: Tensor,
     densities: Sequence[float],
+    adaptive: bool,
     when: Optional[Tensor],
     previous: Optional[Tensor],
     share: Optional[Tensor],
@@ -249,6 +250,10 @@ def check_stages(
     """LayoutError for a profile's stages that do not fit its tensors; the numbers in them stay unread."""
     if not densities:
         raise LayoutError("svg::profile needs at least one density.")
+    if share is not None and not adaptive:
+        raise LayoutError(
+            "svg::profile takes a share with adaptive half-widths alone; uniform ones follow from density."
+        )
     expected: dict[str, tuple[Optional[Tensor], tuple[int, ...], torch.dtype]] = {
         "when": (when, (2,), torch.int32),
         "previous": (previous, (query.shape[0], query.shape[1], 2), torch.int32),

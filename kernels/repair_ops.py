@@ -153,7 +153,7 @@ def profile_and_fit(
     [2], previous int32 [B, H, 2], previous_fit float32 [B, H, D + 2, D] -> plan int32 [B, H, 2], errors float32
     [B, H, 3], exact float32 [B, H, R, D], fit float32 [B, H, D + 2, D], missing float32 [B, H, 2, rungs].
     """
-    check_stages(query, densities, when, previous, share)
+    check_stages(query, densities, adaptive, when, previous, share)
     if (previous is None) != (previous_fit is None):
         raise LayoutError("svg::profile_and_fit takes previous and previous_fit together.")
     grid = (frames, height, width, text_len, text_first, block)

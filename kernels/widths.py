@@ -20,6 +20,7 @@ step before: one price for the heads of all layers, so that the mean over layers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -68,15 +69,11 @@ def plan_by_need(
     """
     uniform = plan_from_errors(errors, layout, density)
     counted = uniform[..., 0] != HeadKind.DENSE
-    device = errors.device
-    widths = torch.tensor(ladder(layout, density), device=device).flatten()
-    cost = torch.tensor(ladder_cost(layout, density), device=device, dtype=torch.float32).flatten()
-    rungs = len(LADDER)
-    need = estimated_errors(errors.float(), missing.float())
-    need = torch.where(counted[..., None], need, 0.0)
-    known = torch.where(need.isfinite(), need, 0.0)
-    need = need / known.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    budget = density * counted.sum(1)
+    widths = torch.tensor(ladder(layout, density), device=errors.device).flatten()
+    cost, rungs = _costs(layout, density, errors.device), len(LADDER)
+    need = _scaled_needs(estimated_errors(errors.float(), missing.float()), counted)
+    # float32, whatever torch's default is.
+    budget = density * counted.sum(1, dtype=torch.float32)
     if share is not None:
         budget = budget * share
 
@@ -93,6 +90,20 @@ def plan_by_need(
     better = (spent(rung) <= most) & ((total < before) | (spent(first) > most))
     chosen = torch.stack((rung // rungs, widths[rung]), dim=-1).to(torch.int32)
     return torch.where((better[:, None] & counted)[..., None], chosen, uniform)
+
+
+@lru_cache(maxsize=256)
+def _costs(layout: VideoLayout, density: float, device: torch.device) -> Tensor:
+    """`ladder_cost`, float32 [2 * rungs], on a device; made once, since a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(ladder_cost(layout, density), device=device, dtype=torch.float32).flatten()
+
+
+def _scaled_needs(need: Tensor, counted: Tensor) -> Tensor:
+    """Estimates [B, H, 2 * rungs] over the largest finite one of the sample, 0 in heads that do not count [B, H]."""
+    need = torch.where(counted[..., None], need, 0.0)
+    known = torch.where(need.isfinite(), need, 0.0)
+    return need / known.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _at_one_price(need: Tensor, cost: Tensor, counted: Tensor, budget: Tensor) -> Tensor:
@@ -117,20 +128,17 @@ def shares_of_layers(
 
     The heads of all layers of a sample pay one price; a layer's share is the mean density of its heads then, as a
     multiple of the mean over all. So the shares, weighted by the layers' heads, have a mean of 1. A layer without heads
-    that count has a share of 1. Nothing is read by the host.
+    that count has a share of 1. Nothing waits for the device.
     """
     needs = [estimated_errors(e.float(), m.float()) for e, m in zip(errors, missing, strict=True)]
-    need = torch.cat(needs, dim=1)
     counted = torch.cat([e.isfinite().any(-1) for e in errors], dim=1)
-    need = torch.where(counted[..., None], need, 0.0)
-    known = torch.where(need.isfinite(), need, 0.0)
-    need = need / known.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    cost = torch.tensor(ladder_cost(layout, density), device=need.device, dtype=torch.float32).flatten()
-    rung = _at_one_price(need, cost, counted, density * counted.sum(1))
+    need = _scaled_needs(torch.cat(needs, dim=1), counted)
+    cost = _costs(layout, density, need.device)
+    rung = _at_one_price(need, cost, counted, density * counted.sum(1, dtype=torch.float32))
     paid = torch.where(counted, cost[rung], 0.0)
     mean = paid.sum(1) / counted.sum(1).clamp_min(1)
-    shares = []
-    for heads, some in zip(paid.split([e.shape[1] for e in errors], 1), counted.split([e.shape[1] for e in errors], 1)):
+    shares, heads_of = [], [e.shape[1] for e in errors]
+    for heads, some in zip(paid.split(heads_of, dim=1), counted.split(heads_of, dim=1), strict=True):
         share = heads.sum(1) / (some.sum(1).clamp_min(1) * mean)
         shares.append(torch.where(some.any(1), share, 1.0))
     return torch.stack(shares)

@@ -98,9 +98,11 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         for profile, kept in zip(profiles, previous, strict=True):
             ports = 3 if profile.target is torch.ops.svg.profile.default else 4
             profile.args = (*profile.args[:-ports], when, *kept, *([None] * (ports - 1 - len(kept))))
-    shared = config.shares_layers and _batch_of(profiles) is not None
-    if shared:
-        shares = torch.ones(len(profiles), _batch_of(profiles) or 0, device=profiles[0].meta["example_value"][0].device)
+    batch = _batch_of(profiles) if config.shares_layers else None
+    shared = batch is not None
+    if batch is not None:
+        device = profiles[0].meta["example_value"][_PLAN].device
+        shares = torch.ones(len(profiles), batch, dtype=torch.float32, device=device)
         examples.append(shares)
         _emit_shares(graph, profiles, _emit_placeholder(graph, "svg_shares", shares, fake_mode))
     for profile in profiles:
@@ -111,8 +113,7 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         for node, part in zip(parts, led_out, strict=True):
             node.meta.update({**profile.meta, "example_value": profile.meta["example_value"][part]})
         own += parts
-    sizes = [size for profile in profiles for size in profile.args[_GRID] if isinstance(size, fx.Node)]
-    sizes = sizes if shared else []
+    sizes = [size for profile in profiles for size in profile.args[_GRID] if shared and isinstance(size, fx.Node)]
     graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),
         grids=tuple(tuple(None if isinstance(a, fx.Node) else a for a in profile.args[_GRID]) for profile in profiles),

@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """x [B, N, 32] -> the same, two heads of 16."""
+    """x [B, N, width] -> the same, by two heads."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.qkv = nn.Linear(32, 96)
+        self.qkv = nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (3 * self.qkv(x)).chunk(3, dim=-1))
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in (3 * self.qkv(x)).chunk(3, dim=-1))
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
     """One attention beside its residual."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.attn = Attention()
+        self.attn = Attention(width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.attn(x)

@@ -63,6 +63,17 @@ def test_each_planner_does_what_its_name_says(qkv: tuple[torch.Tensor, ...]) -> 
     assert kinds["floor"] == {int(HeadKind.DENSE)}
 
 
+def test_clusters_have_the_density_that_they_are_asked_for(qkv: tuple[torch.Tensor, ...]) -> None:
+    for density in (0.3, 0.6):
+        clusters = planners.SemanticClusters(LAYOUT, density=density, dense_steps=0)
+        for step in range(2):
+            clusters(step, 0, *qkv)
+        # Whole clusters, and at least one for each query.
+        assert all(density - 0.2 < reached <= density + 0.05 for reached in clusters.densities)
+    everything = planners.SemanticClusters(LAYOUT, density=1.0, dense_steps=0)
+    torch.testing.assert_close(everything(0, 0, *qkv), planned.dense(0, 0, *qkv), rtol=1e-4, atol=1e-5)
+
+
 def test_the_oracle_is_at_least_as_near_as_either_kind(qkv: tuple[torch.Tensor, ...]) -> None:
     exact = planned.dense(0, 0, *qkv)
     errors = {

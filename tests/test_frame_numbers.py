@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import svg_compile
+from block_model import Block
 from lowering import grids_of, watch
 from svg_compile.passes.coordinates import Rise, rise_of
 from traced import sites_of, verdict
@@ -23,32 +24,13 @@ RISING = torch.arange(FRAMES)
 TWO_VIDEOS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(C, 3 * C)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(2, (2, -1)).transpose(1, 2) for t in self.qkv(2 * x).chunk(3, -1))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn = Attention()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.attn(x)
-
-
 class Model(nn.Module):
     """A model whose positions are looked up by the numbers of its frames."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("angles", torch.outer(torch.arange(32.0), torch.ones(C)))
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.blocks = nn.ModuleList(Block(C) for _ in range(2))
 
     def forward(self, x: Tensor, timestep: Tensor, numbers: Tensor) -> Tensor:
         table = self.angles[numbers].view(FRAMES, 1, 1, C).expand(FRAMES, HEIGHT, WIDTH, C)

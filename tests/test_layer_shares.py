@@ -167,6 +167,26 @@ def test_layers_share_at_every_grid_of_a_symbolic_one(how: str, built: list[fx.G
     assert not any(equal(a, b) for a, b in zip(apart, found))
 
 
+def test_shares_are_float32_whatever_the_default_dtype_is() -> None:
+    plans = plans_of(compiled())
+    model = compiled()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, seen = [], list[Forward]()
+        with dispatcher.watch(seen.append), svg_compile.denoising(model, steps=5) as denoising:
+            for step in range(5):
+                noise = latents(1, 6, 8, 6, seed=10 * step).float()
+                model(noise, torch.full((1,), 1000.0 - 100 * step, dtype=torch.float32))
+                denoising.advance()
+        found = [list(forward.plans) for forward in seen if forward.plans]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(found) == len(plans)
+    # The latents are drawn in another dtype; the model and what it shares out are not.
+    assert all(sum(density_of(layers)) / LAYERS <= DENSITY + 1e-6 for layers in found)
+    assert max(density_of(found[-1])) > DENSITY
+
+
 def test_another_batch_is_served_without_shares() -> None:
     """Nothing is shared out where the batch is symbolic; results are those of layers apart."""
     model, apart = uneven(), uneven()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import svg_compile
+from block_model import Block
 from lowering import kind, watch
 from svg_compile.kernels import reference, reference_repair
 from test_models import Planned, recorded_plans
@@ -124,31 +125,10 @@ def test_a_layout_that_is_given_may_stand_in_the_middle() -> None:
     assert [verdict(site) for site in recorder.sites] == ["21+5*7*3+11"]
 
 
-class Block(nn.Module):
-    """A block whose graph does not show the grid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn = Attention()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.attn(x)
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(H * D, 3 * H * D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(2, (H, D)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.blocks = nn.ModuleList(Block(H * D) for _ in range(2))
 
     def forward(self, frame: Tensor, video: Tensor, text: Tensor, timestep: Tensor) -> Tensor:
         x = torch.cat([frame.flatten(2), video.flatten(2), text], 2).transpose(1, 2) * timestep

@@ -17,6 +17,8 @@ from toy import latents
 OPTIONS = {"min_tokens": 0, "block": 8, "dense_layers": 0}
 DEPTH = 12
 LAYER = [0]
+MANY = [0] * 1000
+SEEN: list[object] = []
 
 
 def rolled(x: Tensor) -> Tensor:
@@ -187,6 +189,37 @@ class SetsGlobal(Deep):
         return super().step(number, block, x)
 
 
+class ReadsLongGlobal(Block):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(rolled(x) if MANY[500] == 8 else x)
+
+
+class SetsLongGlobal(Deep):
+    def __init__(self) -> None:
+        super().__init__(lambda number: ReadsLongGlobal())
+
+    def step(self, number: int, block: Any, x: Tensor) -> Tensor:
+        MANY[500] = number
+        return super().step(number, block, x)
+
+
+class CountsInGlobal(Block):
+    """The eighth block that runs differs; what the list holds is no plain value."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        SEEN.append(CountsInGlobal)
+        return super().forward(rolled(x) if len(SEEN) == 9 else x)
+
+
+class Counted(Deep):
+    def __init__(self) -> None:
+        super().__init__(lambda number: CountsInGlobal())
+
+    def forward(self, latents: Tensor) -> Tensor:
+        SEEN[:] = [Counted]
+        return super().forward(latents)
+
+
 class Shared:
     """What all blocks of a model hold."""
 
@@ -285,6 +318,8 @@ UNLIKE: dict[str, Callable[[], nn.Module]] = {
     "partly written between": WritesDataBetween,
     "masks": Masks,
     "a global": SetsGlobal,
+    "a long global": SetsLongGlobal,
+    "the length of a global": Counted,
     "a counter that they share": counting,
     "a dictionary that they share": Tells,
     "set before each call": SetsAttribute,
@@ -344,6 +379,23 @@ def test_results_of_two_blocks_are_two_tensors(shortened: list[int]) -> None:
     assert short == full
     assert full.report.rewritten == 0
     assert shortened[0] >= DEPTH - 2 - KEPT
+
+
+def test_where_the_blocks_have_no_source_a_break_has_every_block_traced(shortened: list[int]) -> None:
+    """As of a class that was made by `exec`: where Dynamo broke off cannot be told from its lines."""
+    names: dict[str, Any] = {"Block": Block, "torch": torch}
+    code = "class Made(Block):\n    def forward(self, x, mask=None):\n        return super(Made, self).forward(x)\n"
+    exec(code, names)
+
+    class Breaks(Deep):
+        def tokens(self, latents: Tensor) -> Tensor:
+            torch._dynamo.graph_break()
+            return super().tokens(latents)
+
+    short, full = both(Breaks(lambda number: names["Made"]()))
+    assert short == full
+    assert len(full.report.sites) == DEPTH
+    assert set(shortened) == {0}
 
 
 def test_few_blocks_are_traced_without_a_look(shortened: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

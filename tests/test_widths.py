@@ -159,6 +159,28 @@ def test_layers_share_out_the_density(layers: int, heads: int, seed: int, densit
         assert torch.equal(alone[:, 0], shares[:, sample])
 
 
+@given(heads=st.integers(2, 9), seed=st.integers(0, 999))
+def test_plans_and_shares_do_not_follow_the_default_dtype(heads: int, seed: int) -> None:
+    errors, missing = found_by_a_profile(heads, seed)
+    layers = [errors, 3 * errors], [missing, missing]
+    plan, shares = plan_by_need(errors, missing, LAYOUT, 0.3), shares_of_layers(*layers, LAYOUT, 0.3)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(plan_by_need(errors, missing, LAYOUT, 0.3), plan)
+        assert torch.equal(shares_of_layers(*layers, LAYOUT, 0.3), shares)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert shares.dtype is torch.float32
+
+
+def test_uniform_half_widths_take_no_share() -> None:
+    operands = [torch.randn(1, 1, LAYOUT.tokens, 16) for _ in range(3)]
+    grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
+    options = ([0.3], 8, False, None, "cpu", ops.ABI, None, None, torch.ones(1))
+    with pytest.raises(LayoutError, match="adaptive half-widths alone"):
+        torch.ops.svg.profile(*operands, None, *grid, *options)
+
+
 def test_a_layer_that_loses_more_has_a_larger_share() -> None:
     falling = torch.tensor([4.0, 2.5, 1.5, 1.0, 0.6, 0.3, 0.1, 0.02]).expand(1, 4, 2, -1)
     errors = [torch.full((1, 4, 2), size) for size in (1.0, 0.01)]

@@ -25,8 +25,8 @@ from svg_compile._compat.subclasses import is_quantised
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, range, slice)
 _SEQUENCES = (list, tuple)
-# A larger container of a file is data, which decides nothing that its length does not.
-_FEW = 64
+# A larger container of a file is data: of it the length counts alone.
+_FEW = 4096
 # What a recorder puts on a module that is looked at.
 _LEFT_OUT = frozenset({"forward"})
 
@@ -130,8 +130,8 @@ class _Walk:
         if known is not None:
             flat = known.detach().cpu().contiguous().view(-1).view(torch.uint8)
             return shape, hashlib.sha256(flat.numpy().tobytes()).digest()
-        # Of a module's own parameters and buffers nobody looks at values that are not known; another tensor may be one
-        # that the model was given.
+        # Code of the model cannot read values that are not known, so parameters and buffers of one shape are alike.
+        # Another tensor may be an input of the model, and is compared by identity.
         return shape if isinstance(value, (nn.Parameter, nn.Buffer)) else (shape, id(value))
 
 
@@ -156,7 +156,13 @@ def _is_foreign(home: str) -> bool:
 
 def _plain_values(names: Mapping[str, Any]) -> Hashable:
     # Names with underscores too: `_LAYER = 3` is as good a global as any.
-    return tuple((name, repr(value)) for name, value in names.items() if not _is_dunder(name) and _is_plain(value))
+    shown = ((name, value) for name, value in names.items() if not _is_dunder(name))
+    return tuple((name, repr(value) if _is_plain(value) else _length(value)) for name, value in shown)
+
+
+def _length(value: Any) -> int | None:
+    """The length of a container that is too large to compare, or holds other things than plain values."""
+    return len(value) if isinstance(value, (*_SEQUENCES, set, frozenset, dict)) else None
 
 
 def _is_dunder(name: str) -> bool:

@@ -66,7 +66,10 @@ class Run:
 
 @dataclass
 class _Call:
-    """One call of a block: `facts` are equal for calls that run alike. Tensors are kept, they are told by identity."""
+    """One call of a block. Calls with equal `facts` run the same operators.
+
+    given and results hold the tensors themselves, as tensors are compared by identity.
+    """
 
     path: str
     facts: Hashable

@@ -142,11 +142,19 @@ def expanded(shortened: Sequence[Shortened], sites: Sequence[Site]) -> tuple[Sit
 def breaks_in_a_block(
     clone: nn.Module, shortened: Sequence[Shortened], breaks: Sequence[tuple[str, list[Any]]]
 ) -> bool:
-    """Whether Dynamo broke off in a block, or somewhere that it does not name: then blocks are graphs of their own."""
+    """Whether Dynamo broke off in a block, or may have: then blocks are graphs of their own.
+
+    It may have where it names no place, or where the source of the blocks' forward is not to be had.
+    """
+    if not breaks:
+        return False
     codes = []
     for short in shortened:
         function: Any = inspect.unwrap(type(clone.get_submodule(short.run.paths[0])).forward)
-        lines, first = inspect.getsourcelines(function)
+        try:
+            lines, first = inspect.getsourcelines(function)
+        except (OSError, TypeError):
+            return True
         codes.append((inspect.getsourcefile(function), range(first, first + len(lines))))
     named = {text.partition("\n")[0].strip() for text, frames in breaks if frames}
     for text, frames in breaks:

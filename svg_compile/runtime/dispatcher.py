@@ -95,7 +95,8 @@ class Dispatcher:
             kept, shares, position = KeptPlans(), LayerShares(), decision.position
             if self.sparse.keeps and position is not None:
                 kept = binding.kept(self.sparse.ports, position.run)
-                shares = shares_of(self._owner(parameters, binding, alone), position.run)
+                forward, _ = self._under_way(parameters, alone)
+                shares = shares_of(binding.context if forward is None else forward.model, position.run)
             key = (id(binding), self.sparse.ports.layers)
             outputs, plans, errors = self.sparse(inputs, decision, kept, shares, key)
         if watched() or log.isEnabledFor(logging.DEBUG):
@@ -106,13 +107,13 @@ class Dispatcher:
             publish(Forward(decision, first, layers, plans, errors, ports.grids))
         return outputs
 
-    def _owner(self, parameters: tuple[Tensor, ...], binding: Binding, alone: Attending | None) -> Any:
-        """What stands for the whole model: that of the forward under way if the graph is a block of it."""
+    def _under_way(self, parameters: tuple[Tensor, ...], alone: Attending | None) -> tuple[Any, int | None]:
+        """(the forward of the whole model, the number of its layer) if the graph is a block of one or its attention."""
         if alone is not None:
-            return alone.model
-        regions, _ = region_of(_first(parameters) if self.marked else None)
-        forward = None if regions is None else under_way(regions)
-        return binding.context if forward is None else forward.model
+            return under_way(), alone.number
+        # A graph of a whole model may hold blocks that were compiled one by one: their numbers are not its own.
+        regions, layer = region_of(_first(parameters) if self.marked else None)
+        return None if regions is None else under_way(regions), layer
 
     @property
     def _asks(self) -> bool:
@@ -127,13 +128,7 @@ class Dispatcher:
         alone: the attention that the graph is of, if it is of one that runs as plain Python.
         """
         context, config = binding.context, self.config
-        layer: int | None
-        if alone is not None:
-            forward, layer = under_way(), alone.number
-        else:
-            # A graph of a whole model may hold blocks that were compiled one by one: their numbers are not its own.
-            regions, layer = region_of(_first(parameters) if self.marked else None)
-            forward = None if regions is None else under_way(regions)
+        forward, layer = self._under_way(parameters, alone)
         position, source = self._step(inputs, binding, forward)
         if position is None and (config.staged or not config.always_sparse):
             context.warn(_UNKNOWN)

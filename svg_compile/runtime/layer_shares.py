@@ -2,14 +2,15 @@
 
 Each layer profiles what its heads would lose by narrower and wider bands. From what all layers found in a step follow
 their shares of the next one (kernels.widths.shares_of_layers): the mean over the layers stays the density. In the first
-sparse step of a run, and for a layer that did not run before, a layer has the density itself.
+sparse step of a run, and for a layer that did not run before, a layer has the density itself. A layer that a cache
+leaves out of a step takes part by what it found last.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -109,8 +110,3 @@ def shares_of(owner: Any, run: int) -> LayerShares:
         while len(runs) > _MOST_RUNS:
             runs.popitem(last=False)
         return shares
-
-
-def kept(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Outputs of a graph to keep: on a GPU they may be a captured graph's memory, which its next replay overwrites."""
-    return tuple(part if part.device.type == "cpu" else part.clone() for part in parts)

@@ -21,7 +21,6 @@ from torch import Tensor
 from svg_compile.config import SvgConfig
 from svg_compile.layout import VideoLayout
 from svg_compile.runtime.layer_shares import LayerShares, Profiles
-from svg_compile.runtime.layer_shares import kept as kept_tensors
 
 if TYPE_CHECKING:
     from svg_compile.passes.expose_plans import PlanPorts
@@ -101,49 +100,50 @@ class SparseGraph:
         what tells this graph from others of the model.
         """
         ports, position = self.ports, decision.position
+        stage = 0 if position is None else self.config.stage(position.step, position.total)
         if position is None or not self.keeps:
             # The density alone, if that much.
-            stage = 0 if position is None else self.config.stage(position.step, position.total)
-            given = (_when(stage, True, self._device), *ports.inputs[1:]) if ports.staged else ports.inputs
-            own, plans, errors, *_ = self._split(self.compiled(*inputs, *given))
-            return own, plans, errors
-        call = kept.enter(position.step, exact=position.exact)
-        stage = self.config.stage(position.step, position.total)
-        due = not ports.shapes or kept.due(
-            call, self.config.profile_every, stage if self.config.adaptive_widths else None
-        )
-        given = ports.inputs
-        if ports.staged:
-            given = (_when(stage, due, self._device), *given[1:])
-        if ports.shapes and not due:
-            given = (given[0], *kept.profiled[call].plans, *given[1 + len(kept.profiled[call].plans) :])
-        turn, share = shares.enter(position.step, key, exact=position.exact) if ports.shared else (0, None)
-        # Another resolution in the middle of a run may be of another batch size.
-        if share is not None and due and share.shape == given[-1].shape:
-            given = (*given[:-1], share)
+            return self._split(self.compiled(*inputs, *self._given(stage, True)))[:3]
+        previous: Sequence[Tensor] = ()
+        call, due, turn, share = 0, True, 0, None
+        if ports.shapes:
+            call = kept.enter(position.step, exact=position.exact)
+            due = kept.due(call, self.config.profile_every, stage if self.config.adaptive_widths else None)
+            previous = () if due else kept.profiled[call].plans
+        if ports.shared:
+            turn, share = shares.enter(position.step, key, exact=position.exact)
+        given = self._given(stage, due, previous, share)
         own, plans, errors, missing, fits, sizes = self._split(self.compiled(*inputs, *given))
         last = position.step + 1 >= position.total
         if ports.shapes and last:
             # Fits of a large model take 100 MB and more.
             kept.release(call)
         elif ports.shapes and due:
-            kept.keep(call, stage, kept_tensors((*plans, *fits)))
+            kept.keep(call, stage, _copied((*plans, *fits)))
         if ports.shared and last:
             shares.release(turn, key)
         elif ports.shared and due:
-            density = self.config.densities[stage]
-            found = kept_tensors([each[..., :2] for each in errors]), kept_tensors(missing)
-            shares.note(turn, key, Profiles(*found, _layouts(ports.grids, sizes), density))
+            found = _copied([each[..., :2] for each in errors]), _copied(missing)
+            shares.note(turn, key, Profiles(*found, _layouts(ports.grids, sizes), self.config.densities[stage]))
         return own, plans, errors
+
+    def _given(
+        self, stage: int, due: bool, previous: Sequence[Tensor] = (), share: Tensor | None = None
+    ) -> Sequence[Tensor]:
+        """The graph's inputs beside its own, as `PlanPorts` has them."""
+        given = list(self.ports.inputs)
+        if self.ports.staged:
+            given[0] = _when(stage, due, given[0].device)
+        given[1 : 1 + len(previous)] = previous
+        # Another resolution in the middle of a run may be of another batch size.
+        if share is not None and share.shape == given[-1].shape:
+            given[-1] = share
+        return given
 
     @property
     def keeps(self) -> bool:
         """Whether a step depends on those before it."""
         return bool(self.ports.shapes) or self.ports.shared
-
-    @property
-    def _device(self) -> torch.device:
-        return self.ports.inputs[0].device
 
     def _split(self, outputs: Sequence[Any]) -> tuple[Any, _Tensors, _Tensors, _Tensors, _Tensors, tuple[int, ...]]:
         """(the graph's own outputs, plans, errors, missing mass, fits, symbolic sizes)."""
@@ -153,6 +153,11 @@ class SparseGraph:
         missing = tuple(led_out[2::each]) if ports.shared else ()
         fits = tuple(led_out[each - 1 :: each]) if ports.fits else ()
         return own, tuple(led_out[::each]), tuple(led_out[1::each]), missing, fits, sizes
+
+
+def _copied(outputs: Sequence[Tensor]) -> _Tensors:
+    """Outputs of a graph to keep: on a GPU they may be a captured graph's memory, which its next replay overwrites."""
+    return tuple(part if part.device.type == "cpu" else part.clone() for part in outputs)
 
 
 @lru_cache(maxsize=64)

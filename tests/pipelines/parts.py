@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,13 +48,18 @@ def unipc() -> Any:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
+def drawn(make: Callable[[], Any]) -> Any:
+    """A module with weights that are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().eval()
+
+
 def seeded(cls: str, **config: Any) -> Any:
     """A diffusers module with weights that are the same each time."""
     import diffusers
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return getattr(diffusers, cls)(**config).eval()
+    return drawn(lambda: getattr(diffusers, cls)(**config))
 
 
 def clip_vision(dim: int = 10) -> dict[str, Any]:
@@ -62,10 +68,10 @@ def clip_vision(dim: int = 10) -> dict[str, Any]:
 
     config = CLIPVisionConfig(hidden_size=dim, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
                               image_size=4, patch_size=1)  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = CLIPVisionModel(config).eval()
-    return {"image_encoder": encoder, "image_processor": CLIPImageProcessor(crop_size=4, size=4)}
+    return {
+        "image_encoder": drawn(lambda: CLIPVisionModel(config)),
+        "image_processor": CLIPImageProcessor(crop_size=4, size=4),
+    }
 
 
 def siglip(dim: int = 10) -> dict[str, Any]:
@@ -74,11 +80,11 @@ def siglip(dim: int = 10) -> dict[str, Any]:
 
     config = SiglipVisionConfig(hidden_size=dim, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
                                 image_size=16, patch_size=4)  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = SiglipVisionModel(config).eval()
     size = {"height": 16, "width": 16}
-    return {"image_encoder": encoder, "feature_extractor": SiglipImageProcessor(size=size)}
+    return {
+        "image_encoder": drawn(lambda: SiglipVisionModel(config)),
+        "feature_extractor": SiglipImageProcessor(size=size),
+    }
 
 
 def t5(dim: int = 12) -> Any:
@@ -86,9 +92,7 @@ def t5(dim: int = 12) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(d_model=dim, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return T5EncoderModel(config).eval()
+    return drawn(lambda: T5EncoderModel(config))
 
 
 class Letters:

@@ -15,7 +15,8 @@ import svg_compile
 from svg_compile._compat.modules import listed_blocks
 from svg_compile.runtime.observers import Forward, watch
 
-# With density 1 the sparse path equals dense attention. One dense step shows whether steps are told apart.
+# At density 1 sparse attention equals dense attention. The first step is left dense, so that a step that was counted
+# wrongly shows in the number of sparse attentions.
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 1, "dense_layers": 0, "density": 1.0}
 HISTORY = "the video so far stands beside the video and is attended in full; dense where it is over 30% of the sequence"
 
