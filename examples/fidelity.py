@@ -32,7 +32,7 @@ from tqdm import tqdm
 from fidelity_page import write_page
 from moving_shapes import Scene, contact_sheet, random_scene
 from planned_attention import PlannedAttention
-from planners import PLANNERS, Oracle
+from planners import PLANNERS
 from quality import lpips_or_none, psnr, ssim
 from svg_compile import VideoLayout
 from svg_compile.config import first_step
@@ -60,8 +60,8 @@ def cases(prompts: int, only: str) -> Iterator[Case]:
     """
     for prompt in range(prompts):
         for planner in PLANNERS:
-            # The floor checks the study itself; two prompts show it.
-            if planner != "floor" or prompt < 2:
+            # The floor checks the study itself, "watched" is "shared" with dense attention beside it.
+            if planner not in ("floor", "watched") or prompt < 2:
                 yield Case(prompt, planner, *MAIN)
     grid = [(density, MAIN[1]) for density in DENSITIES] + [(MAIN[0], share) for share in DENSE_STEPS]
     if only == "all":
@@ -73,7 +73,8 @@ def cases(prompts: int, only: str) -> Iterator[Case]:
                     continue
                 yield Case(prompt, "profile", *setting)
                 if setting[1] == MAIN[1]:
-                    for planner in ("repair", "widths", "both", "shared", "clusters"):
+                    watched = ("watched",) if prompt < 2 else ()
+                    for planner in ("repair", "widths", "both", "shared", "clusters", *watched):
                         yield Case(prompt, planner, *setting)
 
 
@@ -123,9 +124,7 @@ class Study:
                 Image.fromarray(strip).save(self.file.with_name(f"frames_{self.setting['weights']}_{name}.png"))
         kinds = [kind for plan in planner.plans.values() for kind in plan[0, :, 0].tolist()]
         row["temporal_share"] = kinds.count(1) / len(kinds) if kinds else None
-        if isinstance(planner, Oracle):
-            row |= dict(zip(("spatial_error", "temporal_error", "best_error"), np.mean(planner.errors, axis=0)))
-            row["agreement"] = float(np.mean(planner.agreements))
+        row |= planner.figures()
         self.rows.append(row)
         with self.file.open("a") as file:
             file.write(json.dumps(row) + "\n")

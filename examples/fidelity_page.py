@@ -53,6 +53,7 @@ def write_page(rows: list[Row], page: Path, study: Path, note: str = "") -> None
         planners(main_rows),
         shown,
         why(main_rows),
+        rows_and_gates(rows),
         by_density(rows),
         grid(setting, rows),
         [""],
@@ -137,6 +138,29 @@ def why(rows: list[Row]) -> list[str]:
         f"better of both. 64 sampled rows choose as all rows do for **{figures[3]:.1%}** of the heads.",
         "",
     ]
+
+
+def rows_and_gates(rows: list[Row]) -> list[str]:
+    """The errors of rows before and after the repair, and how many heads each part changes, from the watched runs."""
+    known = [row for row in rows if "repaired_p99" in row]
+    if not known:
+        return []
+    lines = [
+        "## Rows and gates",
+        "",
+        "With everything on: the error of a row, relative to the root mean square of its head's dense rows, over all",
+        "heads, layers and sparse steps; and the share of heads whose repair is on, and whose half-width is not the",
+        "one that the density buys all heads.",
+        "",
+        "| density | bands: mean, p99 | repaired: mean, p99 | heads repaired | heads moved | prompts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for density in sorted({row["density"] for row in known}):
+        mine = [row for row in known if row["density"] == density]
+        keys = ("bands_error", "bands_p99", "repaired_error", "repaired_p99", "repaired_heads", "moved_heads")
+        line = "| {} | {:.3f}, {:.3f} | {:.3f}, {:.3f} | {:.1%} | {:.1%} | {} |"
+        lines.append(line.format(density, *(mean(row[key] for row in mine) for key in keys), len(mine)))
+    return [*lines, ""]
 
 
 # What goes along the line of densities, from the bare profile to all parts together.

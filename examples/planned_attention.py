@@ -73,6 +73,10 @@ class Profiled:
         self.plans[step, layer] = plan.cpu()
         return sparse_attention(query, key, value, plan, self.layout)
 
+    def figures(self) -> dict[str, float]:
+        """What is to be kept of a run, beside its plans, by name; none but where a planner looks."""
+        return {}
+
     def plan(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The plan of one call; other ways of deciding replace this."""
         return profile_heads(

@@ -88,8 +88,45 @@ class Shared(Profiled):
         self.shares.note(call, layer, Profiles((errors[..., :2],), (missing,), (layout,), self.density))
         self.plans[step, layer] = plan.cpu()
         out: Tensor = torch.ops.svg.attention(query, key, value, plan, None, *grid, *tail)
+        bands = out.clone() if self.keeps_bands else out
         repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
+        self.look((query, key, value), plan, fit, bands, out)
         return out
+
+    # Whether `look` needs the output as it was before the repair.
+    keeps_bands = False
+
+    def look(self, qkv: tuple[Tensor, Tensor, Tensor], plan: Tensor, fit: Tensor, bands: Tensor, out: Tensor) -> None:
+        """Called with each sparse call's plan, fit, and output before and after the repair."""
+
+
+class Watched(Shared):
+    """The same, with what a study wants to know: the errors of rows, and how many heads each part changes.
+
+    A row's error is relative to the mean square of its head's dense rows.
+    """
+
+    keeps_bands = True
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.looks: list[tuple[float, ...]] = []
+
+    def look(self, qkv: tuple[Tensor, Tensor, Tensor], plan: Tensor, fit: Tensor, bands: Tensor, out: Tensor) -> None:
+        query, key, value = qkv
+        exact = scaled_dot_product_attention(query, key, value).float()
+        power = exact.square().mean((2, 3))[..., None]
+        figures = []
+        for given in (bands, out):
+            errors = ((given.float() - exact).square().mean(-1) / power).sqrt().flatten()
+            figures += [errors.mean().item(), errors.quantile(0.99).item()]
+        uniform = torch.tensor([self.layout.half_width_for(self.density, kind) for kind in (0, 1)])
+        moved = (plan[..., 1] != uniform[plan[..., 0].long().clamp(0, 1)]).float().mean().item()
+        self.looks.append((*figures, (fit != 0).any(-1).any(-1).float().mean().item(), moved))
+
+    def figures(self) -> dict[str, float]:
+        names = ("bands_error", "bands_p99", "repaired_error", "repaired_p99", "repaired_heads", "moved_heads")
+        return dict(zip(names, np.mean(self.looks, axis=0).tolist(), strict=True))
 
 
 class Oracle(OneKind):
@@ -123,6 +160,11 @@ class Oracle(OneKind):
         self.agreements.append((sampled[..., 0] == temporal).float().mean().item())
         self.plans[step, layer] = self.fill(temporal.long())
         return torch.where(temporal[..., None, None], outputs[1], outputs[0])
+
+    def figures(self) -> dict[str, float]:
+        names = ("spatial_error", "temporal_error", "best_error")
+        found = dict(zip(names, np.mean(self.errors, axis=0).tolist(), strict=True))
+        return found | {"agreement": float(np.mean(self.agreements))}
 
 
 class Published(Profiled):
@@ -214,6 +256,7 @@ PLANNERS: dict[str, type[Profiled]] = {
     "widths": Widths,
     "both": Both,
     "shared": Shared,
+    "watched": Watched,
     "clusters": SemanticClusters,
     "oracle": Oracle,
     "spatial": OneKind,

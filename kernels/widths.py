@@ -10,7 +10,8 @@ as an output is off by the mass that is missing times how far the missing values
 rungs could be measured instead; the pictures came out worse by it, see docs/fidelity.md.) Each head then takes the kind
 and rung that make e(w) + price * pairs(w) least, at one price for all heads of a sample, found by bisection so that
 their mean density is at most the one asked. What is left of the pairs goes to the heads that gain most for them. If the
-estimates do not add up to less than those of the uniform half-widths, these are kept.
+estimates do not add up to less than those of the uniform half-widths, these are kept, where the pairs pay for them or
+for no other choice either.
 
 A layer may be given more or fewer pairs than the density asks for: its `share`, a multiple of that density, one for
 each sample. `shares_of_layers` gives the layers of a model theirs by the same rule, from what each estimated in the

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from svg_compile.kernels.triton.configs import ATTENTION, PROFILE, TileConfig, tiles_for
-from triton_binaries import BINARIES, attention_binary, profile_binary
+from triton_binaries import BINARIES, attention_binary, missing_binary, profile_binary
 
 SCHEDULERS, MULTIPROCESSORS = 4, 132
 PRODUCTS, EXPONENTIALS, LANES = 2048, 4, 32
@@ -119,6 +119,10 @@ def rows() -> list[tuple[str, int, int, Loop]]:
         tile = tiles_for(PROFILE, {}, "sm_90", torch.bfloat16, head_dim)[0]
         (loop,) = loops(disassembled(profile_binary("sm_90", torch.bfloat16, head_dim, tile).cubin))
         found.append(("profile", head_dim, tile.num_warps, loop))
+        (loop,) = loops(disassembled(profile_binary("sm_90", torch.bfloat16, head_dim, tile, by_plan=True).cubin))
+        found.append(("profile, rows by the plan", head_dim, tile.num_warps, loop))
+        (loop,) = loops(disassembled(missing_binary("sm_90", torch.bfloat16, head_dim, tile).cubin))
+        found.append(("what each half-width misses", head_dim, tile.num_warps, loop))
         # Two partitions compute, with the same code; each has its masked tiles first. The copy engine brings its keys.
         masked, whole, *_ = loops(hopper_binary(torch.bfloat16, head_dim, 32, False).code)
         found.append(("Hopper path, whole tiles", head_dim, 8, whole))

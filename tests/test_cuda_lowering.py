@@ -101,7 +101,8 @@ def copies_between(launches: list[Launch]) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-# What reads the operands for a profile with half-widths by need: the rows' outputs, twice, and what each rung misses.
+# What reads the operands for a profile with half-widths by need: the rows' outputs, those of the plan, and what each
+# rung misses.
 PROFILE = {"profile_rows_fwd_kernel", "missing_rows_fwd_kernel"}
 
 
@@ -109,10 +110,10 @@ def assert_nothing_round_the_kernels(
     machine: Machine, attentions: int, *, joined: bool = False, numbers: bool = False
 ) -> None:
     """joined: whether the model joins operands from parts, or results with other things, which moves them."""
-    attends = [launch for launch in machine.launches if launch.name == "sparse_attention_fwd_kernel"]
+    ends = [at for at, launch in enumerate(machine.launches) if launch.name == "sparse_attention_fwd_kernel"]
+    attends = [machine.launches[end] for end in ends]
     assert len(attends) == attentions
     # The kernels of each attention's profile stand before it, behind those of the attention before.
-    ends = [machine.launches.index(attend) for attend in attends]
     profiles = [
         [launch for launch in machine.launches[start:end] if launch.name in PROFILE]
         for start, end in zip([0, *ends[:-1]], ends, strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import svg_compile
 from example import example
 from svg_compile import HeadKind, VideoLayout
 
@@ -74,6 +75,26 @@ def test_clusters_have_the_density_that_they_are_asked_for(qkv: tuple[torch.Tens
     torch.testing.assert_close(everything(0, 0, *qkv), planned.dense(0, 0, *qkv), rtol=1e-4, atol=1e-5)
 
 
+def test_the_watched_run_is_the_default_and_its_figures_are_of_the_rows(qkv: tuple[torch.Tensor, ...]) -> None:
+    shared, watched = (planners.PLANNERS[name](LAYOUT, density=0.4, dense_steps=0) for name in ("shared", "watched"))
+    out = watched(0, 0, *qkv)
+    assert torch.equal(out, shared(0, 0, *qkv))
+    exact = planned.dense(0, 0, *qkv)
+    bands = svg_compile.sparse_attention(*qkv, watched.plans[0, 0], LAYOUT)
+    power = exact.square().mean((2, 3))[..., None]
+    figures = watched.figures()
+    for name, given in (("bands", bands), ("repaired", out)):
+        rows = ((given - exact).square().mean(-1) / power).sqrt()
+        assert figures[f"{name}_error"] == pytest.approx(rows.mean().item(), rel=1e-5)
+        assert figures[f"{name}_p99"] == pytest.approx(rows.flatten().quantile(0.99).item(), rel=1e-5)
+    repaired = ((bands - out).abs().amax((2, 3)) > 0).float().mean().item()
+    # A head that is not repaired has its sampled rows exact all the same.
+    assert 0 <= figures["repaired_heads"] <= repaired
+    uniform = [LAYOUT.half_width_for(0.4, kind) for kind in (0, 1)]
+    moved = [width != uniform[kind] for kind, width in watched.plans[0, 0][0].tolist()]
+    assert figures["moved_heads"] == pytest.approx(sum(moved) / len(moved))
+
+
 def test_the_oracle_is_at_least_as_near_as_either_kind(qkv: tuple[torch.Tensor, ...]) -> None:
     exact = planned.dense(0, 0, *qkv)
     errors = {
@@ -105,6 +126,7 @@ def test_a_study_stores_its_rows_goes_on_and_writes_its_page(
     fidelity.main([*flags, "--page", str(page)])
     text = page.read_text()
     assert f"{len(planners.PLANNERS)} generations compared" in text
+    assert "## Rows and gates" in text
     for name in ("planners.png", "density.png", "frames.png"):
         assert f"(fidelity/{name})" in text
         assert (page.parent / "fidelity" / name).stat().st_size > 1000

@@ -92,6 +92,15 @@ def test_no_head_could_gain_from_what_is_left_over(heads: int, seed: int) -> Non
         assert not gains.any()
 
 
+@given(heads=st.integers(1, 5), seed=st.integers(0, 999), share=st.floats(0.5, 4.0))
+def test_a_plan_costs_no_more_than_its_share(heads: int, seed: int, share: float) -> None:
+    errors, missing = found_by_a_profile(heads, seed, batch=1)
+    plan = plan_by_need(errors, missing, LAYOUT, 0.3, torch.tensor([share]))[0]
+    narrowest = max(rungs[0] for rungs in ladder_cost(LAYOUT, 0.3))
+    assert 0.3 * share >= narrowest
+    assert mean_density(plan, LAYOUT) <= 0.3 * share + 1e-5
+
+
 def test_the_head_that_loses_more_is_given_more() -> None:
     errors = torch.tensor([[[1.0, 9.0], [0.01, 9.0], [9.0, 1.0], [9.0, 0.01]]])
     falling = torch.tensor([4.0, 2.5, 1.5, 1.0, 0.6, 0.3, 0.1, 0.02])

@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 from svg_compile.kernels.triton import attention as triton_attention
 from svg_compile.kernels.triton import need as triton_need
 from svg_compile.kernels.triton import profile as triton_profile
-from svg_compile.kernels.triton.configs import TileConfig
+from svg_compile.kernels.triton.configs import SPLITS, TileConfig
 from svg_compile.kernels.triton.launch import split_channels
 
 TARGETS = {
@@ -99,11 +99,12 @@ def profile_binary(
         "HEAD_DIM": head_dim,
         "VALUE_DIM": head_dim,
         **split_channels(head_dim, head_dim),
-        "SPLITS": triton_profile._SPLITS,
+        "SPLITS": SPLITS,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
     }
-    pointers = {"sampled": "*i64", "widths": "*i32", "when": "*i32", "partial": "*fp32", "sums": "*fp32"}
+    pointers = {"sampled": "*i64", "widths": "*i32", "plan": "*i32", "when": "*i32"}
+    pointers |= {"partial": "*fp32", "sums": "*fp32"}
     pointers["key_mask"] = "*i1" if key_mask else "*i32"
     constants |= dict.fromkeys(("stride_qd", "stride_kd", "stride_vd", "stride_mn"), 1) | sizes
     return compiled(triton_profile.profile_rows_fwd_kernel, arch, dtype, pointers, constants, tile)
@@ -123,7 +124,7 @@ def missing_binary(arch: str, dtype: torch.dtype, head_dim: int, tile: TileConfi
         "LOW": channels["LOW"],
         "HIGH": channels["HIGH"],
         "RUNGS": triton_profile._RUNGS,
-        "SPLITS": triton_profile._SPLITS,
+        "SPLITS": SPLITS,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
     }

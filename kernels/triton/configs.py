@@ -70,7 +70,14 @@ PROFILE: Table = {
         256: TileConfig(32, 32, 8, 3),
     },
     ("sm_90", 2): {128: TileConfig(64, 32, 8, 3), 160: TileConfig(16, 32, 8, 2), 256: TileConfig(32, 32, 8, 3)},
-    ("sm_100", 2): {128: TileConfig(64, 32, 8, 3), 160: TileConfig(16, 32, 8, 2), 256: TileConfig(32, 32, 8, 2)},
+    ("sm_100", 2): {
+        64: TileConfig(64, 32, 8, 3),
+        80: TileConfig(64, 32, 8, 2),
+        128: TileConfig(64, 32, 8, 3),
+        160: TileConfig(16, 32, 8, 2),
+        192: TileConfig(32, 32, 8, 2),
+        256: TileConfig(32, 16, 8, 2),
+    },
     ("gfx942", 2): {128: TileConfig(64, 16, 8, 2), 256: TileConfig(16, 32, 4, 2)},
     ("other", 2): {
         32: TileConfig(16, 32, 4, 2),
@@ -82,6 +89,9 @@ PROFILE: Table = {
     ("interpreter", 2): {256: TileConfig(16, 16, 1, 1)},
     ("interpreter", 4): {256: TileConfig(16, 16, 1, 1)},
 }
+
+# Of a profile on a GPU (`key_splits`).
+SPLITS = 16
 
 # What else `max_autotune` times, beside the default.
 ATTENTION_CHOICES: Choices = {
@@ -134,7 +144,11 @@ PROFILE_CHOICES: Choices = {
     ("sm_100", 2): {
         128: (TileConfig(64, 64, 8, 3), TileConfig(64, 32, 4, 3), TileConfig(64, 16, 8, 3)),
     },
-    ("gfx942", 2): {128: (TileConfig(64, 16, 8, 3), TileConfig(64, 16, 4, 2))},
+    ("gfx942", 2): {
+        80: (TileConfig(64, 16, 8, 3), TileConfig(64, 16, 4, 2)),
+        96: (TileConfig(64, 16, 4, 2),),
+        128: (TileConfig(64, 16, 8, 3), TileConfig(64, 16, 4, 2)),
+    },
 }
 
 
@@ -161,6 +175,12 @@ def attention_tiles(device: torch.device, dtype: torch.dtype, head_dim: int, sev
 def profile_tiles(device: torch.device, dtype: torch.dtype, head_dim: int, several: bool) -> tuple[TileConfig, ...]:
     """The same of `svg::profile`; all have the same block_m, on which the sizes of its partial results depend."""
     return tiles_for(PROFILE, PROFILE_CHOICES if several else {}, architecture(device), dtype, head_dim)
+
+
+def key_splits(device: torch.device) -> int:
+    """Stretches of the keys that `svg::profile` reads in programs of their own, so that few rows fill a GPU."""
+    # The interpreter runs one program after the other.
+    return SPLITS if device.type != "cpu" else 4
 
 
 def tiles_for(table: Table, choices: Choices, name: str, dtype: torch.dtype, head_dim: int) -> tuple[TileConfig, ...]:

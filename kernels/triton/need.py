@@ -2,7 +2,8 @@
 
 Three kernels run behind the profile's own, without a host sync:
 
-    missing_rows_fwd_kernel     the scores of the sampled rows once more, summed as weights outside of each half-width
+    missing_rows_fwd_kernel     the scores of the sampled rows once more, in the order of each kind, summed as weights
+                                outside of each half-width
     missing_fwd_kernel          the mean square of these sums over the rows of a head
     plan_by_need_fwd_kernel     one program a sample: the search for the price, and what is left over
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from svg_compile.kernels.triton.tiles import attends, band_block, band_rank, load_rows, scores
+from svg_compile.kernels.triton.tiles import attends, band_block, band_rank, body_offset, load_rows, scores
 
 
 @triton.jit
@@ -33,8 +34,11 @@ def missing_rows_fwd_kernel(
 ):  # fmt: skip
     """missing float32 [B * H, row tiles, SPLITS, RUNGS, BLOCK_M]: weight outside of each half-width, by split of keys.
 
-    sums: of the profile, for the maximum and the sum of a row's dense weights. Where plans are kept nothing is written.
+    A program takes one kind and a stretch of the blocks of the body in that kind's order: text and the first frame are
+    in every band. sums: of the profile, for the maximum and the sum of a row's dense weights. BLOCK_N is BAND or less,
+    or 16. Where plans are kept nothing is written.
     """
+    HALF: tl.constexpr = RUNGS // 2
     # Inductor passes Python floats as float64 up to torch 2.14.
     unit = tl.cast(unit, tl.float32)
     if HAS_PREVIOUS:
@@ -42,13 +46,13 @@ def missing_rows_fwd_kernel(
             return
     if HAS_WHEN:
         ladder += RUNGS * tl.load(when)
-    part = tl.program_id(0)
+    temporal = tl.program_id(0) % 2
+    part = tl.program_id(0) // 2
     split = part % SPLITS
     row_tile = part // SPLITS % row_tiles
     batch_head = part // SPLITS // row_tiles
     batch = (batch_head // heads).to(tl.int64)
     head = (batch_head % heads).to(tl.int64)
-    tokens = text_len + frames * area
     video_start = text_len if TEXT_FIRST else 0
     query += batch * stride_qb + head * stride_qh
     key += batch * stride_kb + head * stride_kh
@@ -67,9 +71,7 @@ def missing_rows_fwd_kernel(
         query_low = (query_low * SIGN).to(query_low.dtype)
         query_high = (query_high * SIGN).to(query_low.dtype)
     frame = query_video // area
-    place = query_video - frame * area
-    spatial_query = band_block(band_rank(frame, place, frames, area, 0), area, BAND)
-    temporal_query = band_block(band_rank(frame, place, frames, area, 1), area, BAND)
+    query_block = band_block(band_rank(frame, query_video - frame * area, frames, area, temporal), area, BAND)
 
     # Of the dense output, the first of the profile's three.
     sums += (part - split).to(tl.int64) * (6 * BLOCK_M)
@@ -85,39 +87,27 @@ def missing_rows_fwd_kernel(
     peak = tl.where(peak == float("-inf"), 0.0, peak)
     share = 1.0 / tl.where(total == 0.0, 1.0, total)
 
-    rung = tl.arange(0, RUNGS)
-    outside = tl.zeros([BLOCK_M, RUNGS], tl.float32)
-    chunk = tl.cdiv(tl.cdiv(tokens, SPLITS), BLOCK_N) * BLOCK_N
-    end = tl.minimum((split + 1) * chunk, tokens)
-    for start in range(split * chunk, end, BLOCK_N):
-        token = start + tl.arange(0, BLOCK_N)
-        token_ok = token < end
+    rung = temporal * HALF + tl.arange(0, HALF)
+    widths = tl.load(ladder + rung)
+    outside = tl.zeros([BLOCK_M, HALF], tl.float32)
+    body = (frames - 1) * area
+    # All keys of a tile are of one block, so a row sees all of them or none: their sum is compared, not each.
+    tiles_of_block = tl.cdiv(BAND, BLOCK_N)
+    tiles = tl.cdiv(body, BAND) * tiles_of_block
+    chunk = tl.cdiv(tiles, SPLITS)
+    for tile in range(split * chunk, tl.minimum((split + 1) * chunk, tiles)):
+        block = tile // tiles_of_block
+        within = tile % tiles_of_block * BLOCK_N + tl.arange(0, BLOCK_N)
+        rank = block * BAND + within
+        token = video_start + area + body_offset(rank, frames, area, temporal == 1)
+        token_ok = (within < BAND) & (rank < body)
         if HAS_KEY_MASK:
             token_ok &= tl.load(key_mask + token.to(tl.int64) * stride_mn, mask=token_ok, other=0) != 0
-        video = token - video_start
-        is_text = (video < 0) | (video >= frames * area)
-        video = tl.maximum(video, 0)
-        key_frame = video // area
-        key_place = video - key_frame * area
-        spatial_key = band_block(band_rank(key_frame, key_place, frames, area, 0), area, BAND)
-        temporal_key = band_block(band_rank(key_frame, key_place, frames, area, 1), area, BAND)
         score = scores(query_low, query_high, key, token, token_ok, stride_kn, stride_kd, LOW, HIGH, HEAD_DIM, True)
         weight = tl.exp2(score * unit - peak[:, None]) * share[:, None]
-        weight = tl.where(token_ok[None, :], weight, 0.0)
-        for number in tl.static_range(RUNGS):
-            width = tl.load(ladder + number)
-            if number < RUNGS // 2:
-                near = attends(
-                    is_text[None, :], is_text[None, :], key_frame[None, :], spatial_query[:, None],
-                    spatial_key[None, :], width,
-                )  # fmt: skip
-            else:
-                near = attends(
-                    is_text[None, :], is_text[None, :], key_frame[None, :], temporal_query[:, None],
-                    temporal_key[None, :], width,
-                )  # fmt: skip
-            beyond = tl.sum(tl.where(near, 0.0, weight), 1)
-            outside += tl.where((rung == number)[None, :], beyond[:, None], 0.0)
+        mass = tl.sum(tl.where(token_ok[None, :], weight, 0.0), 1)
+        near = attends(False, False, 1, query_block[:, None], block, widths[None, :])
+        outside += tl.where(near, 0.0, mass[:, None])
     missing += part.to(tl.int64) * (RUNGS * BLOCK_M)
     tl.store(missing + rung[None, :] * BLOCK_M + index[:, None], outside)
 

@@ -21,6 +21,7 @@ The three outputs keep their own maxima: with a shared one, a band far below the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from svg_compile._compat.gpu import in_one_buffer
 from svg_compile.kernels.sampling import sampled_video_token
-from svg_compile.kernels.triton.configs import profile_tiles
+from svg_compile.kernels.triton.configs import key_splits, profile_tiles
 from svg_compile.kernels.triton.decide import profile_plan_fwd_kernel
 from svg_compile.kernels.triton.half_width import half_widths, ladders
 from svg_compile.kernels.triton.launch import (
@@ -45,7 +46,6 @@ from svg_compile.kernels.triton.need import missing_fwd_kernel, missing_rows_fwd
 from svg_compile.kernels.triton.profile_kernel import profile_rows_fwd_kernel
 from svg_compile.kernels.widths import FILLS, LADDER, LEAST_PRICE, MOST_PRICE, SLACK, STEPS, UNIFORM
 
-_SPLITS = 16
 _RUNGS = 2 * len(LADDER)
 _MERGE_ROWS = 16
 
@@ -54,8 +54,8 @@ class Parts(NamedTuple):
     """What a profile finds: plan int32 [B, H, 2], errors float32 [B, H, 2], missing float32 [B, H, 2, rungs], without
     rungs where half-widths are uniform, and the parts of its outputs.
 
-    partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`; those
-    of the sparse outputs are of the plan's half-widths if `plan_rows` was asked for, else of the uniform ones.
+    partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`; the
+    sparse output of each head's kind is of the plan's half-width if `plan_rows` was asked for, else of the uniform one.
     """
 
     plan: Tensor
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
     rows: int
     row_tiles: int
     block_m: int
-    splits: int = _SPLITS
+    splits: int
 
 
 def profile_heads(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +103,7 @@ def profile_parts(
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
     tiles = profile_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
-    block_m = tiles[0].block_m
+    block_m, splits = tiles[0].block_m, key_splits(query.device)
     area, video = height * width, frames * height * width
     grid = (frames, height, width, text_len, text_first, block)
     count = torch.sym_min(sampled_rows, video)
@@ -111,7 +111,7 @@ def profile_parts(
     sampled = sampled_video_token(torch.arange(count, device=query.device), count, video)
     # One buffer, for it stands in for what is not given, too.
     widths = in_one_buffer(half_widths(*grid, densities, query.device))
-    parts = batch * heads * row_tiles * _SPLITS
+    parts = batch * heads * row_tiles * splits
     partial = query.new_empty(parts, 3, block_m, value_dim, dtype=torch.float32)
     sums = query.new_empty(parts, 3, 2, block_m, dtype=torch.float32)
     plan = query.new_empty(batch, heads, 2, dtype=torch.int32)
@@ -127,31 +127,34 @@ def profile_parts(
     channels = split_channels(head_dim, value_dim)
     constants = {
         "SIGN": sign, "TEXT_FIRST": text_first, "BAND": block, "HAS_KEY_MASK": key_mask is not None, **stages,
-        "HEAD_DIM": head_dim, "SPLITS": _SPLITS,
+        "HEAD_DIM": head_dim, "SPLITS": splits,
     }  # fmt: skip
 
-    def profile_rows(half_widths: Tensor, partial: Tensor, sums: Tensor, *, by_plan: bool) -> None:
+    def profile_rows(plan: Tensor | None = None) -> None:
         launch(
             profile_rows_fwd_kernel, lambda meta: (parts,), tiles,
-            query, key, value, sampled, half_widths, stage, mask, partial, sums,
+            query, key, value, sampled, widths, widths if plan is None else plan, stage, mask, partial, sums,
             *query.stride(), *key.stride(), *value.stride(), *mask_strides, stage.stride(0), *sizes,
-            **constants, BY_PLAN=by_plan, VALUE_DIM=value_dim, **channels,
+            **constants, BY_PLAN=plan is not None, VALUE_DIM=value_dim, **channels,
         )  # fmt: skip
 
-    profile_rows(widths, partial, sums, by_plan=False)
+    profile_rows()
     launcher(profile_plan_fwd_kernel)[(batch * heads,)](
         partial, sums, widths, stage, before, plan, errors,
         stage.stride(0), before.stride(0), count, row_tiles, **stages,
-        SPLITS=_SPLITS, VALUE_DIM=value_dim, WIDTH=triton.next_power_of_2(value_dim),
+        SPLITS=splits, VALUE_DIM=value_dim, WIDTH=triton.next_power_of_2(value_dim),
         BLOCK_M=block_m, ROWS=_MERGE_ROWS,
     )  # fmt: skip
     if not adaptive:
-        return Parts(plan, errors, errors.new_empty(batch, heads, 2, 0), partial, sums, count, row_tiles, block_m)
+        none = errors.new_empty(batch, heads, 2, 0)
+        return Parts(plan, errors, none, partial, sums, count, row_tiles, block_m, splits)
 
     rungs, cost = ladders(*grid, densities, query.device)
     missing = query.new_empty(parts, _RUNGS, block_m, dtype=torch.float32)
+    # No tile has keys of two blocks; a product takes at least 16.
+    tile = replace(tiles[0], block_n=max(16, min(tiles[0].block_n, block)))
     launch(
-        missing_rows_fwd_kernel, lambda meta: (parts,), tiles[:1],
+        missing_rows_fwd_kernel, lambda meta: (2 * parts,), (tile,),
         query, key, sampled, rungs, stage, mask, sums, missing,
         *query.stride(), *key.stride(), *mask_strides, stage.stride(0), *sizes,
         **constants, LOW=channels["LOW"], HIGH=channels["HIGH"], RUNGS=_RUNGS,
@@ -159,7 +162,7 @@ def profile_parts(
     mean = query.new_empty(batch, heads, 2, _RUNGS // 2, dtype=torch.float32)
     launcher(missing_fwd_kernel)[(batch * heads,)](
         missing, mean, stage, stage.stride(0), count, row_tiles,
-        HAS_PREVIOUS=stages["HAS_PREVIOUS"], RUNGS=_RUNGS, SPLITS=_SPLITS, BLOCK_M=block_m,
+        HAS_PREVIOUS=stages["HAS_PREVIOUS"], RUNGS=_RUNGS, SPLITS=splits, BLOCK_M=block_m,
     )  # fmt: skip
     by_need = torch.empty_like(plan)
     launcher(plan_by_need_fwd_kernel)[(batch,)](
@@ -169,6 +172,5 @@ def profile_parts(
         LEAST_PRICE=LEAST_PRICE, MOST_PRICE=MOST_PRICE, STEPS=STEPS, FILLS=FILLS, SLACK=SLACK,
     )  # fmt: skip
     if plan_rows:
-        partial, sums = torch.empty_like(partial), torch.empty_like(sums)
-        profile_rows(by_need, partial, sums, by_plan=True)
-    return Parts(by_need, errors, mean, partial, sums, count, row_tiles, block_m)
+        profile_rows(by_need)
+    return Parts(by_need, errors, mean, partial, sums, count, row_tiles, block_m, splits)

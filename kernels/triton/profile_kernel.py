@@ -1,4 +1,4 @@
-"""The first kernel of `svg::profile`: three outputs of the sampled rows from one read of K and V."""
+"""The first kernel of `svg::profile`: three outputs of the sampled rows from one read of K and V, or the plan's."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -39,7 +39,7 @@ def store_kind(
 
 @triton.jit
 def profile_rows_fwd_kernel(
-    query, key, value, sampled, widths, when, key_mask, partial, sums,
+    query, key, value, sampled, widths, plan, when, key_mask, partial, sums,
     stride_qb, stride_qh, stride_qn, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_vb, stride_vh, stride_vn, stride_vd,
@@ -53,8 +53,9 @@ def profile_rows_fwd_kernel(
 ):  # fmt: skip
     """partial float32 [B * H, row tiles, SPLITS, 3, BLOCK_M, Dv] and sums [B * H, row tiles, SPLITS, 3, 2, BLOCK_M].
 
-    widths int32 [densities, 3], when int32 [2]; BY_PLAN: widths is a plan, int32 [B * H, 2], whose half-widths hold for
-    both kinds. Where plans are kept nothing is written.
+    widths int32 [densities, 3], when int32 [2]. BY_PLAN: only the output by plan, int32 [B * H, 2], in place of that of
+    its kind; heads that run dense, or at the half-width of `widths`, have it already. Where plans are kept nothing is
+    written.
     """
     # Inductor passes Python floats as float64 up to torch 2.14.
     unit = tl.cast(unit, tl.float32)
@@ -65,10 +66,20 @@ def profile_rows_fwd_kernel(
     split = part % SPLITS
     row_tile = part // SPLITS % row_tiles
     batch_head = part // SPLITS // row_tiles
-    if BY_PLAN:
-        widths += 2 * batch_head
-    elif HAS_WHEN:
+    if HAS_WHEN:
         widths += 3 * tl.load(when)
+    spatial_width = tl.load(widths)
+    temporal_width = tl.load(widths + 1)
+    is_temporal = False
+    plan_width = spatial_width
+    if BY_PLAN:
+        kind = tl.load(plan + 2 * batch_head)
+        if kind > 1:
+            return
+        is_temporal = kind == 1
+        plan_width = tl.load(plan + 2 * batch_head + 1)
+        if plan_width == tl.where(is_temporal, temporal_width, spatial_width):
+            return
     batch = (batch_head // heads).to(tl.int64)
     head = (batch_head % heads).to(tl.int64)
     tokens = text_len + frames * area
@@ -91,10 +102,6 @@ def profile_rows_fwd_kernel(
         query_high = (query_high * SIGN).to(query_low.dtype)
     frame = query_video // area
     place = query_video - frame * area
-    temporal_width = tl.load(widths + 1)
-    spatial_width = temporal_width
-    if not BY_PLAN:
-        spatial_width = tl.load(widths)
     spatial_query = band_block(band_rank(frame, place, frames, area, 0), area, BAND)
     temporal_query = band_block(band_rank(frame, place, frames, area, 1), area, BAND)
 
@@ -126,38 +133,53 @@ def profile_rows_fwd_kernel(
         if VALUE_HIGH > 0:
             value_high = load_rows(value, token, token_ok, stride_vn, stride_vd, VALUE_LOW, VALUE_HIGH, VALUE_DIM, True)
         shown = token_ok[None, :]
-        peak, total, low, high = kind_tile(
-            score, shown, peak, total, low, high, value_low, value_high, unit, VALUE_HIGH
-        )
-        near = attends(
-            is_text[None, :], is_text[None, :], key_frame[None, :], spatial_query[:, None], spatial_key[None, :],
-            spatial_width,
-        )  # fmt: skip
-        spatial_peak, spatial_total, spatial_low, spatial_high = kind_tile(
-            score, shown & near, spatial_peak, spatial_total, spatial_low, spatial_high,
-            value_low, value_high, unit, VALUE_HIGH,
-        )  # fmt: skip
-        near = attends(
-            is_text[None, :], is_text[None, :], key_frame[None, :], temporal_query[:, None], temporal_key[None, :],
-            temporal_width,
-        )  # fmt: skip
-        temporal_peak, temporal_total, temporal_low, temporal_high = kind_tile(
-            score, shown & near, temporal_peak, temporal_total, temporal_low, temporal_high,
-            value_low, value_high, unit, VALUE_HIGH,
-        )  # fmt: skip
+        if BY_PLAN:
+            query_block = tl.where(is_temporal, temporal_query, spatial_query)
+            key_block = tl.where(is_temporal, temporal_key, spatial_key)
+            near = attends(
+                is_text[None, :], is_text[None, :], key_frame[None, :], query_block[:, None], key_block[None, :],
+                plan_width,
+            )  # fmt: skip
+            peak, total, low, high = kind_tile(
+                score, shown & near, peak, total, low, high, value_low, value_high, unit, VALUE_HIGH
+            )
+        else:
+            peak, total, low, high = kind_tile(
+                score, shown, peak, total, low, high, value_low, value_high, unit, VALUE_HIGH
+            )
+            near = attends(
+                is_text[None, :], is_text[None, :], key_frame[None, :], spatial_query[:, None], spatial_key[None, :],
+                spatial_width,
+            )  # fmt: skip
+            spatial_peak, spatial_total, spatial_low, spatial_high = kind_tile(
+                score, shown & near, spatial_peak, spatial_total, spatial_low, spatial_high,
+                value_low, value_high, unit, VALUE_HIGH,
+            )  # fmt: skip
+            near = attends(
+                is_text[None, :], is_text[None, :], key_frame[None, :], temporal_query[:, None], temporal_key[None, :],
+                temporal_width,
+            )  # fmt: skip
+            temporal_peak, temporal_total, temporal_low, temporal_high = kind_tile(
+                score, shown & near, temporal_peak, temporal_total, temporal_low, temporal_high,
+                value_low, value_high, unit, VALUE_HIGH,
+            )  # fmt: skip
 
     partial += part.to(tl.int64) * (3 * BLOCK_M * VALUE_DIM)
     sums += part.to(tl.int64) * (6 * BLOCK_M)
+    if BY_PLAN:
+        partial += (1 + kind) * (BLOCK_M * VALUE_DIM)
+        sums += (1 + kind) * (2 * BLOCK_M)
     store_kind(partial, sums, peak, total, low, high, unit, VALUE_DIM, VALUE_LOW, VALUE_HIGH, BLOCK_M)
-    partial += BLOCK_M * VALUE_DIM
-    sums += 2 * BLOCK_M
-    store_kind(
-        partial, sums, spatial_peak, spatial_total, spatial_low, spatial_high, unit,
-        VALUE_DIM, VALUE_LOW, VALUE_HIGH, BLOCK_M,
-    )  # fmt: skip
-    partial += BLOCK_M * VALUE_DIM
-    sums += 2 * BLOCK_M
-    store_kind(
-        partial, sums, temporal_peak, temporal_total, temporal_low, temporal_high, unit,
-        VALUE_DIM, VALUE_LOW, VALUE_HIGH, BLOCK_M,
-    )  # fmt: skip
+    if not BY_PLAN:
+        partial += BLOCK_M * VALUE_DIM
+        sums += 2 * BLOCK_M
+        store_kind(
+            partial, sums, spatial_peak, spatial_total, spatial_low, spatial_high, unit,
+            VALUE_DIM, VALUE_LOW, VALUE_HIGH, BLOCK_M,
+        )  # fmt: skip
+        partial += BLOCK_M * VALUE_DIM
+        sums += 2 * BLOCK_M
+        store_kind(
+            partial, sums, temporal_peak, temporal_total, temporal_low, temporal_high, unit,
+            VALUE_DIM, VALUE_LOW, VALUE_HIGH, BLOCK_M,
+        )  # fmt: skip

@@ -269,8 +269,8 @@ MUTANTS = (
     Mutant(
         "need: temporal rungs by the spatial order",
         "kernels/triton/need.py",
-        "temporal_key[None, :], width,",
-        "spatial_key[None, :], width,",
+        "area, temporal == 1)",
+        "area, temporal == 2)",
         NEED,
     ),
     Mutant(
@@ -339,8 +339,22 @@ MUTANTS = (
     Mutant(
         "need: rows of the plan by the first head's half-width",
         "kernels/triton/profile_kernel.py",
-        "widths += 2 * batch_head",
-        "widths += 0 * batch_head",
+        "tl.load(plan + 2 * batch_head + 1)",
+        "tl.load(plan + 1)",
+        NEED,
+    ),
+    Mutant(
+        "need: rows of the plan over the dense ones",
+        "kernels/triton/profile_kernel.py",
+        "partial += (1 + kind)",
+        "partial += (0 + kind)",
+        NEED,
+    ),
+    Mutant(
+        "need: rows of the plan by the spatial order alone",
+        "kernels/triton/profile_kernel.py",
+        "key_block = tl.where(is_temporal, temporal_key, spatial_key)",
+        "key_block = spatial_key",
         NEED,
     ),
 )
