@@ -14,8 +14,9 @@ from hypothesis import event, example, given, settings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from svg_compile.layout import VideoLayout
-from svg_compile.passes.axes.axis import Kind, Origin, axis_of
+from svg_compile.passes.axes.axis import Kind, Origin
 from svg_compile.passes.axes.grid import grid_of
+from svg_compile.passes.axes.new_axes import axis_of
 from svg_compile.passes.axes.read_grid import Grid
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
 from token_programs import GRIDS, NOBODY, Step, inputs_of, programs, sequence

@@ -6,24 +6,23 @@ from collections import Counter
 
 from torch import Tensor
 
+from svg_compile._compat.storages import storage_of
 from svg_compile.passes.axes.axis import (
     Atom,
     Axis,
     Concat,
     Kind,
     atoms_of,
-    axis_of,
-    free_axis,
     is_opaque,
     is_plain,
     is_table,
     length,
-    opaque_axis,
     resolve,
     same_axis,
 )
 from svg_compile.passes.axes.merge import aligned_with
 from svg_compile.passes.axes.naming import Meaning
+from svg_compile.passes.axes.new_axes import axis_of, free_axis, opaque_axis
 from svg_compile.passes.axes.rules.registry import State, aligned, same_size, shown_axes
 from svg_compile.passes.axes.selections import of_samples, whole_of
 
@@ -92,11 +91,6 @@ def _alike(left: Axis, right: Axis) -> bool:
         and same_size(x.size, y.size)
         for x, y in zip(left, right)
     )
-
-
-def storage_of(tensor: Tensor) -> int:
-    """What tells storages apart."""
-    return tensor.untyped_storage()._cdata
 
 
 def same_place(left: Tensor, right: Tensor) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from svg_compile._compat.sizes import divides, equal, holds, product_is, product_of, within
-from svg_compile.passes.axes.axis import Atom, Axis, Concat, Part, expand, is_one, opaque_axis
+from svg_compile.passes.axes.axis import Atom, Axis, Concat, Part, expand, is_one
+from svg_compile.passes.axes.new_axes import opaque_axis
 
 
 def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:

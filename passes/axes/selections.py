@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, is_opaque, length, mixed_in, opaque_axis
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, is_opaque, length
+from svg_compile.passes.axes.new_axes import mixed_in, opaque_axis
 
 Pins = frozenset[Atom]
 

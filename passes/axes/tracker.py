@@ -14,14 +14,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.operators import definition_of
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.alias_update import same_place, storage_of, written_axes
-from svg_compile.passes.axes.axis import Axis, atoms_of, free_axis, is_opaque, length, mixed_in, opaque_axis
+from svg_compile._compat.storages import storage_of
+from svg_compile.passes.axes.alias_update import same_place, written_axes
+from svg_compile.passes.axes.axis import Axis, atoms_of, is_opaque, length
+from svg_compile.passes.axes.new_axes import free_axis, mixed_in, opaque_axis
 from svg_compile.passes.axes.rules import compute, moves, views  # noqa: F401  (they fill RULES)
 from svg_compile.passes.axes.rules.by_node import NodeRule
 from svg_compile.passes.axes.rules.compute import FACTORIES, attended, in_place, pointwise
 from svg_compile.passes.axes.rules.registry import RULES, Rule, shown_axes
 from svg_compile.passes.axes.rules.rowwise import is_rowwise, rowwise
 from svg_compile.passes.axes.selections import Pins, beside, comes_back, own_atoms, pins_of, spread
+from svg_compile.passes.axes.storages import Storages
 from svg_compile.passes.axes.values import KnownValues, hide_keys_alone
 from svg_compile.passes.axes.why import Why, analysing, under_analysis
 
@@ -57,20 +60,13 @@ class AxisTracker(TorchDispatchMode):
         self._pins: Any = WeakIdKeyDictionary()
         # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
         self._weights: dict[int, list[Tensor]] = {}
-        # Storages whose content no longer follows any tensor's axes, and since when; kept alive, for their identity is
-        # the key.
-        self._spoiled: dict[int, tuple[Any, Why | None]] = {}
-        # By storage of a result of a graph that was not run, kept alive likewise: what it may be a view of.
-        self._behind: dict[int, tuple[Tensor, list[Tensor]]] = {}
-        # Storages that were written, or may have been.
-        self.changed: set[int] = set()
+        self.storages = Storages()
         # What was known of tensors when they were marked (`svg_compile.passes.axes.seen`), by the text of the mark.
         self.marked: dict[str, list[Any]] = {}
 
     def of(self, tensor: Tensor) -> list[Axis]:
-        if self._spoiled and storage_of(tensor) in self._spoiled:
-            why = self._spoiled[storage_of(tensor)][1]
-            return [opaque_axis(size, why=why) for size in tensor.shape]
+        if self.storages.is_lost(tensor):
+            return [opaque_axis(size, why=self.storages.why_lost(tensor)) for size in tensor.shape]
         if tensor not in self._axes:
             # A weight or a constant: a table, anew at each use.
             return [free_axis(size) for size in tensor.shape]
@@ -101,10 +97,10 @@ class AxisTracker(TorchDispatchMode):
 
         over: of the others alone, as a copy does.
         """
-        storage = storage_of(target)
-        if storage in self._spoiled:
+        if self.storages.is_lost(target):
             return
-        self._spoil_behind(storage, storage)
+        storage = storage_of(target)
+        self.storages.invalidate_aliases(storage, storage)
         for weight in self._weights.pop(storage, ()):
             self.name(weight, self.of(weight))
         self.name(target, self.of(target))
@@ -115,46 +111,6 @@ class AxisTracker(TorchDispatchMode):
         """The tensors that share a tensor's storage, itself among them."""
         storage = storage_of(target)
         return [tensor for tensor in self._axes if storage_of(tensor) == storage]
-
-    def _spoil_behind(self, storage: int, but: int | None = None) -> None:
-        """Spoil what a storage may be a view of, but one storage, of which it is known what was written."""
-        for other in self._behind[storage][1] if storage in self._behind else ():
-            if storage_of(other) != but:
-                self.spoil(other, but)
-
-    def spoil(self, tensor: Tensor, but: int | None = None) -> None:
-        """Nothing is known any more of a tensor, of what shares its storage, and of what it may be a view of."""
-        storage = tensor.untyped_storage()
-        self.changed.add(storage._cdata)
-        if storage._cdata not in self._spoiled:
-            self._spoiled[storage._cdata] = storage, under_analysis()
-            self._spoil_behind(storage._cdata, but)
-
-    def behind(self, tensor: Tensor, others: list[Tensor]) -> None:
-        """`tensor` may be a view of one of the others, though it has another storage here."""
-        before = self._behind[storage_of(tensor)][1] if storage_of(tensor) in self._behind else []
-        self._behind[storage_of(tensor)] = tensor, [*before, *others]
-
-    def is_behind(self, tensor: Tensor) -> bool:
-        """Whether a tensor has lost its axes, or may be a view of one that has another storage here."""
-        return storage_of(tensor) in self._behind or storage_of(tensor) in self._spoiled
-
-    def views(self, tensors: Sequence[Tensor]) -> list[list[int]]:
-        """The places of those tensors that may be views of one storage: several to a group."""
-        group: dict[int, int] = {}
-
-        def leader(storage: int) -> int:
-            while group.get(storage, storage) != storage:
-                storage = group[storage]
-            return storage
-
-        for storage, (_, others) in self._behind.items():
-            for other in others:
-                group[leader(storage_of(other))] = leader(storage)
-        found: dict[int, list[int]] = {}
-        for place, tensor in enumerate(tensors):
-            found.setdefault(leader(storage_of(tensor)), []).append(place)
-        return [places for places in found.values() if len(places) > 1]
 
     def adopt(self, tensor: Tensor, axes: list[Axis], other: AxisTracker, twin: Tensor) -> None:
         """Take over what another tracker knows of a tensor's twin, whose axes are these."""
@@ -213,7 +169,7 @@ class AxisTracker(TorchDispatchMode):
         storage = storage_of(out)
         if storage in self._weights or any(storage_of(operand) == storage for operand in operands):
             return
-        self._spoiled.pop(storage, None)
+        self.storages.restore(out)
         self._pins.pop(out, None)
         rule(self, args, kwargs, out)
         self.spread(operands, [out])
@@ -236,7 +192,7 @@ class AxisTracker(TorchDispatchMode):
         """An operator that writes arguments: pointwise into its first one, by its rule, or in an unknown way."""
         schema = func._schema
         written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        self.changed.update(storage_of(leaf) for name in written for leaf in leaves_of(bound.get(name)))
+        self.storages.written.update(storage_of(leaf) for name in written for leaf in leaves_of(bound.get(name)))
         if rule is None and written == ["self"] and schema.name.endswith("_"):
             if torch.Tag.pointwise in func.tags or schema.name.removeprefix("aten::") in _IN_PLACE:
                 rule = in_place
@@ -245,7 +201,7 @@ class AxisTracker(TorchDispatchMode):
             return self._write_pins(bound["self"], operands)
         self.without_rule[str(func)] += 1
         for leaf in [leaf for name in written for leaf in leaves_of(bound.get(name))]:
-            self.spoil(leaf)
+            self.storages.invalidate(leaf)
         self.give_up(leaves_of(out), operands)
 
     def _write_values(self, func: Any, bound: Mapping[str, Any]) -> None:
@@ -270,7 +226,7 @@ class AxisTracker(TorchDispatchMode):
                 self._pins[alias] = self.pins_of(alias) | pins
                 self.name(alias, [mixed_in(axis) for axis in self.of(alias)])
                 if any(comes_back(atom, pins, known) for axis in self.of(alias) for atom in atoms_of(axis)):
-                    return self.spoil(target)
+                    return self.storages.invalidate(target)
 
     def give_up(self, tensors: Iterable[Tensor], operands: Iterable[Tensor] = ()) -> None:
         """Nothing is known of tensors that were made of the operands, by the operator that is being analysed."""

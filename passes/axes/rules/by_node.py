@@ -15,7 +15,8 @@ from torch import Tensor
 
 from svg_compile._compat.operators import PAD_TARGETS
 from svg_compile._compat.sizes import expression
-from svg_compile.passes.axes.axis import Atom, Axis, Kind, expand, is_one, other_positions
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, expand, is_one
+from svg_compile.passes.axes.new_axes import other_positions
 from svg_compile.passes.axes.rules.moves import name_padded
 from svg_compile.passes.axes.rules.registry import State, same_size
 

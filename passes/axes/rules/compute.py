@@ -10,21 +10,9 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.sizes import expression
-from svg_compile.passes.axes.axis import (
-    Atom,
-    Axis,
-    Kind,
-    atoms_of,
-    axis_of,
-    expand,
-    free_axis,
-    is_plain,
-    is_table,
-    mixed_in,
-    opaque_axis,
-    other_positions,
-)
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, is_table
 from svg_compile.passes.axes.merge import unify_each
+from svg_compile.passes.axes.new_axes import axis_of, free_axis, mixed_in, opaque_axis, other_positions
 from svg_compile.passes.axes.rules.registry import Bound, State, aligned, rule, same_size, shown_axes, tensors_in
 
 aten = torch.ops.aten

@@ -9,24 +9,10 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.sizes import at_most, equal, holds, product_of, size_hint
-from svg_compile.passes.axes.axis import (
-    Atom,
-    Axis,
-    Concat,
-    Kind,
-    atoms_of,
-    free_axis,
-    is_one,
-    is_table,
-    length,
-    mixed_in,
-    opaque_axis,
-    other_positions,
-)
-from svg_compile.passes.axes.axis import (
-    picked as mask_picked,
-)
+from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, atoms_of, is_one, is_table, length
 from svg_compile.passes.axes.merge import unify_each
+from svg_compile.passes.axes.new_axes import free_axis, mixed_in, opaque_axis, other_positions
+from svg_compile.passes.axes.new_axes import picked as mask_picked
 from svg_compile.passes.axes.pieces import padded, put_together
 from svg_compile.passes.axes.rules.registry import Bound, State, aligned, of_pieces, rule, same_size, thinned
 

@@ -14,18 +14,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from svg_compile._compat.sizes import equal, holds
-from svg_compile.passes.axes.axis import (
-    Axis,
-    Kind,
-    atoms_of,
-    axis_of,
-    expand,
-    free_axis,
-    is_table,
-    opaque_atom,
-)
+from svg_compile.passes.axes.axis import Axis, Kind, atoms_of, expand, is_table
 from svg_compile.passes.axes.merge import unify_each
 from svg_compile.passes.axes.naming import Meaning
+from svg_compile.passes.axes.new_axes import axis_of, free_axis, opaque_atom
 
 
 class State(Protocol):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from svg_compile._compat.operators import operators_named, qualified_name, writes_operands
-from svg_compile.passes.axes.axis import Kind, axis_of, is_table, mixed_in, opaque_axis
+from svg_compile.passes.axes.axis import Kind, is_table
+from svg_compile.passes.axes.new_axes import axis_of, mixed_in, opaque_axis
 from svg_compile.passes.axes.rules.registry import Bound, State, rule, same_size, tensors_in
 
 # Operators of other libraries, by their qualified name, `namespace::operator`: those that were declared, and those of

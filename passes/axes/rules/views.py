@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.axis import Axis, is_one, opaque_axis, other_positions
+from svg_compile.passes.axes.axis import Axis, is_one
+from svg_compile.passes.axes.new_axes import opaque_axis, other_positions
 from svg_compile.passes.axes.pieces import begins_at, cut
 from svg_compile.passes.axes.regroup import regroup
 from svg_compile.passes.axes.rules.registry import (
