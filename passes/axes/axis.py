@@ -82,7 +82,7 @@ class Atom:
 
     __slots__ = (
         *("aligned", "derived", "inner", "kind", "made_of", "origin", "parent", "parts", "piece", "root", "size"),
-        *("rows", "why"),
+        *("covers", "rows", "why"),
     )
 
     def __init__(self, size: Any, kind: Kind = Kind.TABLE, origin: Origin | None = None) -> None:
@@ -100,11 +100,12 @@ class Atom:
         # The other inputs along whose axes it ran.
         self.aligned: set[str] = set()
         # Of an opaque atom: the operator that took its name, what it is a piece of, or was picked of by a mask, and
-        # which input dimensions' positions it may run over (None: any).
+        # which input dimensions' positions it may run over (None: any), and the atoms that it was made of.
         self.why: Why | None = None
         self.piece: Piece | None = None
         self.rows: Axis | None = None
         self.made_of: frozenset[Place] | None = None
+        self.covers: frozenset[Atom] = frozenset()
 
     @property
     def opaque(self) -> bool:

@@ -5,9 +5,10 @@ Where they can matter at all, positions whose order is not followed are an opaqu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from svg_compile._compat.sizes import size_hint
 from svg_compile.passes.axes.axis import (
     TABLES,
     Atom,
@@ -21,7 +22,9 @@ from svg_compile.passes.axes.axis import (
     expand_segment,
     flat_segments,
     is_one,
+    is_opaque,
     is_plain,
+    length,
 )
 from svg_compile.passes.axes.why import Why, under_analysis
 
@@ -48,12 +51,21 @@ def opaque_atom(size: Any, like: Iterable[Axis] = (), why: Why | None = None) ->
     places = [part.places for part in atoms]
     known = [place for place in places if place is not None]
     atom.made_of = frozenset().union(*known) if places and len(known) == len(places) else None
+    atom.covers = frozenset(atoms).union(*(part.covers for part in atoms))
     return atom
 
 
 def opaque_axis(size: Any, *like: Axis, why: Why | None = None) -> Axis:
     """An axis of one opaque atom; see `opaque_atom`."""
     return () if is_one(size) else (opaque_atom(size, like, why),)
+
+
+def lost_axis(size: Any, operands: Sequence[Axis]) -> Axis:
+    """An axis of a result whose positions may come from any axis of the operands."""
+    alike = [axis for axis in operands if size_hint(length(axis)) == size_hint(size) and is_opaque(axis)]
+    atoms = (atom for axis in alike for atom in atoms_of(axis))
+    earlier = next((atom.why for atom in atoms if atom.why is not None), under_analysis())
+    return opaque_axis(size, *operands, why=earlier)
 
 
 def other_positions(size: Any, like: Axis) -> Axis:
@@ -86,3 +98,11 @@ def mixed_in(axis: Axis) -> Axis:
             part = Concat(tuple(mixed_in(segment) for segment in flat_segments(part)), part.size)
         out.append(part)
     return tuple(out)
+
+
+def without_parts_of(axis: Axis, roots: Collection[Atom]) -> Axis:
+    """The axis with every part opaque that was split off one of the roots, of which other parts are gone."""
+    if not roots or not any(atom.root in roots for atom in atoms_of(axis)):
+        return axis
+    hits = [(part, any(atom.root in roots for atom in atoms_of((part,)))) for part in expand(axis)]
+    return tuple(opaque_atom(part.size, ((part,),)) if hit else part for part, hit in hits)

@@ -43,5 +43,6 @@ def _split(atom: Atom, outer: Any) -> tuple[Atom, Atom]:
     leading.inner, inner.inner = atom.inner, True
     leading.why = inner.why = atom.why
     leading.made_of = inner.made_of = atom.made_of
+    leading.covers = inner.covers = atom.covers
     atom.parts = (leading, inner)
     return leading, inner
