@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,10 @@ from svg_compile.passes.axes.rules.call import Call
 from svg_compile.passes.axes.rules.registry import RULES, Answer, Named, rule, takes_all
 
 aten = torch.ops.aten
+ROOT = Path(__file__).resolve().parent.parent
 LATENTS = "B=2 c=8 F=3 H=4 W=6"
+
+TURNED = ("H W", "?6 H", "?4 ?6", "W ?4")
 
 # Operator, operands, what is claimed of its results.
 CASES: list[tuple[Callable[..., Any], tuple[str, ...], str]] = [
@@ -53,6 +59,13 @@ CASES: list[tuple[Callable[..., Any], tuple[str, ...], str]] = [
     (lambda x, y: x + y, (LATENTS, "B=2 c=8 1 4 6"), "B c F H W"),
     (lambda x, y: x * y, (LATENTS, "3 4 6"), "B c F H W"),
     (lambda table: F.embedding(torch.tensor([3, 1, 2]), table), ("5 8",), "3 8"),
+    (lambda x: F.pixel_unshuffle(x, 2), ("B=2 F=3 c=8 H=4 W=6",), "B F c*H1*W1 H0 W0"),
+    (lambda x: F.pixel_shuffle(x, 2), ("B=2 F=3 c=8 H=4 W=6",), "B F c0 H*c1 W*c2"),
+    (lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2), ("B=2 F=3 c=8 H=4 W=6",), "B F c H0*H1 W0*W1"),
+    (lambda x: x.unfold(3, 2, 2), (LATENTS,), "B c F H0 W H1"),
+    (lambda x: x.unfold(2, 2, 2), (LATENTS,), "B c 1 H W ?2"),
+    (lambda x: x.unfold(4, 3, 1), (LATENTS,), "B c F H ?4 ?3"),
+    *((lambda x, k=k: x.rot90(k, (3, 4)), (LATENTS,), f"B c F {axes}") for k, axes in enumerate(TURNED)),
     (lambda x: x[torch.tensor([2, 0, 1])], ("N=7 c=8",), "?3 c"),
 ]
 
@@ -60,6 +73,15 @@ CASES: list[tuple[Callable[..., Any], tuple[str, ...], str]] = [
 @pytest.mark.parametrize(("function", "operands", "claimed"), CASES)
 def test_what_is_claimed_is_so(function: Callable[..., Any], operands: tuple[str, ...], claimed: str) -> None:
     assert claims(function, *operands) == claimed
+
+
+def test_the_examples_of_the_page_are_code() -> None:
+    page = (ROOT / "docs" / "adding-a-rule.md").read_text()
+    blocks = [textwrap.dedent(block).strip() for block in re.findall(r"^ *```python\n(.*?)^ *```$", page, re.M | re.S)]
+    code = "".join(path.read_text() for path in (*(ROOT / "passes").rglob("*.py"), *(ROOT / "tests").rglob("*.py")))
+    missing = [block for block in blocks if block not in code]
+    assert len(blocks) == 4
+    assert missing == []
 
 
 # ---- rules that are wrong, and rules that are short -----------------------------------------------------------------

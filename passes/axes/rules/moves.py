@@ -90,10 +90,28 @@ def _repeat_interleave(call: Call) -> list[Axis]:
     return axes
 
 
-@along("dims", "dim")(aten.roll, aten.flip, aten.index_select, aten.cumsum, aten.cumprod)
+@along("dims", "dim")(aten.roll, aten.flip, aten.cumsum, aten.cumprod)
 def _moved(call: Call, axis: Axis, size: Any) -> Axis:
     """Positions move or change their meaning: in which order they stand is not followed."""
     return other_positions(size, axis)
+
+
+@takes_all(aten.rot90)
+def _rot90(call: Call) -> list[Axis]:
+    """Turns by a quarter: two dimensions change places after an odd number of them, and are reversed, one or both."""
+    axes, (first, second), turns = call.axes, call.dims("dims"), call["k"] % 4
+    for dim in ((), (second,), (first, second), (first,))[turns]:
+        axes[dim] = other_positions(call.source.shape[dim], axes[dim])
+    if turns % 2:
+        axes[first], axes[second] = axes[second], axes[first]
+    return axes
+
+
+@along("dim")(aten.index_select)
+def _looked_up(call: Call, axis: Axis, size: Any) -> Axis:
+    """Positions in the order of an index; looked up in a table by data they are in the data's order."""
+    index = next(iter(call.of(call["index"])), ())
+    return index if is_table(axis) and not is_table(index) else other_positions(size, axis)
 
 
 @rule(aten.constant_pad_nd)

@@ -114,3 +114,31 @@ def _view_as_complex(call: Call) -> list[Axis]:
 @takes_all(aten.view_as_real)
 def _view_as_real(call: Call) -> list[Axis]:
     return [*call.axes, of_pieces([call.source], call.of, 2)]
+
+
+@takes_all(aten.pixel_unshuffle)
+def _pixel_unshuffle(call: Call) -> list[Axis]:
+    """[.., C, H*r, W*r] -> [.., C*r*r, H, W]: rows and columns of squares, whose inside goes into the channels."""
+    *kept, channels, rows, columns = call.axes
+    r, (*_, height, width) = call["downscale_factor"], call.shape
+    (top, down), (left, right) = regroup([rows], (height, r)), regroup([columns], (width, r))
+    return [*kept, (*channels, *down, *right), top, left]
+
+
+@takes_all(aten.pixel_shuffle)
+def _pixel_shuffle(call: Call) -> list[Axis]:
+    """[.., C*r*r, H, W] -> [.., C, H*r, W*r]: a row is a row of squares and a position in them, out of the channels."""
+    *kept, channels, rows, columns = call.axes
+    r = call["upscale_factor"]
+    made, down, right = regroup([channels], (call.shape[-3], r, r))
+    return [*kept, made, (*rows, *down), (*columns, *right)]
+
+
+@rule(aten.unfold)
+def _unfold(call: Call) -> list[Axis]:
+    """Windows along a dimension, their inside last: a split of it, where they adjoin and leave nothing out."""
+    axes, (dim,) = call.axes, call.dims("dimension")
+    sizes = (call.shape[dim], call["size"])
+    split = call["step"] == sizes[1] and same_size(sizes[0] * sizes[1], call.source.shape[dim])
+    axes[dim], inside = regroup([axes[dim]], sizes) if split else [opaque_axis(size, axes[dim]) for size in sizes]
+    return [*axes, inside]
