@@ -69,8 +69,6 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """The backend: returns the compiled graph. Options are those of `SvgConfig` and Inductor's own."""
     from svg_compile.passes.axes.ledger import input_facts
-    from svg_compile.passes.coordinates import positions_of
-    from svg_compile.passes.expose_plans import ports_of
     from svg_compile.passes.strip_markers import strip_markers
 
     warn_if_untested()
@@ -99,23 +97,11 @@ def compile_graph(
             if not report.rewritten:
                 return lower(graph_module, example_inputs, patches)
             trace_artifact("svg_rewritten_graph", lambda: sparse_module.print_readable(print_output=False))
-            # Both now: guards on shapes reach Dynamo only from inside this call.
-            timestep, parameters = find_timestep(graph_module, report), parameter_places(graph_module)
             if (module := traced_module()) is not None:
                 REGISTRY.know(module)
-            log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
-            if timestep is not None and isinstance(timestep.constant, float) and not config.always_sparse:
-                warnings.warn(_NUMBER.format(timestep.name), stacklevel=2)
-            ports = ports_of(sparse_module)
             # Which layers of a model are its first is known of a block only when it runs.
             by_layer = any(marker.number is None for marker in markers.values())
-            some_dense = not config.always_sparse or (by_layer and config.dense_layers)
-            positions = positions_of(sparse_module)
-            dense = lower(graph_module, example_inputs, patches) if some_dense or positions else None
-            sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
-            stepped = dense if some_dense else None
-            chosen = Dispatcher(stepped, SparseGraph(sparse, ports, config), config, timestep, parameters, by_layer)
-            return PositionGuard(chosen, dense, positions) if positions and dense is not None else chosen
+            return _both_variants(graph_module, sparse_module, example_inputs, report, config, patches, by_layer)
     finally:
         forget_arguments(sparse_module)
         if process is not None:
@@ -154,6 +140,35 @@ def rewrite(
             stacklevel=2,
         )
         return Decisions(notes=(f"a pass failed: {type(error).__name__}: {error}",))
+
+
+def _both_variants(
+    graph_module: fx.GraphModule,
+    sparse_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    report: Decisions,
+    config: SvgConfig,
+    patches: Mapping[str, Any],
+    by_layer: bool,
+) -> Callable[..., Any]:
+    """Lower the rewritten graph, and the graph as it was where a forward may need it, under what chooses by step.
+
+    Both now: guards on shapes reach Dynamo only while it waits for the backend.
+    """
+    from svg_compile.passes.coordinates import positions_of
+    from svg_compile.passes.expose_plans import ports_of
+
+    timestep, parameters = find_timestep(graph_module, report), parameter_places(graph_module)
+    log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")
+    if timestep is not None and isinstance(timestep.constant, float) and not config.always_sparse:
+        warnings.warn(_NUMBER.format(timestep.name), stacklevel=3)
+    ports, positions = ports_of(sparse_module), positions_of(sparse_module)
+    some_dense = not config.always_sparse or (by_layer and config.dense_layers)
+    dense = lower(graph_module, example_inputs, patches) if some_dense or positions else None
+    sparse = lower(sparse_module, [*example_inputs, *ports.inputs], patches)
+    stepped = dense if some_dense else None
+    chosen = Dispatcher(stepped, SparseGraph(sparse, ports, config), config, timestep, parameters, by_layer)
+    return PositionGuard(chosen, dense, positions) if positions and dense is not None else chosen
 
 
 def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 import svg_compile
 from svg_compile.decisions import Reason, Site
 from test_token_axes_property import PLAIN, assert_raster, together
-from token_programs import BATCH, CHANNELS, TEXT, Step, apply, beside, inputs_of, payload, programs
+from token_programs import BATCH, CHANNELS, TEXT, beside, inputs_of, payload, programs
+from token_steps import Step, apply
 from traced import GRID_OPTIONS
 
 PROGRAMS = int(os.environ.get("SVG_TEST_BROKEN_PROGRAMS", "60"))

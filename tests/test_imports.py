@@ -47,7 +47,6 @@ OUTSIDE_COMPAT = {
     },
     "svg_compile.inspection.bisection.switched_model": {"._schema"},
     "svg_compile.inspection.known_values": {
-        "._cdata",
         "._schema",
         "torch._ops",
         "torch.utils._python_dispatch.TorchDispatchMode",
@@ -60,7 +59,6 @@ OUTSIDE_COMPAT = {
         "torch.utils._pytree.tree_map",
     },
     "svg_compile.kernels.triton.launch": {"torch._inductor.config"},
-    "svg_compile.passes.axes.alias_update": {"._cdata"},
     "svg_compile.passes.axes.infer": {"._schema", "torch._ops"},
     "svg_compile.passes.axes.rules.rowwise": {
         "._dyn_quant_matmul_4bit",
@@ -69,7 +67,7 @@ OUTSIDE_COMPAT = {
         "._weight_int4pack_mm_with_scales_and_zeros",
         "._weight_int8pack_mm",
     },
-    "svg_compile.passes.axes.tracker": {"._cdata", "._schema", "torch.utils._python_dispatch.TorchDispatchMode"},
+    "svg_compile.passes.axes.tracker": {"._schema", "torch.utils._python_dispatch.TorchDispatchMode"},
     "svg_compile.passes.node_origin": {"._diffusers_hook", "._hf_hook", "._modules", "._old_forward", "._orig_mod"},
     "svg_compile.passes.symbols": {
         "torch.utils._sympy.interp.sympy_interp",
@@ -79,7 +77,6 @@ OUTSIDE_COMPAT = {
     "svg_compile.regional.blocks": {"._compiled_call_impl"},
     "svg_compile.regional.wrappers": {"._diffusers_hook", "._parallel_config"},
     "svg_compile.runtime.sources": {"._orig_mod"},
-    "svg_compile.runtime.timestep": {"._cdata"},
     # What diffusers' own loading reads; a model class without it is cast as a whole.
     "svg_compile.targets": {"._keep_in_fp32_modules"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,19 @@ def test_a_folder_that_is_hard_to_enter_has_a_page_of_one_screen(folder: str) ->
     assert named
     missing = [name for name in named if not any((place / name).exists() for place in (ROOT / folder, ROOT))]
     assert missing == []
+
+
+def test_functions_are_short() -> None:
+    """At most 60 lines, but for kernels, which are one function each; ruff counts their branches."""
+    folders = ("passes", "svg_compile", "examples", "tests")
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}, {length} lines"
+        for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (length := node.end_lineno - node.lineno + 1) > 60  # type: ignore[operator]
+    ]
+    assert long == []
 
 
 def targets() -> set[str]:

@@ -14,11 +14,14 @@ from hypothesis import event, example, given, settings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from svg_compile.layout import VideoLayout
-from svg_compile.passes.axes.axis import Kind, Origin, axis_of
+from svg_compile.passes.axes.axis import Kind, Origin
 from svg_compile.passes.axes.grid import grid_of
+from svg_compile.passes.axes.new_axes import axis_of
 from svg_compile.passes.axes.read_grid import Grid
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
-from token_programs import GRIDS, NOBODY, Step, inputs_of, programs, sequence
+from token_pieces import NOBODY
+from token_programs import GRIDS, inputs_of, programs, sequence
+from token_steps import Step
 from traced import CONFIG, sites_of
 
 

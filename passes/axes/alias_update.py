@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from svg_compile._compat.operators import qualified_name
+from svg_compile._compat.storages import storage_of
 from svg_compile.passes.axes.axis import (
     Atom,
     Axis,
     Concat,
     Kind,
     atoms_of,
-    axis_of,
-    free_axis,
     is_opaque,
     is_plain,
     is_table,
     length,
-    opaque_axis,
     resolve,
     same_axis,
 )
 from svg_compile.passes.axes.merge import aligned_with
 from svg_compile.passes.axes.naming import Meaning
-from svg_compile.passes.axes.rules.registry import State, aligned, same_size, shown_axes
+from svg_compile.passes.axes.new_axes import axis_of, free_axis, opaque_axis
+from svg_compile.passes.axes.rules.call import AxesOf
+from svg_compile.passes.axes.rules.registry import aligned, same_size, shown_axes
 from svg_compile.passes.axes.selections import of_samples, whole_of
+
+# Pointwise operators that torch does not tag as such in their in-place form.
+_IN_PLACE = ("add_", "sub_", "mul_", "div_", "clamp_", "masked_fill_", "addcmul_", "pow_", "exp_", "neg_", "sigmoid_")
+
+
+class Write(enum.Enum):
+    """What an operator writes over its first operand."""
+
+    CONSTANT = "one value everywhere"
+    COPY = "the values of another operand"
+    POINTWISE = "a function of its own values and those of the other operands, element by element"
+
+
+def kind_of_write(operator: Any) -> Write | None:
+    """What an overload that writes its first operand alone writes there; None where that is not known."""
+    aten, name = torch.ops.aten, (qualified_name(operator) or "").removeprefix("aten::")
+    if operator.overloadpacket in (aten.fill_, aten.zero_):
+        return Write.CONSTANT
+    if operator.overloadpacket is aten.copy_:
+        return Write.COPY
+    in_place = name.endswith("_") and (torch.Tag.pointwise in operator.tags or name in _IN_PLACE)
+    return Write.POINTWISE if in_place else None
 
 
 def written_axes(
-    state: State, target: Tensor, operands: list[Tensor], aliases: list[Tensor], over: bool
+    of: AxesOf, target: Tensor, operands: list[Tensor], aliases: list[Tensor], over: bool
 ) -> list[tuple[Tensor, list[Axis]]]:
     """The new axes of all tensors of a storage, `aliases`, of which `target` took a pointwise operator's values.
 
     operands: of that operator, `target` first; over: its own values do not enter.
     """
-    before = state.of(target)
+    before = of(target)
     meaning: Meaning = {}
-    after = aligned(state, operands, tuple(target.shape), meaning)
+    after = aligned(of, operands, tuple(target.shape), meaning)
     # What an in-place operator wrote already, Python assigns to itself once more.
     others = [operand for operand in operands[1:] if not same_place(operand, target)]
-    tables = all(is_table(axis) for operand in others for axis in state.of(operand))
+    tables = all(is_table(axis) for operand in others for axis in of(operand))
     if over and not tables:
-        after = _replaced(state, before, after, others[0], target)
+        after = _replaced(of, before, after, others[0], target)
     changed: Meaning = {}
     untouched = True
     # An atom along two dimensions cannot come to mean two things.
@@ -56,17 +82,17 @@ def written_axes(
                 changed[atom] = opaque_axis(atom.size, (atom,), new)
             elif atom in meaning:
                 changed[atom] = meaning[atom]
-    if untouched and (tables or all(_covers(before, state.of(alias)) for alias in aliases)):
+    if untouched and (tables or all(_covers(before, of(alias)) for alias in aliases)):
         return []
     return [
-        (alias, after if alias is target else _rewritten(state.of(alias), before, after, changed, tables))
+        (alias, after if alias is target else _rewritten(of(alias), before, after, changed, tables))
         for alias in aliases
     ]
 
 
-def _replaced(state: State, before: list[Axis], after: list[Axis], source: Tensor, target: Tensor) -> list[Axis]:
+def _replaced(of: AxesOf, before: list[Axis], after: list[Axis], source: Tensor, target: Tensor) -> list[Axis]:
     """The axes of a copy into named tokens: only the same tokens, or the same axes of another input, keep the name."""
-    theirs = shown_axes(state, source, tuple(target.shape))
+    theirs = shown_axes(of, source, tuple(target.shape))
     triples = zip(before, after, theirs)
     return [new if _keeps(old, own) else opaque_axis(length(old), old, new) for old, new, own in triples]
 
@@ -92,11 +118,6 @@ def _alike(left: Axis, right: Axis) -> bool:
         and same_size(x.size, y.size)
         for x, y in zip(left, right)
     )
-
-
-def storage_of(tensor: Tensor) -> int:
-    """What tells storages apart."""
-    return tensor.untyped_storage()._cdata
 
 
 def same_place(left: Tensor, right: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What an axis of a tensor is made of: atoms, their products and concatenations, and how two axes are aligned.
+"""What an axis of a tensor is made of: atoms, their products and concatenations.
 
 An axis is a tuple of parts, its ordered (row-major) product; () has size 1. A part is an `Atom`, one coordinate, or a
 `Concat`, segments laid one after another. An atom is, by its `kind`,
@@ -19,12 +19,12 @@ inputs' axes it was aligned with.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
 
 from svg_compile._compat.sizes import product_of
-from svg_compile.passes.axes.why import Why, under_analysis
+from svg_compile.passes.axes.why import Why
 
 Part = Union["Atom", "Concat"]
 Axis = tuple[Part, ...]
@@ -82,7 +82,7 @@ class Atom:
 
     __slots__ = (
         *("aligned", "derived", "inner", "kind", "made_of", "origin", "parent", "parts", "piece", "root", "size"),
-        *("rows", "why"),
+        *("covers", "rows", "why"),
     )
 
     def __init__(self, size: Any, kind: Kind = Kind.TABLE, origin: Origin | None = None) -> None:
@@ -100,11 +100,12 @@ class Atom:
         # The other inputs along whose axes it ran.
         self.aligned: set[str] = set()
         # Of an opaque atom: the operator that took its name, what it is a piece of, or was picked of by a mask, and
-        # which input dimensions' positions it may run over (None: any).
+        # which input dimensions' positions it may run over (None: any), and the atoms that it was made of.
         self.why: Why | None = None
         self.piece: Piece | None = None
         self.rows: Axis | None = None
         self.made_of: frozenset[Place] | None = None
+        self.covers: frozenset[Atom] = frozenset()
 
     @property
     def opaque(self) -> bool:
@@ -128,37 +129,7 @@ class Concat:
         self.size = size
 
 
-_TABLES = (Kind.TABLE, Kind.COORD)
-
-
-def axis_of(size: Any, kind: Kind, origin: Origin | None = None) -> Axis:
-    """An axis of one new atom."""
-    return () if is_one(size) else (Atom(size, kind, origin),)
-
-
-def free_axis(size: Any) -> Axis:
-    return axis_of(size, Kind.TABLE)
-
-
-def opaque_atom(size: Any, like: Iterable[Axis] = (), why: Why | None = None) -> Atom:
-    """An atom whose order is lost; every opaque atom is made here.
-
-    like: the axes whose positions it may run over, none where any could be. If one of them is opaque already, the
-    operator that made that one so is to blame, else `why`, by default the operator that is being analysed.
-    """
-    atom = Atom(size, Kind.OPAQUE)
-    atoms = [part for axis in like for part in atoms_of(axis)]
-    earlier = next((part.why for part in atoms if part.why is not None), None)
-    atom.why = why or earlier or under_analysis()
-    places = [part.places for part in atoms]
-    known = [place for place in places if place is not None]
-    atom.made_of = frozenset().union(*known) if places and len(known) == len(places) else None
-    return atom
-
-
-def opaque_axis(size: Any, *like: Axis, why: Why | None = None) -> Axis:
-    """An axis of one opaque atom; see `opaque_atom`."""
-    return () if is_one(size) else (opaque_atom(size, like, why),)
+TABLES = (Kind.TABLE, Kind.COORD)
 
 
 def is_one(size: Any) -> bool:
@@ -205,26 +176,6 @@ def flat_segments(concat: Concat) -> list[Axis]:
 def expand_segment(segment: Axis) -> Axis:
     """`expand`; a segment of one position keeps its atom, so that it stays a segment."""
     return segment if len(segment) == 1 and is_one(segment[0].size) else expand(segment)
-
-
-def counted(concat: Concat) -> bool:
-    """Whether coordinates that count through all segments, frames of several videos, were aligned with them."""
-    first = next(iter(atoms_of((concat,))), None)
-    return first is not None and ("counted", _key(concat)) in first.derived
-
-
-def count_through(concat: Concat) -> None:
-    """Note that coordinates run through whole named axes, each of another input, that are concatenated."""
-    segments = [expand(segment) for segment in flat_segments(concat)]
-    atoms = [part for segment in segments for part in segment]
-    named = all(isinstance(atom, Atom) and atom.kind is Kind.NAMED and not atom.inner for atom in atoms)
-    sources = {place for atom in atoms if isinstance(atom, Atom) for place in atom.places or ()}
-    if named and len(sources) == len(atoms) and all(len(segment) <= 1 for segment in segments):
-        next(atoms_of((concat,))).derived["counted", _key(concat)] = True
-
-
-def _key(concat: Concat) -> tuple[Any, ...]:
-    return tuple(expand(segment) for segment in flat_segments(concat))
 
 
 def joined(axis: Axis) -> Axis:
@@ -280,41 +231,9 @@ def is_opaque(axis: Axis) -> bool:
 
 def is_table(axis: Axis) -> bool:
     """Whether nothing along the axis is an input's data."""
-    return all(atom.kind in _TABLES for atom in atoms_of(axis))
+    return all(atom.kind in TABLES for atom in atoms_of(axis))
 
 
 def is_plain(axis: Axis) -> bool:
     """Whether no order along the axis matters: tables, channels, heads."""
-    return all(atom.kind in _TABLES or atom.kind is Kind.MIXED for atom in atoms_of(axis))
-
-
-def other_positions(size: Any, like: Axis) -> Axis:
-    """A new axis over some positions of `like`, in an order that is not followed: opaque where that could matter."""
-    parts = expand(like)
-    kinds = {part.kind if isinstance(part, Atom) else Kind.OPAQUE for part in parts}
-    if not kinds or kinds == {Kind.TABLE}:
-        return free_axis(size)
-    if kinds == {Kind.COORD} and len(parts) == 1 and isinstance(parts[0], Atom) and not parts[0].inner:
-        return axis_of(size, Kind.COORD)
-    return axis_of(size, Kind.MIXED) if is_plain(like) else opaque_axis(size, like)
-
-
-def picked(size: Any, like: Axis) -> Axis:
-    """`other_positions`, of those where a mask along `like` is true."""
-    axis = other_positions(size, like)
-    for atom in atoms_of(axis):
-        if atom.opaque:
-            atom.rows = expand(like)
-    return axis
-
-
-def mixed_in(axis: Axis) -> Axis:
-    """The axis of a result into which data flowed along another axis: what was a table there, is one no more."""
-    out: list[Part] = []
-    for part in expand_segment(axis):
-        if isinstance(part, Atom) and part.kind in _TABLES:
-            part = part.derived.setdefault(Kind.MIXED, Atom(part.size, Kind.MIXED))
-        elif isinstance(part, Concat):
-            part = Concat(tuple(mixed_in(segment) for segment in flat_segments(part)), part.size)
-        out.append(part)
-    return tuple(out)
+    return all(atom.kind in TABLES or atom.kind is Kind.MIXED for atom in atoms_of(axis))

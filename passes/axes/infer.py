@@ -22,8 +22,9 @@ from torch import Tensor, fx
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
 from svg_compile._compat.pytree import tree_leaves, tree_map_only
 from svg_compile._compat.sizes import equal, holds, size_hint
-from svg_compile.passes.axes.axis import Kind, atoms_of, axis_of, free_axis
+from svg_compile.passes.axes.axis import Kind, atoms_of
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, input_facts, name_input
+from svg_compile.passes.axes.new_axes import axis_of, free_axis
 from svg_compile.passes.axes.rules.by_node import NODE_RULES
 from svg_compile.passes.axes.seen import seen
 from svg_compile.passes.axes.text import show
@@ -188,7 +189,7 @@ class _Run(fx.Interpreter):
         self.unseen.update(node for body in bodies for module in _graphs(body) for node in module.graph.nodes)
         if not bodies or any(writes(body) for body in bodies):
             for operand in operands:
-                self.tracker.spoil(operand)
+                self.tracker.storages.invalidate(operand)
         assert self.node is not None
         # A kernel that only writes has no result.
         return tree_map_only(
@@ -198,7 +199,7 @@ class _Run(fx.Interpreter):
     def _unknown(self, example: Tensor, operands: list[Tensor]) -> Tensor:
         value = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=example.device)
         self.tracker.give_up([value], operands)
-        self.tracker.behind(value, operands)
+        self.tracker.storages.may_alias(value, operands)
         return value
 
 

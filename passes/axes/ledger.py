@@ -26,8 +26,9 @@ from svg_compile._compat.graphs import is_fake, version_of
 from svg_compile._compat.operators import writes_operands
 from svg_compile._compat.pytree import tree_leaves
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.alias_update import storage_of
-from svg_compile.passes.axes.axis import Axis, Concat, Kind, Origin, Part, axis_of
+from svg_compile._compat.storages import storage_of
+from svg_compile.passes.axes.axis import Axis, Concat, Kind, Origin, Part
+from svg_compile.passes.axes.new_axes import axis_of
 from svg_compile.passes.axes.tracker import AxisTracker
 from svg_compile.passes.axes.why import Why, analysing
 
@@ -97,7 +98,7 @@ class Ledger(AxisTracker):
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor was named, or lost its name."""
-        return tensor in self._axes or storage_of(tensor) in self._spoiled
+        return tensor in self._axes or self.storages.is_lost(tensor)
 
     def is_table(self, tensor: Tensor) -> bool:
         """Whether a tensor that no operator has named holds no input's data."""
@@ -139,8 +140,8 @@ class Ledger(AxisTracker):
         storage = storage_of(tensor)
         alone = [*self._sharing(tensor), *self._weights.pop(storage, ())]
         if any(alias is not tensor for alias in alone) or twin.shape != tensor.shape:
-            return self.spoil(tensor)
-        self._spoil_behind(storage, storage)
+            return self.storages.invalidate(tensor)
+        self.storages.invalidate_aliases(storage, storage)
         self.adopt(tensor, axes, tracker, twin)
 
     def _check_version(self, tensor: Tensor) -> None:
@@ -148,7 +149,7 @@ class Ledger(AxisTracker):
         if tensor not in self._versions:
             self._versions[tensor] = version_of(tensor)
         elif self._versions[tensor] != version_of(tensor):
-            self.spoil(tensor)
+            self.storages.invalidate(tensor)
 
 
 class GraphCall:
@@ -186,10 +187,10 @@ class GraphCall:
                 continue
             tracker.adopt(twin, self.ledger.of(tensor), self.ledger, tensor)
             named.append(node)
-        for group in self.ledger.views([self.inputs[node] for node in named]):
+        for group in self.ledger.storages.groups([self.inputs[node] for node in named]):
             for place in group:
                 others = [twins[named[other]] for other in group if other != place]
-                tracker.behind(twins[named[place]], others)
+                tracker.storages.may_alias(twins[named[place]], others)
 
     def end(self, tracker: AxisTracker, values: Mapping[fx.Node, Any], results: Any) -> None:
         """Note what a run of the graph on fake tensors came to; `leave` tells it to the ledger."""
@@ -211,19 +212,19 @@ class GraphCall:
         given = {id(tensor) for tensor in self.inputs.values()}
         pairs = [(self.inputs[node], twin) for node, twin in twins.items()]
         for tensor, twin in pairs:
-            if storage_of(twin) in tracker.changed:
+            if storage_of(twin) in tracker.storages.written:
                 self.ledger.take_back(tensor, _settled(tracker.of(twin)), tracker, twin)
         found, shown = tree_leaves(results), tree_leaves(outputs)
         for twin, tensor in zip(found, shown) if len(found) == len(shown) else ():
             if isinstance(twin, Tensor) and isinstance(tensor, Tensor) and id(tensor) not in given:
                 pairs.append((tensor, twin))
                 self.ledger.adopt(tensor, _settled(tracker.of(twin)), tracker, twin)
-        for group in tracker.views([twin for _, twin in pairs]):
+        for group in tracker.storages.groups([twin for _, twin in pairs]):
             tensors = [pairs[place][0] for place in group]
             for tensor in tensors:
                 others = [other for other in tensors if storage_of(other) != storage_of(tensor)]
                 if others:
-                    self.ledger.behind(tensor, others)
+                    self.ledger.storages.may_alias(tensor, others)
 
 
 def _settled(axes: list[Axis]) -> list[Axis]:

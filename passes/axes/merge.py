@@ -17,20 +17,17 @@ from svg_compile.passes.axes.axis import (
     Concat,
     Kind,
     Part,
-    axis_of,
-    count_through,
     expand,
     expand_segment,
     flat_segments,
-    free_axis,
     is_one,
     is_opaque,
     is_plain,
     is_table,
     length,
-    opaque_axis,
 )
-from svg_compile.passes.axes.naming import Meaning, Pair, crossed, finer, prove, stronger, swapped
+from svg_compile.passes.axes.naming import Meaning, Pair, count_through, crossed, finer, prove, stronger, swapped
+from svg_compile.passes.axes.new_axes import axis_of, free_axis, opaque_axis
 from svg_compile.passes.axes.pieces import piece_of
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from svg_compile.passes.axes.axis import Atom, Axis, Kind, Origin
+from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Origin, atoms_of, expand, flat_segments
 
 # What an atom means in the result, where that is another thing: needed where the result is written into its operand.
 Meaning = dict[Atom, Axis]
@@ -91,3 +92,23 @@ def swapped(pairs: Sequence[Pair]) -> bool:
             side.setdefault(origin.source, []).append(origin.path)
     left, right = (all(paths == sorted(paths) for paths in side.values()) for side in sides)
     return left != right
+
+
+def counted(concat: Concat) -> bool:
+    """Whether coordinates that count through all segments, frames of several videos, were aligned with them."""
+    first = next(iter(atoms_of((concat,))), None)
+    return first is not None and ("counted", _key(concat)) in first.derived
+
+
+def count_through(concat: Concat) -> None:
+    """Note that coordinates run through whole named axes, each of another input, that are concatenated."""
+    segments = [expand(segment) for segment in flat_segments(concat)]
+    atoms = [part for segment in segments for part in segment]
+    named = all(isinstance(atom, Atom) and atom.kind is Kind.NAMED and not atom.inner for atom in atoms)
+    sources = {place for atom in atoms if isinstance(atom, Atom) for place in atom.places or ()}
+    if named and len(sources) == len(atoms) and all(len(segment) <= 1 for segment in segments):
+        next(atoms_of((concat,))).derived["counted", _key(concat)] = True
+
+
+def _key(concat: Concat) -> tuple[Any, ...]:
+    return tuple(expand(segment) for segment in flat_segments(concat))

@@ -20,15 +20,12 @@ from svg_compile.passes.axes.axis import (
     Piece,
     expand,
     flat_segments,
-    free_axis,
     is_plain,
     is_table,
     joined,
     length,
-    opaque_atom,
-    opaque_axis,
-    other_positions,
 )
+from svg_compile.passes.axes.new_axes import free_axis, opaque_atom, opaque_axis, other_positions
 
 
 def cut(axis: Axis, start: Any, stop: Any, size: Any) -> Axis:

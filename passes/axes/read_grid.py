@@ -13,7 +13,8 @@ from typing import Any
 
 from svg_compile._compat.sizes import at_most, equal, holds, settled, size_hint
 from svg_compile.decisions import Reason
-from svg_compile.passes.axes.axis import Axis, free_axis, length
+from svg_compile.passes.axes.axis import Axis, length
+from svg_compile.passes.axes.new_axes import free_axis
 from svg_compile.passes.axes.segments import frame_of_one, is_text, may_be_open, segments_of, video_of, why_unknown
 from svg_compile.passes.axes.text import show
 

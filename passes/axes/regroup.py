@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from svg_compile._compat.sizes import divides, equal, holds, product_is, product_of, within
-from svg_compile.passes.axes.axis import Atom, Axis, Concat, Part, expand, is_one, opaque_axis
+from svg_compile.passes.axes.axis import Atom, Axis, Concat, Part, expand, is_one
+from svg_compile.passes.axes.new_axes import opaque_axis
 
 
 def regroup(axes: list[Axis], shape: tuple[Any, ...]) -> list[Axis]:
@@ -42,5 +43,6 @@ def _split(atom: Atom, outer: Any) -> tuple[Atom, Atom]:
     leading.inner, inner.inner = atom.inner, True
     leading.why = inner.why = atom.why
     leading.made_of = inner.made_of = atom.made_of
+    leading.covers = inner.covers = atom.covers
     atom.parts = (leading, inner)
     return leading, inner

@@ -21,23 +21,23 @@ _NAMELESS = (Kind.TABLE, Kind.MIXED)
 
 @dataclass(frozen=True)
 class Seen:
-    """What was known of a marked tensor. behind: it may be a view of another one, or has lost its axes."""
+    """What was known of a marked tensor. uncertain: it may be a view of another one, or has lost its axes."""
 
     axes: tuple[Axis, ...]
     pins: Pins
     values: Any
-    behind: bool
+    uncertain: bool
 
 
 def seen(tracker: AxisTracker, tensor: Tensor) -> Seen:
     """What a tracker knows of a tensor now."""
     axes = tuple(resolve(axis) for axis in tracker.of(tensor))
-    return Seen(axes, tracker.pins_of(tensor), tracker.values.of(tensor), tracker.is_behind(tensor))
+    return Seen(axes, tracker.pins_of(tensor), tracker.values.of(tensor), tracker.storages.is_uncertain(tensor))
 
 
 def same_seen(left: Seen, right: Seen) -> bool:
     """Whether one tensor can stand for the other."""
-    if (left.pins, left.values) != (right.pins, right.values) or left.behind or right.behind:
+    if (left.pins, left.values) != (right.pins, right.values) or left.uncertain or right.uncertain:
         return False
     return len(left.axes) == len(right.axes) and all(map(interchangeable, left.axes, right.axes))
 

@@ -16,15 +16,15 @@ from svg_compile.passes.axes.axis import (
     Concat,
     Kind,
     atoms_of,
-    counted,
     flat_segments,
     is_one,
     is_opaque,
     joined,
     length,
-    opaque_atom,
     resolve,
 )
+from svg_compile.passes.axes.naming import counted
+from svg_compile.passes.axes.new_axes import opaque_atom
 
 
 @dataclass(frozen=True)

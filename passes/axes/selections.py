@@ -8,13 +8,14 @@ no table any more, nor named after what else stands there, where it could be one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, is_opaque, length, mixed_in, opaque_axis
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, is_opaque, length
+from svg_compile.passes.axes.new_axes import mixed_in, opaque_axis
 
 Pins = frozenset[Atom]
 
@@ -23,6 +24,25 @@ def pins_of(axis: Axis) -> Pins:
     """What a tensor must remember that stands at one position of the axis."""
     kinds = (Kind.NAMED, Kind.OPAQUE)
     return frozenset(atom for atom in atoms_of(axis) if atom.kind in kinds and not of_samples(atom))
+
+
+def not_shown(operands: Iterable[Axis], result: Iterable[Axis]) -> list[Atom]:
+    """The atoms of operands of which a result may show one position: it has none that stand for several of theirs."""
+    before = dict.fromkeys(atom for axis in operands for atom in atoms_of(axis))
+    shown = {atom for axis in result for atom in atoms_of(axis)}
+    made = [atom for atom in shown if atom not in before and size_hint(atom.size) > 1]
+    asked = [atom for atom in before if atom.kind in (Kind.NAMED, Kind.OPAQUE) and atom not in shown]
+    return [atom for atom in asked if not any(_stands_for(new, atom) for new in made)]
+
+
+def _stands_for(new: Atom, atom: Atom) -> bool:
+    """Whether an atom was made of another one, or of one that the other was split off."""
+    whole: Atom | None = atom
+    while whole is not None:
+        if whole in new.covers or any(new is each for each in whole.derived.values()):
+            return True
+        whole = whole.parent
+    return False
 
 
 def of_samples(atom: Atom) -> bool:

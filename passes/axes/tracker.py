@@ -14,19 +14,19 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.operators import definition_of
 from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.alias_update import same_place, storage_of, written_axes
-from svg_compile.passes.axes.axis import Axis, atoms_of, free_axis, is_opaque, length, mixed_in, opaque_axis
-from svg_compile.passes.axes.rules import compute, moves, views  # noqa: F401  (they fill RULES)
+from svg_compile._compat.storages import storage_of
+from svg_compile.passes.axes.alias_update import Write, kind_of_write, same_place, written_axes
+from svg_compile.passes.axes.axis import Axis, atoms_of
+from svg_compile.passes.axes.new_axes import free_axis, lost_axis, mixed_in, opaque_axis
 from svg_compile.passes.axes.rules.by_node import NodeRule
-from svg_compile.passes.axes.rules.compute import FACTORIES, attended, in_place, pointwise
-from svg_compile.passes.axes.rules.registry import RULES, Rule, shown_axes
-from svg_compile.passes.axes.rules.rowwise import is_rowwise, rowwise
+from svg_compile.passes.axes.rules.call import Call, bound_arguments, leaves_of
+from svg_compile.passes.axes.rules.compute import FACTORIES, attended
+from svg_compile.passes.axes.rules.lookup import rule_of
+from svg_compile.passes.axes.rules.registry import Named, Rule, check_lengths, shown_axes
 from svg_compile.passes.axes.selections import Pins, beside, comes_back, own_atoms, pins_of, spread
+from svg_compile.passes.axes.storages import Storages
 from svg_compile.passes.axes.values import KnownValues, hide_keys_alone
-from svg_compile.passes.axes.why import Why, analysing, under_analysis
-
-# Pointwise operators that torch does not tag as such in their in-place form.
-_IN_PLACE = ("add_", "sub_", "mul_", "div_", "clamp_", "masked_fill_", "addcmul_", "pow_", "exp_", "neg_", "sigmoid_")
+from svg_compile.passes.axes.why import Why, analysing
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,13 @@ class AxisTracker(TorchDispatchMode):
         self._pins: Any = WeakIdKeyDictionary()
         # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
         self._weights: dict[int, list[Tensor]] = {}
-        # Storages whose content no longer follows any tensor's axes, and since when; kept alive, for their identity is
-        # the key.
-        self._spoiled: dict[int, tuple[Any, Why | None]] = {}
-        # By storage of a result of a graph that was not run, kept alive likewise: what it may be a view of.
-        self._behind: dict[int, tuple[Tensor, list[Tensor]]] = {}
-        # Storages that were written, or may have been.
-        self.changed: set[int] = set()
+        self.storages = Storages()
         # What was known of tensors when they were marked (`svg_compile.passes.axes.seen`), by the text of the mark.
         self.marked: dict[str, list[Any]] = {}
 
     def of(self, tensor: Tensor) -> list[Axis]:
-        if self._spoiled and storage_of(tensor) in self._spoiled:
-            why = self._spoiled[storage_of(tensor)][1]
-            return [opaque_axis(size, why=why) for size in tensor.shape]
+        if self.storages.is_lost(tensor):
+            return [opaque_axis(size, why=self.storages.why_lost(tensor)) for size in tensor.shape]
         if tensor not in self._axes:
             # A weight or a constant: a table, anew at each use.
             return [free_axis(size) for size in tensor.shape]
@@ -101,60 +94,20 @@ class AxisTracker(TorchDispatchMode):
 
         over: of the others alone, as a copy does.
         """
-        storage = storage_of(target)
-        if storage in self._spoiled:
+        if self.storages.is_lost(target):
             return
-        self._spoil_behind(storage, storage)
+        storage = storage_of(target)
+        self.storages.invalidate_aliases(storage, storage)
         for weight in self._weights.pop(storage, ()):
             self.name(weight, self.of(weight))
         self.name(target, self.of(target))
-        for alias, axes in written_axes(self, target, operands, self._sharing(target), over):
+        for alias, axes in written_axes(self.of, target, operands, self._sharing(target), over):
             self.name(alias, axes)
 
     def _sharing(self, target: Tensor) -> list[Tensor]:
         """The tensors that share a tensor's storage, itself among them."""
         storage = storage_of(target)
         return [tensor for tensor in self._axes if storage_of(tensor) == storage]
-
-    def _spoil_behind(self, storage: int, but: int | None = None) -> None:
-        """Spoil what a storage may be a view of, but one storage, of which it is known what was written."""
-        for other in self._behind[storage][1] if storage in self._behind else ():
-            if storage_of(other) != but:
-                self.spoil(other, but)
-
-    def spoil(self, tensor: Tensor, but: int | None = None) -> None:
-        """Nothing is known any more of a tensor, of what shares its storage, and of what it may be a view of."""
-        storage = tensor.untyped_storage()
-        self.changed.add(storage._cdata)
-        if storage._cdata not in self._spoiled:
-            self._spoiled[storage._cdata] = storage, under_analysis()
-            self._spoil_behind(storage._cdata, but)
-
-    def behind(self, tensor: Tensor, others: list[Tensor]) -> None:
-        """`tensor` may be a view of one of the others, though it has another storage here."""
-        before = self._behind[storage_of(tensor)][1] if storage_of(tensor) in self._behind else []
-        self._behind[storage_of(tensor)] = tensor, [*before, *others]
-
-    def is_behind(self, tensor: Tensor) -> bool:
-        """Whether a tensor has lost its axes, or may be a view of one that has another storage here."""
-        return storage_of(tensor) in self._behind or storage_of(tensor) in self._spoiled
-
-    def views(self, tensors: Sequence[Tensor]) -> list[list[int]]:
-        """The places of those tensors that may be views of one storage: several to a group."""
-        group: dict[int, int] = {}
-
-        def leader(storage: int) -> int:
-            while group.get(storage, storage) != storage:
-                storage = group[storage]
-            return storage
-
-        for storage, (_, others) in self._behind.items():
-            for other in others:
-                group[leader(storage_of(other))] = leader(storage)
-        found: dict[int, list[int]] = {}
-        for place, tensor in enumerate(tensors):
-            found.setdefault(leader(storage_of(tensor)), []).append(place)
-        return [places for places in found.values() if len(places) > 1]
 
     def adopt(self, tensor: Tensor, axes: list[Axis], other: AxisTracker, twin: Tensor) -> None:
         """Take over what another tracker knows of a tensor's twin, whose axes are these."""
@@ -166,7 +119,7 @@ class AxisTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _rule_of(func) is None and (definition := definition_of(func)) is not None:
+        if rule_of(func) is None and (definition := definition_of(func)) is not None:
             with self:
                 return definition(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -176,19 +129,17 @@ class AxisTracker(TorchDispatchMode):
 
     def _carry(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         schema = func._schema
-        bound = {argument.name: value for argument, value in zip(schema.arguments, args)}
-        bound.update(kwargs)
-        rule = _rule_of(func)
+        bound = bound_arguments(schema, args, kwargs)
         operands = leaves_of(list(bound.values()))
         if schema.is_mutable:
-            self._write_values(func, bound)
-            return self._write(func, bound, rule, out, operands)
+            return self._write(func, bound, out, operands)
         leaves = leaves_of(out)
         if not leaves:
             return
         self.values.carry(func.overloadpacket, bound, leaves)
+        rule = rule_of(func)
         if rule is not None:
-            rule(self, bound, out)
+            self._apply(rule, bound, leaves)
         elif "scaled_dot_product" in schema.name:
             self.attended(bound["query"], bound["key"], bound["value"], leaves[0])
             operands = []
@@ -204,8 +155,19 @@ class AxisTracker(TorchDispatchMode):
             # Of which positions it was made is not known: of one, perhaps.
             for axis in (axis for operand in operands for axis in self.of(operand)):
                 self.pin(leaf, axis)
-        joined = bound.get("dim", 0) % leaves[0].dim() if func.overloadpacket is torch.ops.aten.cat else None
+        joined = bound["dim"] % leaves[0].dim() if func.overloadpacket is torch.ops.aten.cat else None
         self.spread(operands, leaves, joined)
+
+    def _apply(self, rule: Rule, bound: Mapping[str, Any], results: Sequence[Tensor]) -> None:
+        """Name the results of a call as a rule says, after a look at what it says."""
+        for out in results:
+            answer = rule(Call(bound, results, out, self.of))
+            if answer is not None:
+                named = answer if isinstance(answer, Named) else Named(answer)
+                check_lengths(named.axes, out)
+                self.name(out, named.axes)
+                for axis in named.selected:
+                    self.pin(out, axis)
 
     def rename(self, rule: NodeRule, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> None:
         """Name the result of a node by the node's rule, if it is in a storage of its own."""
@@ -213,14 +175,14 @@ class AxisTracker(TorchDispatchMode):
         storage = storage_of(out)
         if storage in self._weights or any(storage_of(operand) == storage for operand in operands):
             return
-        self._spoiled.pop(storage, None)
+        self.storages.restore(out)
         self._pins.pop(out, None)
-        rule(self, args, kwargs, out)
+        self._apply(rule.rule, {**dict(zip(rule.names, args)), **kwargs}, [out])
         self.spread(operands, [out])
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         """`out` is attention; values of many positions are mixed in it, one that is the only one is spread."""
-        attended(self, query, key, value, out)
+        self.name(out, attended(self.of, query, key, value, out))
         self.spread([query, value] if size_hint(value.shape[-2]) == 1 else [query], [out])
 
     def spread(self, operands: Iterable[Tensor], results: Iterable[Tensor], joined: int | None = None) -> None:
@@ -232,27 +194,26 @@ class AxisTracker(TorchDispatchMode):
                     shape = tuple(result.shape)
                     self.name(result, spread(self.of(result), shape, operand, self.of(operand), pins, joined))
 
-    def _write(self, func: Any, bound: Mapping[str, Any], rule: Any, out: Any, operands: list[Tensor]) -> None:
-        """An operator that writes arguments: pointwise into its first one, by its rule, or in an unknown way."""
-        schema = func._schema
-        written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        self.changed.update(storage_of(leaf) for name in written for leaf in leaves_of(bound.get(name)))
-        if rule is None and written == ["self"] and schema.name.endswith("_"):
-            if torch.Tag.pointwise in func.tags or schema.name.removeprefix("aten::") in _IN_PLACE:
-                rule = in_place
-        if rule is not None and written == ["self"] and schema.name.endswith("_"):
-            rule(self, bound, out)
-            return self._write_pins(bound["self"], operands)
-        self.without_rule[str(func)] += 1
-        for leaf in [leaf for name in written for leaf in leaves_of(bound.get(name))]:
-            self.spoil(leaf)
-        self.give_up(leaves_of(out), operands)
-
-    def _write_values(self, func: Any, bound: Mapping[str, Any]) -> None:
-        """The values of what an operator writes, and of all that share a storage with it."""
+    def _write(self, func: Any, bound: Mapping[str, Any], out: Any, operands: list[Tensor]) -> None:
+        """An operator that writes arguments: into its first one in a known way, or in an unknown one."""
         written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        for leaf in (leaf for name in written for leaf in leaves_of(bound.get(name))):
-            packet = func.overloadpacket if written == ["self"] else None
+        leaves = [leaf for name in written for leaf in leaves_of(bound.get(name))]
+        self._write_values(func.overloadpacket if written == ["self"] else None, bound, leaves)
+        self.storages.written.update(map(storage_of, leaves))
+        how = kind_of_write(func) if written == ["self"] else None
+        if how is None:
+            self.without_rule[str(func)] += 1
+            for leaf in leaves:
+                self.storages.invalidate(leaf)
+            return self.give_up(leaves_of(out), operands)
+        # A constant says nothing of the order of tokens.
+        if how is not Write.CONSTANT:
+            self.written(bound["self"], operands, over=how is Write.COPY)
+        self._write_pins(bound["self"], operands)
+
+    def _write_values(self, packet: Any, bound: Mapping[str, Any], leaves: Iterable[Tensor]) -> None:
+        """The values of what an operator writes, and of all that share a storage with it."""
+        for leaf in leaves:
             self.values.write(packet, bound, [leaf, *(alias for alias in self._sharing(leaf) if alias is not leaf)])
 
     def _write_pins(self, target: Tensor, operands: list[Tensor]) -> None:
@@ -263,50 +224,23 @@ class AxisTracker(TorchDispatchMode):
             if not pins or same_place(operand, target):
                 continue
             shape = tuple(target.shape)
-            shown = zip(self.of(target), shown_axes(self, operand, shape))
+            shown = zip(self.of(target), shown_axes(self.of, operand, shape))
             known = own_atoms(operand, self.of(operand), shape)
             known |= {atom for axis, there in shown if there is not None for atom in atoms_of(axis)}
             for alias in self._sharing(target):
                 self._pins[alias] = self.pins_of(alias) | pins
                 self.name(alias, [mixed_in(axis) for axis in self.of(alias)])
                 if any(comes_back(atom, pins, known) for axis in self.of(alias) for atom in atoms_of(axis)):
-                    return self.spoil(target)
+                    return self.storages.invalidate(target)
 
     def give_up(self, tensors: Iterable[Tensor], operands: Iterable[Tensor] = ()) -> None:
         """Nothing is known of tensors that were made of the operands, by the operator that is being analysed."""
         axes = [axis for operand in operands for axis in self.of(operand)]
         for tensor in tensors:
-            self.name(tensor, [_lost(size, axes) for size in tensor.shape])
+            self.name(tensor, [lost_axis(size, axes) for size in tensor.shape])
 
     def record(self, node: fx.Node, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> None:
         """Note the axes of an attention's operands, and whether its mask only hides keys."""
         hides = hide_keys_alone(self.values.of(mask))
         axes = AttentionAxes(tuple(self.of(query)), tuple(self.of(key)), tuple(self.of(value)), hides, self.rises)
         self.visits.setdefault(node, []).append(axes)
-
-
-def _rule_of(func: Any) -> Rule | None:
-    """The rule of an operator: its own, or that of its kind."""
-    rule = RULES.get(func.overloadpacket)
-    if rule is None and not func._schema.is_mutable:
-        if torch.Tag.pointwise in func.tags:
-            return pointwise
-        if is_rowwise(func._schema.name):
-            return rowwise
-    return rule
-
-
-def _lost(size: Any, operands: Sequence[Axis]) -> Axis:
-    """An axis of a result whose positions may come from any axis of the operands."""
-    alike = [axis for axis in operands if size_hint(length(axis)) == size_hint(size) and is_opaque(axis)]
-    atoms = (atom for axis in alike for atom in atoms_of(axis))
-    earlier = next((atom.why for atom in atoms if atom.why is not None), under_analysis())
-    return opaque_axis(size, *operands, why=earlier)
-
-
-def leaves_of(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in leaves_of(item)]
-    return []

@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_leaves, tree_map
 
+from svg_compile._compat.storages import storage_of
+
 # Values of at most this many elements are kept and computed with.
 MOST_ELEMENTS = 2**20
 # A tensor of at most this many elements says how large something is, not what is in a video.
@@ -57,13 +59,13 @@ class ValueMode(FakeTensorMode):
 
     def borrowed(self, tensor: Tensor) -> Tensor:
         """As `known`, of a tensor that must not be written."""
-        self._borrowed.add(tensor.untyped_storage()._cdata)
+        self._borrowed.add(storage_of(tensor))
         return self.known(tensor)
 
     def is_borrowed(self, tensor: Tensor) -> bool:
         """Whether a known tensor's values belong to somebody else: a real tensor, or one made by `borrowed`."""
         value = self.value(tensor)
-        return value is tensor or (value is not None and value.untyped_storage()._cdata in self._borrowed)
+        return value is tensor or (value is not None and storage_of(value) in self._borrowed)
 
     def value(self, tensor: Tensor) -> Tensor | None:
         """The value of a tensor of this mode, or of a real one; None where nobody knows it."""
@@ -120,7 +122,7 @@ class ValueMode(FakeTensorMode):
             if not isinstance(target, FakeTensor):
                 if unknown:
                     raise LostWrite(f"{func} writes an unknown value")
-            elif target.constant is not None and target.constant.untyped_storage()._cdata in self._borrowed:
+            elif target.constant is not None and storage_of(target.constant) in self._borrowed:
                 self.forget(target)
 
 

@@ -15,19 +15,17 @@ from tqdm import tqdm
 
 from svg_compile._compat.compiled import recompile_limit
 from svg_compile.bench import work
+from svg_compile.bench.entries import Entries
 from svg_compile.bench.machine import clocks, machine
-from svg_compile.bench.peers import BANDS, DENSE, Problem, Unavailable, peer
+from svg_compile.bench.peers import BANDS, DENSE, Problem, peer
 from svg_compile.bench.presets import Shape
 from svg_compile.bench.timing import Times, interleaved
 from svg_compile.errors import SvgError
 from svg_compile.functional import profile_heads, sparse_attention
 from svg_compile.kernels import ops, repair_ops
-from svg_compile.kernels.reference import attention_mask, masked_attention
 from svg_compile.layout import HeadKind
 
 KINDS = ("spatial", "temporal", "mixed")
-# Rows whose results are compared with float64, and how far a correct bf16 kernel may be from it.
-_CHECKED_ROWS, _MOST_DIFFERENCE = 16, 0.02
 
 
 @dataclass(frozen=True)
@@ -60,51 +58,25 @@ def measure(request: Request, keep: Callable[[dict[str, Any]], object] | None = 
         for kind in request.kinds
         for density in request.densities
     }
-    any_problem = next(iter(problems.values()))
-    calls: dict[str, Callable[[], Tensor]] = {}
-    rows: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
-    differences: dict[str, float] = {}
-
-    def add(name: str, kind: str, density: float, problem: Problem, what: str) -> None:
-        try:
-            call = peer(what)(problem)
-            difference = _difference(call, problem, dense=what in DENSE, skip_sink=what == "transpose")
-            if what not in DENSE and what not in ("svg", "transpose"):
-                _same_everywhere(call, problem)
-        except Unavailable as error:
-            skipped.setdefault(what if what in DENSE else f"{what} {kind}", str(error))
-            return
-        calls[name] = call
-        differences[name] = difference
-        rows.append({"name": name, "peer": what, "kind": kind, "density_asked": density})
-
+    entries = Entries()
     with _compiling_often():
         for what in (name for name in request.peers if name in DENSE):
-            add(what, "dense", 1.0, any_problem, what)
-        if not calls:
+            entries.add(what, what, "dense", 1.0, next(iter(problems.values())))
+        if not entries.calls:
             raise SvgError(f"no dense attention to compare with: choose at least one of {', '.join(DENSE)} that runs.")
         sparse = [
-            (f"{what} {kind} {density:g}", kind, density, problem, what)
+            (f"{what} {kind} {density:g}", what, kind, density, problem)
             for (kind, density), problem in problems.items()
             for what in request.peers
             if what not in DENSE
         ]
         for each in tqdm(sparse, desc="compiling and checking", unit="call", leave=False, mininterval=2):
-            add(*each)
+            entries.add(*each)
         for density in request.densities:
-            name = f"profile {density:g}"
-            calls[name] = partial(
-                profile_heads,
-                query, key, value, request.shape.layout, density=density, sampled_rows=request.sampled_rows,
-            )  # fmt: skip
-            rows.append({"name": name, "peer": "profile", "kind": "profile", "density_asked": density})
-            for peer_name, call in _repair_calls(request, query, key, value, density).items():
-                name = f"{peer_name} {density:g}"
-                calls[name] = call
-                rows.append({"name": name, "peer": peer_name, "kind": "profile", "density_asked": density})
-        base = next(name for name in DENSE if name in calls)
-        here, before = machine(request.device), clocks(request.device, calls[base])
+            for what, call in _profile_calls(request, query, key, value, density).items():
+                entries.add_unchecked(f"{what} {density:g}", what, density, call)
+        base = next(name for name in DENSE if name in entries.calls)
+        here, before = machine(request.device), clocks(request.device, entries.calls[base])
 
         def result(times: Mapping[str, Times], after: str | None) -> dict[str, Any]:
             return {
@@ -115,15 +87,25 @@ def measure(request: Request, keep: Callable[[dict[str, Any]], object] | None = 
                 "sampled_rows": request.sampled_rows,
                 "base": base,
                 "fastest_dense": min((name for name in DENSE if name in times), key=lambda name: times[name].median),
-                "rows": [_row(request, row, problems, times, base, differences) for row in rows],
-                "skipped": skipped,
+                "rows": [_row(request, row, problems, times, base, entries.differences) for row in entries.rows],
+                "skipped": entries.skipped,
                 "clocks": [before, after],
                 "machine": here,
             }
 
         partly = None if keep is None else lambda times: keep(result(times, None))
-        times = interleaved(calls, request.repeats, request.device, request.seconds, partly)
-        return result(times, clocks(request.device, calls[base]))
+        times = interleaved(entries.calls, request.repeats, request.device, request.seconds, partly)
+        return result(times, clocks(request.device, entries.calls[base]))
+
+
+def _profile_calls(
+    request: Request, query: Tensor, key: Tensor, value: Tensor, density: float
+) -> dict[str, Callable[[], Tensor]]:
+    """The profile as functions call it, and what the repair costs beside it."""
+    profile = partial(
+        profile_heads, query, key, value, request.shape.layout, density=density, sampled_rows=request.sampled_rows
+    )
+    return {"profile": profile, **_repair_calls(request, query, key, value, density)}
 
 
 def _repair_calls(
@@ -175,38 +157,6 @@ def _problem(request: Request, query: Tensor, key: Tensor, value: Tensor, kind: 
     kinds = (HeadKind.SPATIAL,) * spatial + (HeadKind.TEMPORAL,) * (heads - spatial)
     widths = {band: layout.half_width_for(density, band) for band in BANDS}
     return Problem(request.shape, query, key, value, kinds, tuple(widths[each] for each in kinds))
-
-
-def _difference(call: Callable[[], Tensor], problem: Problem, dense: bool, skip_sink: bool) -> float:
-    """||out - exact|| / ||exact|| over some rows of the first and the last head; an error where that is too much."""
-    layout = problem.layout
-    first = layout.video_start + layout.area if skip_sink else 0
-    last = layout.video_start + layout.video if skip_sink else layout.tokens
-    rows = torch.linspace(first, last - 1, _CHECKED_ROWS, device=problem.query.device).long()
-    with torch.no_grad():
-        out = call()
-    wrong, size = 0.0, 0.0
-    for head in {0, problem.shape.heads - 1}:
-        kind = HeadKind.DENSE if dense else problem.kinds[head]
-        mask = attention_mask(layout, problem.half_widths[head], kind, out.device, rows)
-        exact = masked_attention(problem.query[:1, head, rows], problem.key[:1, head], problem.value[:1, head], mask)
-        wrong += float((out[:1, head, rows] - exact).square().sum())
-        size += float(exact.square().sum())
-    found = (wrong / size) ** 0.5
-    _check(found, "its result is wrong")
-    return found
-
-
-@torch.no_grad()
-def _same_everywhere(call: Callable[[], Tensor], problem: Problem) -> None:
-    """An error where the whole result is not that of svg::attention: few rows are compared with float64."""
-    out, ours = call(), sparse_attention(problem.query, problem.key, problem.value, problem.plan, problem.layout)
-    _check(float((out - ours).norm() / ours.norm()), "its result differs from that of svg::attention")
-
-
-def _check(found: float, what: str) -> None:
-    if not found < _MOST_DIFFERENCE:
-        raise Unavailable(f"{what} by {found:.3f} of its size")
 
 
 def _row(

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from svg_compile._compat.gpu import empty_caches
 from svg_compile.bench.machine import clocks, machine
 from svg_compile.bench.models import Model
-from svg_compile.bench.parts import parts
-from svg_compile.bench.timing import interleaved
+from svg_compile.bench.parts import Parts, parts
+from svg_compile.bench.timing import Times, interleaved
 from svg_compile.config import SvgConfig
 from svg_compile.errors import SvgError
 from svg_compile.inspection.tracing import explain
@@ -124,14 +124,7 @@ def _measure(
         times = interleaved(calls, options.repeats, options.device, options.seconds)
         profiled = {name: parts(call, options.device, model.ffn) for name, call in calls.items()}
         found = {
-            name: {
-                "ms": times[name].summary(),
-                "parts": profiled[name].ms,
-                "attention": list(profiled[name].attention),
-                "peak_gigabytes": _peak(call, options.device),
-                "compile_cold_seconds": seconds[name][0],
-                "compile_warm_seconds": seconds[name][1],
-            }
+            name: _variant(times[name], profiled[name], _peak(call, options.device), *seconds[name])
             for name, call in calls.items()
         }
         after = clocks(options.device, calls["dense"])
@@ -152,6 +145,20 @@ def _measure(
         },
         "clocks": [before, after],
         "machine": machine(options.device),
+    }
+
+
+def _variant(
+    times: Times, profiled: Parts, peak: float | None, cold: float | None, warm: float | None
+) -> dict[str, Any]:
+    """The dense or the sparse variant, as it is stored."""
+    return {
+        "ms": times.summary(),
+        "parts": profiled.ms,
+        "attention": list(profiled.attention),
+        "peak_gigabytes": peak,
+        "compile_cold_seconds": cold,
+        "compile_warm_seconds": warm,
     }
 
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from svg_compile._compat.fake_values import MOST_ELEMENTS, LostWrite, ValueMode
 from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.sizes import size_hint
+from svg_compile._compat.storages import storage_of
 
 # Their results depend on the shape, dtype and device of their first argument alone.
 _BY_SHAPE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor", "size", "dim")
@@ -115,9 +116,9 @@ def _forget_storage(
     """Random numbers were to be written into a value: nothing that shares its storage is known any more."""
     if not isinstance(written, Tensor):
         return
-    storage = written.untyped_storage()._cdata
+    storage = storage_of(written)
     for node, value in list(values.items()):
-        if isinstance(value, Tensor) and value.untyped_storage()._cdata == storage:
+        if isinstance(value, Tensor) and storage_of(value) == storage:
             random.add(node)
             del values[node]
             if node in given:

@@ -28,9 +28,9 @@ from svg_compile._compat.fake_values import ValueMode, written
 from svg_compile._compat.modules import listed_blocks
 from svg_compile._compat.operators import qualified_name, writes_operands
 from svg_compile._compat.pytree import tree_flatten, tree_leaves
+from svg_compile._compat.storages import storage_of
 from svg_compile.inspection.alike import Facts, tensor_facts
 from svg_compile.inspection.cost import counting_flops
-from svg_compile.passes.axes.alias_update import storage_of
 
 # How many blocks of a run really run here.
 _REAL = 2

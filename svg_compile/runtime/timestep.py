@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from svg_compile._compat.dynamo import argument_name, constant_arguments, is_parameter_or_buffer
 from svg_compile._compat.graphs import version_of
 from svg_compile._compat.sizes import size_hint
+from svg_compile._compat.storages import storage_of
 from svg_compile.decisions import Decisions
 
 # In order of preference: a model that takes both is driven by the first.
@@ -82,7 +83,7 @@ class Moment:
         one = all(size == 1 or stride == 0 for size, stride in zip(given.shape, given.stride()))
         if not one or not given.numel() or timesteps.dim() != 1 or given.device != timesteps.device:
             return None
-        if given.untyped_storage()._cdata != timesteps.untyped_storage()._cdata:
+        if storage_of(given) != storage_of(timesteps):
             return None
         offset, stride = given.storage_offset() - timesteps.storage_offset(), max(timesteps.stride(0), 1)
         place = offset // stride

@@ -188,3 +188,14 @@ def _repeated_tokens_then_halved(x: Tensor) -> Tensor:
 @model("UNKNOWN_GRID")
 def _sorted(x: Tensor) -> Tensor:
     return attend(tokens(x).sort(1)[0])
+
+
+@model("UNKNOWN_GRID")
+def _rows_of_a_table_by_data_in_another_order(x: Tensor) -> Tensor:
+    rows = tokens(x).flip(1).argmax(-1)[0]
+    return attend(tokens(x) + torch.ones(C, C).index_select(0, rows))
+
+
+@model(GRID)
+def _rows_of_a_table_by_data_in_order(x: Tensor) -> Tensor:
+    return attend(tokens(x) + torch.ones(C, C).index_select(0, tokens(x).argmax(-1)[0]))

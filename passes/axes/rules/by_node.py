@@ -6,37 +6,34 @@ axis is to be seen at the node alone. Their rules are asked after the node has r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from svg_compile._compat.operators import PAD_TARGETS
 from svg_compile._compat.sizes import expression
-from svg_compile.passes.axes.axis import Atom, Axis, Kind, expand, is_one, other_positions
-from svg_compile.passes.axes.rules.moves import name_padded
-from svg_compile.passes.axes.rules.registry import State, same_size
-
-# (state, arguments, keyword arguments, result)
-NodeRule = Callable[[State, Sequence[Any], Mapping[str, Any], Tensor], None]
-
-
-def _pad(state: State, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> None:
-    """Whatever the mode, positions behind an axis leave the others in order."""
-    source, pad = (args[at] if at < len(args) else kwargs[name] for at, name in enumerate(("input", "pad")))
-    name_padded(state, source, pad, out)
+from svg_compile.passes.axes.axis import Atom, Axis, Kind, expand, is_one
+from svg_compile.passes.axes.new_axes import other_positions
+from svg_compile.passes.axes.rules.call import Call
+from svg_compile.passes.axes.rules.moves import padded_along
+from svg_compile.passes.axes.rules.registry import Rule, same_size
 
 
-def _interpolate(state: State, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> None:
+class NodeRule(NamedTuple):
+    """The rule of a function: what its first arguments are called, and the axes of its result."""
+
+    names: tuple[str, ...]
+    rule: Rule
+
+
+def _interpolate(call: Call) -> list[Axis]:
     """All modes go along an axis in its order; an axis whose size changes is no axis of tokens any more."""
-    source = args[0] if args else kwargs["input"]
-    axes = list(state.of(source))
-    for dim in range(2, source.dim()):
-        if not same_size(source.shape[dim], out.shape[dim]):
-            axes[dim] = _resized(axes[dim], out.shape[dim])
-    state.name(out, axes)
+    axes = call.axes
+    for dim in range(2, call.source.dim()):
+        if not same_size(call.source.shape[dim], call.shape[dim]):
+            axes[dim] = _resized(axes[dim], call.shape[dim])
+    return axes
 
 
 def _resized(axis: Axis, size: Any) -> Axis:
@@ -51,4 +48,7 @@ def _resized(axis: Axis, size: Any) -> Axis:
     return (made,)
 
 
-NODE_RULES: dict[Any, NodeRule] = {F.interpolate: _interpolate, **dict.fromkeys(PAD_TARGETS, _pad)}
+NODE_RULES: dict[Any, NodeRule] = {
+    F.interpolate: NodeRule(("input",), _interpolate),
+    **dict.fromkeys(PAD_TARGETS, NodeRule(("input", "pad"), padded_along)),
+}

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from svg_compile._compat.operators import operators_named, qualified_name, writes_operands
-from svg_compile.passes.axes.axis import Kind, axis_of, is_table, mixed_in, opaque_axis
-from svg_compile.passes.axes.rules.registry import Bound, State, rule, same_size, tensors_in
+from svg_compile.passes.axes.axis import Axis, Kind, is_table
+from svg_compile.passes.axes.new_axes import axis_of, mixed_in, opaque_axis
+from svg_compile.passes.axes.rules.call import Call
+from svg_compile.passes.axes.rules.registry import same_size, takes_all
 
 # Operators of other libraries, by their qualified name, `namespace::operator`: those that were declared, and those of
 # which no graph shows what they do but their own documents and tests/test_quantised.py.
@@ -49,20 +51,17 @@ def is_rowwise(name: str) -> bool:
     return name in _REGISTERED or name in _KNOWN
 
 
-@rule(
+@takes_all(
     *operators_named("_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu"),
     *operators_named("_weight_int4pack_mm_with_scales_and_zeros", "_dyn_quant_matmul_4bit"),
 )
-def rowwise(state: State, a: Bound, out: Any) -> None:
+def rowwise(call: Call) -> list[Axis]:
     """Rows of the first operand; the data of the others flows into all of them."""
-    first, *others = tensors_in(a.values())
-    axes = state.of(first)
-    tables = all(is_table(axis) for other in others for axis in state.of(other))
-    for result in tensors_in(out if isinstance(out, (tuple, list)) else [out]):
-        alike = result.dim() == first.dim() and all(map(same_size, result.shape[:-1], first.shape[:-1]))
-        if not alike or not axes:
-            state.name(result, [opaque_axis(size, *axes) for size in result.shape])
-            continue
-        rows = [axis if tables and is_table(axes[-1]) else mixed_in(axis) for axis in axes[:-1]]
-        made = Kind.TABLE if tables and all(map(is_table, axes)) else Kind.MIXED
-        state.name(result, [*rows, axis_of(result.shape[-1], made)])
+    axes, shape = call.axes, call.shape
+    tables = all(is_table(axis) for other in call.tensors[1:] for axis in call.of(other))
+    alike = len(shape) == len(axes) and all(map(same_size, shape[:-1], call.source.shape[:-1]))
+    if not alike or not axes:
+        return [opaque_axis(size, *axes) for size in shape]
+    rows = [axis if tables and is_table(axes[-1]) else mixed_in(axis) for axis in axes[:-1]]
+    made = Kind.TABLE if tables and all(map(is_table, axes)) else Kind.MIXED
+    return [*rows, axis_of(shape[-1], made)]

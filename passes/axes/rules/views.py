@@ -1,139 +1,144 @@
-"""How views and cuts carry axes: operators whose result shows elements of one tensor; see `axis_rules`."""
+"""How views and cuts carry axes: operators whose result shows elements of one tensor."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from svg_compile._compat.sizes import size_hint
-from svg_compile.passes.axes.axis import Axis, is_one, opaque_axis, other_positions
+from svg_compile.passes.axes.axis import Axis, is_one
+from svg_compile.passes.axes.new_axes import opaque_axis, other_positions
 from svg_compile.passes.axes.pieces import begins_at, cut
 from svg_compile.passes.axes.regroup import regroup
+from svg_compile.passes.axes.rules.call import Call
 from svg_compile.passes.axes.rules.registry import (
-    Bound,
-    State,
+    Answer,
     aligned,
+    along,
+    indexed,
     of_pieces,
+    replaced,
     rule,
     same_size,
-    thinned,
+    takes_all,
 )
 
 aten = torch.ops.aten
 
 
-@rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias)
-def _view(state: State, a: Bound, out: Tensor) -> None:
-    if "dtype" in a:
-        axes = list(state.of(a["self"]))
-        if out.shape[-1:] != a["self"].shape[-1:]:
-            axes[-1] = opaque_axis(out.shape[-1], axes[-1])
-        return state.name(out, axes)
-    state.name(out, regroup(state.of(a["self"]), tuple(out.shape)))
+@takes_all(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias)
+def _view(call: Call) -> list[Axis]:
+    """The same elements in another shape, or read as another dtype."""
+    if "dtype" not in call:
+        return regroup(call.axes, call.shape)
+    axes = call.axes
+    if call.shape[-1:] != call.source.shape[-1:]:
+        axes[-1] = opaque_axis(call.shape[-1], axes[-1])
+    return axes
 
 
-@rule(aten.permute)
-def _permute(state: State, a: Bound, out: Tensor) -> None:
-    axes = state.of(a["self"])
-    state.name(out, [axes[dim] for dim in a["dims"]])
+@takes_all(aten.permute)
+def _permute(call: Call) -> list[Axis]:
+    return [call.axes[dim] for dim in call["dims"]]
 
 
-@rule(aten.transpose)
-def _transpose(state: State, a: Bound, out: Tensor) -> None:
-    axes = list(state.of(a["self"]))
+@takes_all(aten.transpose)
+def _transpose(call: Call) -> list[Axis]:
+    axes = call.axes
     if axes:
-        axes[a["dim0"]], axes[a["dim1"]] = axes[a["dim1"]], axes[a["dim0"]]
-    state.name(out, axes)
+        one, other = call["dim0"], call["dim1"]
+        axes[one], axes[other] = axes[other], axes[one]
+    return axes
 
 
-@rule(aten.t, aten.numpy_T)
-def _t(state: State, a: Bound, out: Tensor) -> None:
-    state.name(out, state.of(a["self"])[::-1])
+@takes_all(aten.t, aten.numpy_T)
+def _t(call: Call) -> list[Axis]:
+    return call.axes[::-1]
 
 
-@rule(aten.unsqueeze)
-def _unsqueeze(state: State, a: Bound, out: Tensor) -> None:
-    axes = list(state.of(a["self"]))
-    axes.insert(a["dim"] % out.dim(), ())
-    state.name(out, axes)
+@takes_all(aten.unsqueeze)
+def _unsqueeze(call: Call) -> list[Axis]:
+    axes = call.axes
+    axes.insert(call["dim"] % call.out.dim(), ())
+    return axes
 
 
-@rule(aten.squeeze)
-def _squeeze(state: State, a: Bound, out: Tensor) -> None:
-    source = a["self"]
-    dims = a.get("dim", tuple(range(source.dim())))
-    dims = {dim % max(source.dim(), 1) for dim in (dims if isinstance(dims, (list, tuple)) else (dims,))}
-    kept = [axis for dim, axis in enumerate(state.of(source)) if not (dim in dims and same_size(source.shape[dim], 1))]
-    state.name(out, kept)
+@takes_all(aten.squeeze)
+def _squeeze(call: Call) -> list[Axis]:
+    """Dimensions of size 1 are left out; others stay, also where they are asked for."""
+    dims = [] if call.get("dim") == [] else call.dims("dim")
+    gone = {dim for dim in dims if same_size(call.source.shape[dim], 1)}
+    return [axis for dim, axis in enumerate(call.axes) if dim not in gone]
 
 
-@rule(aten.expand)
-def _expand(state: State, a: Bound, out: Tensor) -> None:
-    state.name(out, aligned(state, [a["self"]], tuple(out.shape)))
+@takes_all(aten.expand)
+def _expand(call: Call) -> list[Axis]:
+    return aligned(call.of, [call.source], call.shape)
 
 
-@rule(aten.select)
-def _select(state: State, a: Bound, out: Tensor) -> None:
-    dim = a["dim"] % a["self"].dim()
-    axes = thinned(state.of(a["self"]), dim)
-    taken = axes.pop(dim)
-    state.name(out, axes)
-    state.pin(out, taken)
+@rule(aten.select, aten.unbind)
+def _select(call: Call) -> Answer:
+    """One position of a dimension, which is gone."""
+    (dim,) = call.dims("dim")
+    return indexed(call, dim)
 
 
-@rule(aten.unbind)
-def _unbind(state: State, a: Bound, out: Any) -> None:
-    dim = a.get("dim", 0) % a["self"].dim()
-    axes = thinned(state.of(a["self"]), dim)
-    taken = axes.pop(dim)
-    for piece in out:
-        state.name(piece, axes)
-        state.pin(piece, taken)
-
-
-@rule(aten.slice)
-def _slice(state: State, a: Bound, out: Tensor) -> None:
-    source, dim = a["self"], a.get("dim", 0) % a["self"].dim()
-    axes, size = state.of(source), out.shape[dim]
-    if not same_size(size, source.shape[dim]):
-        start = 0 if a.get("start") is None else begins_at(a["start"], source.shape[dim])
-        part = other_positions(size, axes[dim])
-        if is_one(a.get("step", 1)) and start is not None:
-            part = cut(axes[dim], start, start + size, size)
-        _name_piece(state, out, axes, dim, part)
-    else:
-        state.name(out, axes)
-
-
-def _name_piece(state: State, out: Tensor, axes: list[Axis], dim: int, part: Axis) -> None:
-    """Name what was cut out along `dim` of a tensor whose axes are given."""
-    kept = thinned(axes, dim)
-    kept[dim] = part
-    state.name(out, kept)
-    if size_hint(out.shape[dim]) == 1:
-        state.pin(out, axes[dim])
+@along("dim")(aten.slice)
+def _slice(call: Call, axis: Axis, size: Any) -> Axis:
+    """Every n-th position from a start on; where all of them are taken, nothing changed."""
+    (dim,) = call.dims("dim")
+    whole = call.source.shape[dim]
+    if same_size(size, whole):
+        return axis
+    start = 0 if call["start"] is None else begins_at(call["start"], whole)
+    if is_one(call["step"]) and start is not None:
+        return cut(axis, start, start + size, size)
+    return other_positions(size, axis)
 
 
 @rule(aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk, aten.tensor_split)
-def _split(state: State, a: Bound, out: Any) -> None:
-    source = a["self"]
-    dim, at = a.get("dim", 0) % source.dim(), 0
-    for piece in out:
-        axes, size = state.of(source), piece.shape[dim]
-        if same_size(size, source.shape[dim]):
-            state.name(piece, axes)
-        else:
-            _name_piece(state, piece, axes, dim, cut(axes[dim], at, at + size, size))
-        at = at + size
+def _split(call: Call) -> Answer:
+    """Each result is the piece of the dimension behind those of the results before it."""
+    (dim,) = call.dims("dim")
+    size, at = call.shape[dim], sum(piece.shape[dim] for piece in call.before)
+    if same_size(size, call.source.shape[dim]):
+        return call.axes
+    return replaced(call, {dim: cut(call.axes[dim], at, at + size, size)})
 
 
-@rule(aten.view_as_complex)
-def _view_as_complex(state: State, a: Bound, out: Tensor) -> None:
-    state.name(out, state.of(a["self"])[:-1])
+@takes_all(aten.view_as_complex)
+def _view_as_complex(call: Call) -> list[Axis]:
+    return call.axes[:-1]
 
 
-@rule(aten.view_as_real)
-def _view_as_real(state: State, a: Bound, out: Tensor) -> None:
-    state.name(out, [*state.of(a["self"]), of_pieces([a["self"]], state, 2)])
+@takes_all(aten.view_as_real)
+def _view_as_real(call: Call) -> list[Axis]:
+    return [*call.axes, of_pieces([call.source], call.of, 2)]
+
+
+@takes_all(aten.pixel_unshuffle)
+def _pixel_unshuffle(call: Call) -> list[Axis]:
+    """[.., C, H*r, W*r] -> [.., C*r*r, H, W]: rows and columns of squares, whose inside goes into the channels."""
+    *kept, channels, rows, columns = call.axes
+    r, (*_, height, width) = call["downscale_factor"], call.shape
+    (top, down), (left, right) = regroup([rows], (height, r)), regroup([columns], (width, r))
+    return [*kept, (*channels, *down, *right), top, left]
+
+
+@takes_all(aten.pixel_shuffle)
+def _pixel_shuffle(call: Call) -> list[Axis]:
+    """[.., C*r*r, H, W] -> [.., C, H*r, W*r]: a row is a row of squares and a position in them, out of the channels."""
+    *kept, channels, rows, columns = call.axes
+    r = call["upscale_factor"]
+    made, down, right = regroup([channels], (call.shape[-3], r, r))
+    return [*kept, made, (*rows, *down), (*columns, *right)]
+
+
+@rule(aten.unfold)
+def _unfold(call: Call) -> list[Axis]:
+    """Windows along a dimension, their inside last: a split of it, where they adjoin and leave nothing out."""
+    axes, (dim,) = call.axes, call.dims("dimension")
+    sizes = (call.shape[dim], call["size"])
+    split = call["step"] == sizes[1] and same_size(sizes[0] * sizes[1], call.source.shape[dim])
+    axes[dim], inside = regroup([axes[dim]], sizes) if split else [opaque_axis(size, axes[dim]) for size in sizes]
+    return [*axes, inside]
