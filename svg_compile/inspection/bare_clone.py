@@ -77,7 +77,7 @@ class _Cloner:
             return partial(
                 self.clone(value.func, path), *self.clone(value.args, path), **self.clone(value.keywords, path)
             )
-        return self._object(value, path) if _is_plain_object(value) else value
+        return self._object(value, path) if is_plain_object(value) else value
 
     def _note(self, value: Any, twin: Any) -> Any:
         self.made[id(value)] = (value, twin)
@@ -206,7 +206,7 @@ def _name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _is_plain_object(value: Any) -> bool:
+def is_plain_object(value: Any) -> bool:
     """Whether a value is an instance of an ordinary Python class, and no module-level singleton of its class' file."""
     kind = type(value)
     if kind.__new__ is not object.__new__ or not hasattr(value, "__dict__") or isinstance(value, (type, enum.Enum)):
