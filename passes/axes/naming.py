@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Origin, expand_segment, flat_segments
+from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Origin, atoms_of, expand_segment, flat_segments
 
 # What an atom means in the result, where that is another thing: needed where the result is written into its operand.
 Meaning = dict[Atom, Axis]
@@ -91,12 +91,12 @@ def finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
     """A named axis against named parts of another input: a timestep or mask a token, say. The parts tell more."""
     if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or not atom.origin.given:
         return None
-    for part in group:
-        if isinstance(part, Atom):
-            if part.inner or part.kind is Kind.MIXED:
-                return None
-            if part.origin is not None and part.origin.source == atom.origin.source:
-                return None
+    if any(isinstance(part, Atom) and (part.inner or part.kind is Kind.MIXED) for part in group):
+        return None
+    # Also where a piece of the input's own axis would stand beside another place of it.
+    named = [each for part in atoms_of(group) for each in (part, *atoms_of(part.piece.whole if part.piece else ()))]
+    if any(part.origin is not None and part.origin.source == atom.origin.source for part in named):
+        return None
     meaning[atom] = group
     return group
 
