@@ -59,6 +59,9 @@ _APART = "query, key and value come from different inputs, which may hold the sa
 def _more_keys(query: Axis, key: Axis) -> str:
     """What the keys have beside the queries' own tokens; "" where these are not among them."""
     keys = segments_of(key)
+    pieces = [atom.piece.whole for atom in atoms_of(query) if atom.piece is not None]
+    if len(pieces) == 1 and same_axis(pieces[0], key):
+        return "the queries are some of the keys' tokens"
     if not all(any(same_axis(one, other) for other in keys) for one in segments_of(query)):
         return ""
     return "the keys are the queries' tokens and others beside them"
