@@ -12,7 +12,7 @@ from svg_compile.config import SvgConfig
 from svg_compile.decisions import Decisions, Reason
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.axes.ledger import GraphCall
-from svg_compile.passes.coordinates import Found, build_on, rasters_among, rises_among
+from svg_compile.passes.coordinates import Found, build_on, ids_among, rasters_among, rises_among
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.grid_marker import Marker
@@ -57,13 +57,18 @@ def run_passes(
     before = 0 if call is None else call.layers_before
     candidates = find_attention(graph_module, axes, config, markers, before)
     built_on: dict[fx.Node, Found] = {}
-    if any(one.reason in _HIDDEN for one in candidates) and (rasters := rasters_among(graph_module, examples)):
+    # In a graph before a break positions become tables for attention behind it.
+    behind = call is not None and not candidates
+    if (behind or any(one.reason in _HIDDEN for one in candidates)) and (
+        rasters := rasters_among(graph_module, examples)
+    ):
         # The graph does not show the grid, but values of its inputs may.
-        other_axes = infer_token_axes(graph_module, fake_mode, rasters, rises, call)
+        ids = ids_among(graph_module, rasters, examples)
+        other_axes = infer_token_axes(graph_module, fake_mode, rasters, rises, call, ids)
         others = find_attention(graph_module, other_axes, config, markers, before)
         if sum(other.grid is not None for other in others) > sum(one.grid is not None for one in candidates):
             axes, candidates = other_axes, others
-            built_on |= rasters
+            built_on |= {**rasters, **ids}
     if any(one.grid is not None and one.grid.by_numbers for one in candidates):
         built_on |= rises
     if built_on:

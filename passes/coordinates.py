@@ -6,14 +6,17 @@ and seconds, [B, N, 3] or [N, 3] ids. A graph cannot show what such a tensor hol
     tokens    n = (f * height + h) * width + w
     raster    the first component depends on f alone and rises with it, the second on h alone, the third on w alone
 
-at any patch size, frame rate or offset. Where a model is given the numbers of its frames, [F], frames may stand behind
-the video that are none of it: there the numbers do not go on rising. Whoever builds on values must look again at each
-call: others are another grid.
+at any patch size, frame rate or offset. Tokens of conditions may stand in front of it and behind it, with coordinates
+of their own: the video is the longest run of tokens whose coordinates go on rising. Where a model is given the numbers
+of its frames, [F], frames may stand behind the video that are none of it: there the numbers do not go on rising. What
+stands beside positions in a model, ids of text say, is as good as a constant once its values are looked at. Whoever
+builds on values must look again at each call: others are another grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -28,19 +31,27 @@ from svg_compile._compat.subclasses import is_quantised
 # (time, row, column), and at most one more component, which is the same for all tokens.
 _COMPONENTS = (3, 4)
 _FEWEST_TOKENS = 8
+# Of all tokens, what a video must be, in tenths: more beside it is not worth attending in full (`axes.read_grid`).
+_LEAST_TENTHS = 7
 _FEWEST_FRAMES, _MOST_FRAMES = 2, 4096
 # More are no positions of a video that fits a machine.
 _MOST_VALUES = 2**26
+_MOST_IDS = 2**16
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Positions of frames x height x width tokens in raster order, along dimension `tokens` of their tensor."""
+    """Positions of frames x height x width tokens in raster order, along dimension `tokens` of their tensor.
+
+    before, after: how many tokens with positions of their own stand in front of these and behind them.
+    """
 
     frames: int
     height: int
     width: int
     tokens: int
+    before: int = 0
+    after: int = 0
 
 
 def raster_of(positions: Tensor) -> Raster | None:
@@ -75,16 +86,21 @@ def _raster(values: Tensor, tokens: int, components: int) -> Raster | None:
     """The raster along `tokens`, its components along `components`; None where a slice holds none, or another one."""
     count = values.shape[tokens]
     rows = values.movedim((tokens, components), (-2, -1)).reshape(-1, count, values.shape[components])
+    if not bool(rows.isfinite().all()):
+        return None
+    start, stop = _longest_run(rows[0])
+    rows = rows[:, start:stop]
     changing = (rows != rows[:, :1]).flatten(0, 1).any(0)
-    if int(changing.sum()) != 3 or not bool(rows.isfinite().all()):
+    if 10 * (stop - start) < _LEAST_TENTHS * count or stop - start < _FEWEST_TOKENS or int(changing.sum()) != 3:
         return None
     rows = rows[..., changing]
     time, row, _ = rows[0].unbind(-1)
     a_frame, a_row = _first_change(time), _first_change(row)
-    if not (0 < a_row < a_frame) or a_frame % a_row or count % a_frame:
+    if not (0 < a_row < a_frame) or a_frame % a_row or (stop - start) % a_frame:
         return None
-    raster = Raster(count // a_frame, a_frame // a_row, a_row, tokens)
-    grid = rows.unflatten(1, (raster.frames, raster.height, raster.width))
+    sizes = (stop - start) // a_frame, a_frame // a_row, a_row
+    raster = Raster(*sizes, tokens, start, count - stop)
+    grid = rows.unflatten(1, sizes)
     alone = ((..., 0), (2, 3)), ((..., 1), (1, 3)), ((..., 2), (1, 2))
     for (place, others), along in zip(alone, (1, 2, 3)):
         component = grid[place]
@@ -94,6 +110,16 @@ def _raster(values: Tensor, tokens: int, components: int) -> Raster | None:
         if not bool((component == first).all()) or not bool((component.diff(dim=along) > 0).all()):
             return None
     return raster
+
+
+def _longest_run(rows: Tensor) -> tuple[int, int]:
+    """The longest run of rows [N, components], each later than the one before by the first component that differs."""
+    steps = rows.diff(dim=0)
+    first = (steps != 0).int().argmax(1, keepdim=True)
+    falls = (steps.gather(1, first)[:, 0] <= 0).nonzero()[:, 0] + 1
+    edges = torch.cat([falls.new_zeros(1), falls, falls.new_full((1,), len(rows))])
+    longest = int(edges.diff().argmax())
+    return int(edges[longest]), int(edges[longest + 1])
 
 
 def _first_change(values: Tensor) -> int:
@@ -122,7 +148,48 @@ def rise_of(positions: Tensor) -> Rise | None:
     return Rise(int(falls[0]) + 1 if len(falls) else positions.numel())
 
 
-Found = Union[Raster, Rise]
+@dataclass(frozen=True)
+class Ids:
+    """Whole numbers that stand beside positions, known by their hash: equal ones are one constant."""
+
+    digest: bytes
+
+
+def ids_of(tensor: Tensor, positions: Iterable[Tensor]) -> Ids | None:
+    """The ids that a tensor holds that has the components of one of the positions, and other tokens than that.
+
+    None where it has not, holds anything but whole numbers, as latents do, or its values are not known.
+    """
+    return _whole_numbers(tensor) if any(_stands_beside(tensor, each) for each in positions) else None
+
+
+# By tensor: the version of its values and the ids that they are.
+_IDS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _whole_numbers(tensor: Tensor) -> Ids | None:
+    version = None if tensor.is_inference() else version_of(tensor)
+    seen = _IDS.get(tensor)
+    if seen is not None and version is not None and seen[0] == version:
+        found: Ids | None = seen[1]
+        return found
+    known = None if is_quantised(tensor) else known_value(tensor)
+    values = None if known is None else known.detach().to("cpu", torch.float64).contiguous()
+    whole = values is not None and bool((values == values.round()).all())
+    ids = Ids(hashlib.sha256(values.numpy().tobytes()).digest()) if whole and values is not None else None
+    _IDS[tensor] = version, ids
+    return ids
+
+
+def _stands_beside(tensor: Tensor, positions: Tensor) -> bool:
+    """Whether a small tensor could be concatenated with positions along their tokens."""
+    if tensor.dim() != positions.dim() or tensor.dtype is torch.bool or tensor.is_complex():
+        return False
+    others = [dim for dim in range(tensor.dim()) if tensor.shape[dim] != positions.shape[dim]]
+    return 0 < tensor.numel() <= _MOST_IDS and len(others) == 1 and _places(positions)[:1] != []
+
+
+Found = Union[Raster, Rise, Ids]
 # By tensor: the version of its values and what they hold.
 _SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -171,6 +238,18 @@ def rises_among(graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] |
     return {node: rise for node, example in _examples(graph_module, inputs) if (rise := rise_seen(example))}
 
 
+def ids_among(
+    graph_module: fx.GraphModule,
+    rasters: Mapping[fx.Node, Raster],
+    inputs: Mapping[fx.Node, Tensor] | None = None,
+) -> Mapping[fx.Node, Ids]:
+    """The inputs of a graph that are ids beside the positions of a raster."""
+    examples = dict(_examples(graph_module, inputs))
+    positions = [examples[node] for node in rasters]
+    others = [(node, example) for node, example in examples.items() if node not in rasters]
+    return {node: ids for node, example in others if (ids := ids_of(example, positions)) is not None}
+
+
 def _examples(
     graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None
 ) -> Iterator[tuple[fx.Node, Tensor]]:
@@ -190,7 +269,9 @@ class Positions:
     def hold(self, inputs: Sequence[object]) -> bool:
         """Whether a call's inputs are positions of that grid."""
         value = inputs[self.place]
-        return isinstance(value, Tensor) and _seen(value) == self.found
+        if not isinstance(value, Tensor):
+            return False
+        return (_whole_numbers(value) if isinstance(self.found, Ids) else _seen(value)) == self.found
 
 
 _KEY = "svg_positions"

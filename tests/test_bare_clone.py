@@ -133,6 +133,45 @@ def test_a_replaced_forward_is_refused_by_name(where: str) -> None:
     assert "forward" not in vars(bare_clone(model, same))
 
 
+class Chooses(nn.Module):
+    """Chooses its forward when it is made, as code that knows several does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 2.0
+        self.forward = self.scaled  # type: ignore[method-assign]
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+def bound_later(self: Any, x: Tensor) -> Tensor:
+    scaled: Tensor = self.scale * x
+    return scaled + 1
+
+
+def test_a_forward_that_is_a_method_of_the_module_is_bound_to_the_clone() -> None:
+    model, x = Chooses(), torch.ones(1, 4)
+    for _ in range(2):
+        twin = bare_clone(model, same)
+        twin.scale = 3.0
+        assert torch.equal(model(x) - 2 * x, twin(x) - 3 * x)
+        assert twin.forward.__self__ is twin
+        model.forward = MethodType(bound_later, model)  # type: ignore[method-assign]
+
+
+def test_a_forward_that_may_hold_the_model_itself_is_refused() -> None:
+    model = Chooses()
+    before = model.forward
+
+    def around(self: Any, x: Tensor) -> Tensor:
+        return before(x)
+
+    model.forward = MethodType(around, model)  # type: ignore[method-assign]
+    with pytest.raises(WrappedForward, match="was replaced by"):
+        bare_clone(model, same)
+
+
 def test_a_hook_of_diffusers_is_left_off_and_one_that_only_looks_like_it_is_refused() -> None:
     hooks = pytest.importorskip("diffusers.hooks")
 

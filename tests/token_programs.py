@@ -15,8 +15,8 @@ GRIDS = [(4, 4, 4), (4, 2, 6), (2, 4, 4), (6, 4, 2), (3, 5, 2)]
 
 
 # What stands beside the tokens, and what is done to all of them together.
-SIDES = ("none", "first", "last", "both", "frame", "frame and words")
-FINISHES = ("", "", "", ", scaled", ", written over", ", counted")
+SIDES = ("none", "first", "last", "both", "frame", "frame and words", "words backwards", "words picked")
+FINISHES = ("", "", "", ", scaled", ", written over", ", counted", ", a frame less", ", a token less", ", windows")
 
 
 def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.SearchStrategy[Step]]:
@@ -136,6 +136,10 @@ def beside(x: torch.Tensor, text: torch.Tensor, frame: torch.Tensor, side: str) 
     words = text[None, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
     if side in ("first", "last"):
         x = torch.cat([words, x] if side == "first" else [x, words], dim=2)
+    elif side == "words backwards":
+        x = torch.cat([x, words.flip(2)], dim=2)
+    elif side == "words picked":
+        x = torch.cat([words[:, :, torch.tensor([3, 0, 1])], x], dim=2)
     elif side == "both":
         x = torch.cat([words[:, :, :2], x, words[:, :, 2:]], dim=2)
     elif side.startswith("frame") and x.shape[0] == BATCH:
@@ -154,6 +158,12 @@ def _finished(x: torch.Tensor, how: str, text: torch.Tensor, at: int) -> torch.T
         x[:, :, :at] += 0.0 * text.mean()
         x[:, :, at:] *= text.mean() * -1.0
         return x
+    if how in ("a frame less", "a token less"):
+        return x.narrow(2, at, size - at) if how == "a frame less" else x.narrow(2, 1, size - 1)
+    if how == "windows":
+        # The second of two runs of frames, each of which would be attended by itself.
+        half = size // at // 2 * at
+        return torch.split(x, [half, size - half], 2)[1]
     if how == "written over":
         x = x * 1.0
         x[:, :, :at] = x[:, :, at : 2 * at].clone()

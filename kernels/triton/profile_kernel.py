@@ -74,11 +74,9 @@ def profile_rows_fwd_kernel(
     plan_width = spatial_width
     if BY_PLAN:
         kind = tl.load(plan + 2 * batch_head)
-        if kind > 1:
-            return
         is_temporal = kind == 1
         plan_width = tl.load(plan + 2 * batch_head + 1)
-        if plan_width == tl.where(is_temporal, temporal_width, spatial_width):
+        if (kind > 1) | (plan_width == tl.where(is_temporal, temporal_width, spatial_width)):
             return
     batch = (batch_head // heads).to(tl.int64)
     head = (batch_head % heads).to(tl.int64)

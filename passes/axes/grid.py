@@ -16,6 +16,7 @@ from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, joined, length, same_axis
 from svg_compile.passes.axes.read_grid import Grid, Refusal, read_grid, same_grid
 from svg_compile.passes.axes.segments import lost_to, made_before_a_break, segments_of, video_of, why_unknown
+from svg_compile.passes.axes.selections import whole_of
 from svg_compile.passes.axes.text import show
 from svg_compile.passes.axes.tracker import AttentionAxes
 
@@ -58,6 +59,9 @@ _APART = "query, key and value come from different inputs, which may hold the sa
 def _more_keys(query: Axis, key: Axis) -> str:
     """What the keys have beside the queries' own tokens; "" where these are not among them."""
     keys = segments_of(key)
+    pieces = [atom.piece.whole for atom in atoms_of(query) if atom.piece is not None]
+    if len(pieces) == 1 and same_axis(pieces[0], key):
+        return "the queries are some of the keys' tokens"
     if not all(any(same_axis(one, other) for other in keys) for one in segments_of(query)):
         return ""
     return "the keys are the queries' tokens and others beside them"
@@ -165,7 +169,7 @@ def _of_samples(axis: Axis) -> bool:
 def _part_elsewhere(visit: AttentionAxes, query: Axis) -> str | None:
     """Where part of the grid stands, or may, if not in the sequence, as windows would; None where all is there."""
     elsewhere = "part of the grid stands in the batch or head axis"
-    tokens = list(atoms_of(query))
+    tokens = [atom for part in atoms_of(query) for atom in (part, *atoms_of(whole_of(part)))]
     roots = {id(atom.root) for atom in tokens}
     places = {(atom.origin.source, atom.origin.path[0]) for atom in tokens if atom.origin is not None}
     sources = {source for source, _ in places}

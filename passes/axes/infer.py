@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
 from svg_compile._compat.pytree import tree_leaves, tree_map_only
 from svg_compile._compat.sizes import equal, holds, size_hint
-from svg_compile.passes.axes.axis import Kind, atoms_of
+from svg_compile.passes.axes.axis import Atom, Concat, Kind, atoms_of
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, input_facts, name_input
 from svg_compile.passes.axes.new_axes import axis_of, free_axis
 from svg_compile.passes.axes.rules.by_node import NODE_RULES
@@ -52,13 +52,14 @@ def infer_token_axes(
     rasters: Mapping[fx.Node, Raster] | None = None,
     rises: Mapping[fx.Node, Rise] | None = None,
     call: GraphCall | None = None,
+    ids: Iterable[fx.Node] = (),
 ) -> TokenAxes:
     """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it.
 
     rasters: inputs whose values were looked at and are positions in raster order (`passes.coordinates`). Along their
     tokens they count frames, rows and columns, as a table that the model computes from `arange` does. rises: inputs
     that number frames, some of which may stand behind the others. call: the call of it in the trace of a model, which
-    knows what its inputs are; else the graph is all that is known.
+    knows what its inputs are; else the graph is all that is known. ids: inputs beside the positions that are constants.
     """
     tracker, unseen = AxisTracker(), set[fx.Node]()
     # The graph may switch gradients and autocast itself, and fail between on and off.
@@ -78,6 +79,8 @@ def infer_token_axes(
             _note_rise(values[node], rise, tracker)
         for node, raster in (rasters or {}).items():
             _name_positions(values[node], raster, tracker)
+        for node in ids:
+            tracker.name(values[node], [free_axis(size) for size in values[node].shape])
         with tracker:
             results = _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
         if call is not None:
@@ -103,10 +106,14 @@ def _name_inputs(values: Mapping[fx.Node, Any], tracker: AxisTracker, facts: Inp
 def _name_positions(value: Tensor, raster: Raster, tracker: AxisTracker) -> None:
     """Name the token axis of an input of positions as the raster that its values are."""
     sizes = (raster.frames, raster.height, raster.width)
+    size = value.shape[raster.tokens]
     # A symbolic length is guarded: the grid is that of these values.
-    if holds(equal, value.shape[raster.tokens], math.prod(sizes)):
-        axes = [free_axis(size) for size in value.shape]
-        axes[raster.tokens] = tuple(part for size in sizes for part in axis_of(size, Kind.COORD))
+    if holds(equal, size, raster.before + math.prod(sizes) + raster.after):
+        video = tuple(part for each in sizes for part in axis_of(each, Kind.COORD))
+        beside = [(Atom(each),) if each else () for each in (raster.before, raster.after)]
+        axes = [free_axis(each) for each in value.shape]
+        segments = [segment for segment in (beside[0], video, beside[1]) if segment]
+        axes[raster.tokens] = video if len(segments) == 1 else (Concat(tuple(segments), size),)
         tracker.name(value, axes)
 
 

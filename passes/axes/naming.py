@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Origin, atoms_of, expand, flat_segments
+from svg_compile.passes.axes.axis import (
+    Atom,
+    Axis,
+    Concat,
+    Kind,
+    Origin,
+    atoms_of,
+    expand,
+    expand_segment,
+    flat_segments,
+)
 
 # What an atom means in the result, where that is another thing: needed where the result is written into its operand.
 Meaning = dict[Atom, Axis]
@@ -54,32 +64,50 @@ def _standing(origin: Origin) -> int:
 
 
 def prove(atom: Atom, group: Axis) -> Axis | None:
-    """Coordinates along an input's packed axis prove its grid, for that input alone and for good."""
-    coordinates = [part for part in group if isinstance(part, Atom) and part.kind is Kind.COORD and not part.inner]
-    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or len(group) < 2:
+    """Coordinates along an input's packed axis prove its grid, for that input alone and for good.
+
+    Beside them may stand other tables, in front or behind: then so many tokens there are none of the grid.
+    """
+    if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None:
         return None
-    if len(coordinates) != len(group) or len({id(part.root) for part in coordinates}) != len(group):
-        return None
-    origin = atom.origin
-    if origin.first:
+    if atom.origin.first:
         # Along the first dimension stand samples, of whose order nothing was asked so far.
         return None
-    atom.parts = tuple(
-        Atom(part.size, Kind.NAMED, replace(origin, path=(*origin.path, at))) for at, part in enumerate(coordinates)
-    )
+    if len(group) == 1 and isinstance(group[0], Concat):
+        segments = [expand_segment(segment) for segment in flat_segments(group[0])]
+        if sum(map(_counts, segments)) != 1 or not all(_counts(each) or len(each) == 1 for each in segments):
+            return None
+        named = (_named(atom.origin, each, (at,)) for at, each in enumerate(segments))
+        atom.parts = (Concat(tuple(named), group[0].size),)
+    elif _counts(group):
+        atom.parts = _named(atom.origin, group, ())
+    else:
+        return None
     return atom.parts
+
+
+def _counts(group: Axis) -> bool:
+    """Whether parts of a table count positions along several axes, each its own."""
+    atoms = [part for part in group if isinstance(part, Atom) and part.kind is Kind.COORD and not part.inner]
+    return len(atoms) == len(group) > 1 and len({id(part.root) for part in atoms}) == len(group)
+
+
+def _named(origin: Origin, group: Axis, place: tuple[int, ...]) -> Axis:
+    """Atoms of an input in the place of a table's."""
+    origins = (replace(origin, path=(*origin.path, *place, at)) for at in range(len(group)))
+    return tuple(Atom(part.size, Kind.NAMED, made) for part, made in zip(group, origins))
 
 
 def finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
     """A named axis against named parts of another input: a timestep or mask a token, say. The parts tell more."""
     if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None or not atom.origin.given:
         return None
-    for part in group:
-        if isinstance(part, Atom):
-            if part.inner or part.kind is Kind.MIXED:
-                return None
-            if part.origin is not None and part.origin.source == atom.origin.source:
-                return None
+    if any(isinstance(part, Atom) and (part.inner or part.kind is Kind.MIXED) for part in group):
+        return None
+    # Also where a piece of the input's own axis would stand beside another place of it.
+    named = [each for part in atoms_of(group) for each in (part, *atoms_of(part.piece.whole if part.piece else ()))]
+    if any(part.origin is not None and part.origin.source == atom.origin.source for part in named):
+        return None
     meaning[atom] = group
     return group
 

@@ -90,6 +90,10 @@ def read_grid(axis: Axis, unbatched: bool, rises: Mapping[str, int]) -> Grid | R
     if unknown:
         return Refusal(Reason.UNKNOWN_GRID, why_unknown(*unknown))
     frames = min((rises[source] for source in video.beside_frames if source in rises), default=None)
+    if frames is not None and video.cut_of is not None:
+        if not holds(equal, video.cut_of, frames):
+            return Refusal(Reason.UNKNOWN_GRID, "frames were cut out of a video behind which others stand")
+        frames = None
     if frames is not None:
         if not holds(equal, video.frames, frames):
             # The last frames of a raster are a segment behind it.

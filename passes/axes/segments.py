@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from svg_compile._compat.sizes import divides, holds
 from svg_compile.passes.axes.axis import (
     Atom,
     Axis,
     Concat,
     Kind,
+    Place,
     atoms_of,
     flat_segments,
     is_one,
@@ -35,8 +37,11 @@ class Video:
     height: Any
     width: Any
     sources: frozenset[str]
-    # The inputs along whose axes its frames ran.
+    # The inputs along whose axes it ran, and along whose its frames did.
+    beside: frozenset[str] = frozenset()
     beside_frames: frozenset[str] = frozenset()
+    # Of how many frames it was cut; None for all of a video.
+    cut_of: Any = None
 
     @property
     def place(self) -> tuple[Any, Any]:
@@ -73,15 +78,16 @@ def video_of(segment: Axis, unbatched: bool = False) -> Video | None:
     Each of its three axes must count whole tokens (no inner part of a split, as a window would have) and come from an
     axis of an input or what coordinates have proven of one, and no two from one input in another order than there.
     Height and width, where they are dimensions of one input, stand side by side: with something between them one of the
-    two is channels.
+    two is channels. Whole frames that were cut out of a video are one of so many frames.
 
     unbatched: the attention has no batch, so that an input [F, H, W, C] may have its frames along its first dimension.
     """
     parts = joined(segment)
     if parts and isinstance(parts[0], Concat):
         return _joined_videos(parts)
+    parts, count = _whole_frames(parts)
     atoms = tuple(part for part in parts if isinstance(part, Atom) and part.kind is Kind.NAMED and not part.inner)
-    if made_before_a_break(segment) or resized(segment):
+    if made_before_a_break(parts) or resized(parts):
         return None
     if len(parts) != 3 or len(atoms) != 3 or len({id(atom.root) for atom in atoms}) != 3:
         return None
@@ -89,7 +95,16 @@ def video_of(segment: Axis, unbatched: bool = False) -> Video | None:
     assert len(origins) == 3
     sources = frozenset(origin.source for origin in origins)
     frames, height, width = (atom.size for atom in atoms)
-    video = Video(frames, height, width, sources, frozenset(atoms[0].aligned))
+    aligned = frozenset().union(*(atom.aligned for atom in atoms))
+    video = Video(
+        frames if count is None else count,
+        height,
+        width,
+        sources,
+        aligned,
+        frozenset(atoms[0].aligned),
+        None if count is None else frames,
+    )
     if unbatched and [origin.path for origin in origins] == [(0,), (1,), (2,)]:
         return video if len(sources) == 1 and origins[0].rank == 4 else None
     last: dict[str, tuple[int, ...]] = {}
@@ -104,6 +119,24 @@ def video_of(segment: Axis, unbatched: bool = False) -> Video | None:
     return video
 
 
+def _whole_frames(parts: Axis) -> tuple[Axis, Any]:
+    """(the axis that frames were cut out of, how many): of a video's tokens, or of its frames; else as it is, None."""
+    first = parts[0] if parts else None
+    piece = first.piece if isinstance(first, Atom) else None
+    if piece is None:
+        return parts, None
+    whole, start, stop = piece
+    whole = joined(whole)
+    if len(parts) == 3 and len(whole) == 1:
+        return (*whole, *parts[1:]), stop - start
+    if len(parts) != 1 or len(whole) != 3:
+        return parts, None
+    frame = length(whole[1:])
+    if not (holds(divides, frame, start) and holds(divides, frame, stop)):
+        return parts, None
+    return whole, stop // frame - start // frame
+
+
 def _joined_videos(parts: Axis) -> Video | None:
     """Videos joined along their frames, of one height and width, whose frames coordinates count through."""
     frames, rest = parts[0], parts[1:]
@@ -115,30 +148,38 @@ def _joined_videos(parts: Axis) -> Video | None:
         video is not None or frame_of_one((*segment, *rest)) for video, segment in zip(videos, flat_segments(frames))
     ):
         return None
-    sources = frozenset().union(*(video.sources for video in videos if video is not None))
-    return Video(frames.size, rest[0].size, rest[1].size, sources)
+    sources, beside = (
+        frozenset().union(*(getattr(video, name) for video in videos if video is not None))
+        for name in ("sources", "beside")
+    )
+    return Video(frames.size, rest[0].size, rest[1].size, sources, beside)
 
 
 def is_text(segment: Axis, video: Video | None) -> bool:
     """Whether a segment may be attended as text beside a video: one axis that is not the video's.
 
-    Any order will do, for text is seen by all and sees all: a piece of another input's one axis is text, too, and so is
-    what was picked of one.
+    Any order will do, for text is seen by all and sees all: what was cut, picked or reordered of other inputs is text,
+    too. Tokens of the video's own input that are none of its grid are limited in number, as another video is.
     """
     parts = joined(segment)
     if len(parts) > 1:
         return False
-    if not is_opaque(segment):
-        return True
-    (atom,) = parts
-    assert isinstance(atom, Atom)
+    if video is None:
+        return not is_opaque(segment)
+    places = [_places_of(atom) for atom in atoms_of(parts)]
+    if any(place is None for place in places):
+        return False
+    sources = {source for place in places for source, _ in place or ()}
+    return not sources & (video.sources | video.beside if is_opaque(segment) else video.sources)
+
+
+def _places_of(atom: Atom) -> frozenset[Place] | None:
+    """The inputs' dimensions that an atom may run over; None where it may be any."""
     of = atom.rows if atom.piece is None else atom.piece.whole
-    if of is None or len(of) != 1 or video is None:
-        return False
-    (whole,) = of
-    if not isinstance(whole, Atom) or whole.origin is None or not whole.origin.given or whole.inner:
-        return False
-    return not video.sources & {whole.origin.source, *whole.aligned}
+    if of is None or not atom.opaque:
+        return atom.places
+    places = [_places_of(part) for part in atoms_of(of)]
+    return None if None in places else frozenset().union(*(place for place in places if place is not None))
 
 
 def may_be_open(segment: Axis) -> bool:

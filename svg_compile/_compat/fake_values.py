@@ -99,6 +99,8 @@ class ValueMode(FakeTensorMode):
             if func is _ATEN._local_scalar_dense.default:
                 self._note_read(args[0])
             args, kwargs = tree_map(self._with_value, (args, kwargs))
+            if func is _ATEN.masked_select.default and (picked := _picked(*args, **kwargs)) is not None:
+                func, args, kwargs = _ATEN.index.Tensor, picked, {}
             if func is _ATEN.index.Tensor:
                 args = (args[0], [index for each in args[1] for index in _as_places(each)], *args[2:])
         return super().dispatch(func, types, args, kwargs)
@@ -132,6 +134,14 @@ def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[place] if place < len(args) else kwargs.get(argument.name)
             yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+
+
+def _picked(self: Any, mask: Any) -> tuple[Any, list[Any]] | None:
+    """(tensor, index) of a selection by a mask whose values are known, so that the shape of it is; None by others."""
+    if not isinstance(mask, FakeTensor) or mask.constant is None:
+        return None
+    shape = torch.broadcast_shapes(self.shape, mask.shape)
+    return self.expand(shape), [mask.expand(shape)]
 
 
 def _as_places(index: Any) -> list[Any]:

@@ -77,7 +77,7 @@ class _Cloner:
             return partial(
                 self.clone(value.func, path), *self.clone(value.args, path), **self.clone(value.keywords, path)
             )
-        return self._object(value, path) if _is_plain_object(value) else value
+        return self._object(value, path) if is_plain_object(value) else value
 
     def _note(self, value: Any, twin: Any) -> Any:
         self.made[id(value)] = (value, twin)
@@ -112,7 +112,7 @@ class _Cloner:
         plain = uncompiled(module)
         if plain is not module:
             return self._note(module, self.clone(plain, path))
-        _check_forward(module, path)
+        forward = _forward_of(module, path)
         dtype = next((found for hook in _hooks(module) if (found := _compute_dtype(hook)) is not None), None)
         cls: Any = type(module)
         twin = self._note(module, cls.__new__(cls))
@@ -128,6 +128,8 @@ class _Cloner:
             else:
                 entry = self.clone(entry, path, dtype)
             vars(twin)[name] = entry
+        if forward is not None:
+            vars(twin)["forward"] = types.MethodType(forward, twin)
         return twin
 
     def _kept_hooks(self, hooks: Any, path: str) -> Any:
@@ -154,14 +156,17 @@ def _compute_dtype(hook: Any) -> torch.dtype | None:
     return dtype if isinstance(dtype, torch.dtype) else None
 
 
-def _check_forward(module: nn.Module, path: str) -> None:
-    """Raise WrappedForward where a module runs something else than the forward of its class and harmless hooks."""
+def _forward_of(module: nn.Module, path: str) -> types.FunctionType | None:
+    """The function that a module runs in the place of its class' forward; None where it runs that one.
+
+    Raises WrappedForward where it runs anything but a method of its own and harmless hooks around that.
+    """
     where = f"{path or 'the model'} ({type(module).__name__})"
     for hook in _hooks(module):
         if not _is_harmless(hook):
             raise WrappedForward(f"the hook {_name(hook)} around {where} is not known to leave the tokens alone")
     forward, kept = vars(module).get("forward"), dict(vars(module))
-    while forward is not None and not _is_own(forward, module):
+    while forward is not None and not is_own_method(forward, module):
         # What torch.compile returned for a forward keeps the forward; so do hooks, by functools.update_wrapper, which
         # may name the hook itself, or beside it on the module.
         inner = getattr(forward, "_torchdynamo_orig_callable", None)
@@ -170,12 +175,20 @@ def _check_forward(module: nn.Module, path: str) -> None:
         if inner is None:
             raise WrappedForward(f"the forward of {where} was replaced by {_name(forward)}")
         forward = inner
+    function: types.FunctionType | None = getattr(forward, "__func__", None)
+    return None if function is getattr(type(module), "forward", None) else function
 
 
-def _is_own(forward: Any, module: nn.Module) -> bool:
-    """Whether a callable is the forward that the module's class gives it."""
-    own = getattr(type(module), "forward", None)
-    return getattr(forward, "__func__", None) is own and getattr(forward, "__self__", None) is module
+def is_own_method(forward: Any, module: nn.Module) -> bool:
+    """Whether a callable is a method of the module's class, or a plain function bound to it as such.
+
+    Bound to the clone it does there what it does here: a function without a closure holds no module but its own.
+    """
+    function = getattr(forward, "__func__", None)
+    if not isinstance(function, types.FunctionType) or getattr(forward, "__self__", None) is not module:
+        return False
+    of_class = any(each is function for kind in type(module).__mro__ for each in vars(kind).values())
+    return of_class or (function.__closure__ is None and not hasattr(function, "__wrapped__"))
 
 
 def _is_harmless(hook: Any) -> bool:
@@ -193,7 +206,7 @@ def _name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _is_plain_object(value: Any) -> bool:
+def is_plain_object(value: Any) -> bool:
     """Whether a value is an instance of an ordinary Python class, and no module-level singleton of its class' file."""
     kind = type(value)
     if kind.__new__ is not object.__new__ or not hasattr(value, "__dict__") or isinstance(value, (type, enum.Enum)):

@@ -19,6 +19,8 @@ from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
 
+# A tensor of at most this many elements says how large something is.
+_FEW = 64
 # Their results depend on the shape, dtype and device of their first argument alone.
 _BY_SHAPE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor", "size", "dim")
 _WRITERS = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
@@ -75,7 +77,10 @@ def _values(
     """
     values = {node: known for node, value in given.items() if (known := _value(value, mode)) is not None}
     # What belongs to somebody else, a weight, is neither written nor computed with: else the model itself would run.
-    own = {node for node in values if not (isinstance(given[node], Tensor) and mode.is_borrowed(given[node]))}
+    made = {node for node, value in given.items() if node in values and _made_by_python(value)}
+    values.update({node: values[node].clone() for node in made})
+    borrowed = {node for node in values if isinstance(given[node], Tensor) and mode.is_borrowed(given[node])}
+    own = set(values.keys() - (borrowed - made))
     flags = _known_nodes(nodes, own)
     _check_writes(nodes, given)
     for node in values.keys() - flags:
@@ -127,6 +132,11 @@ def _forget_storage(
 
 def _value(value: Any, mode: ValueMode) -> Any:
     return mode.value(value) if isinstance(value, Tensor) else value
+
+
+def _made_by_python(value: Any) -> bool:
+    """Whether it is a small tensor that Python code made of numbers: all others of a trace are fake."""
+    return isinstance(value, Tensor) and not is_fake(value) and type(value) is Tensor and value.numel() <= _FEW
 
 
 def _check_writes(nodes: Iterable[fx.Node], given: dict[fx.Node, Any]) -> None:

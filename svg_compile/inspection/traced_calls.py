@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 
 from svg_compile._compat.fake_values import ValueMode
 from svg_compile._compat.operators import qualified_name
-from svg_compile._compat.pytree import tree_leaves
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
+from svg_compile.inspection.bare_clone import is_plain_object
 from svg_compile.inspection.callers import Callers, place, stack
+from svg_compile.inspection.opened import tensors_in
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.grid import grid_of
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, Ledger
@@ -42,7 +43,7 @@ class TracedCalls:
         # Attentions with a grid so far.
         self._layers = 0
         self.ledger = Ledger(
-            [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)],
+            tensors_in(inputs),
             _state_of(model),
             lambda: mode.data_was_read,
         )
@@ -115,8 +116,20 @@ class TracedCalls:
 
 
 def _state_of(model: Any) -> Iterable[Tensor]:
-    """The parameters, buffers and other tensors that a model holds."""
+    """The parameters, buffers and other tensors that a model holds, also in plain objects of it."""
+    seen: set[int] = set()
     for module in model.modules() if isinstance(model, nn.Module) else ():
+        seen.add(id(module))
         for value in vars(module).values():
-            if isinstance(value, (Tensor, dict, list, tuple)):
-                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+            yield from _held(value, seen)
+
+
+def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in seen and (isinstance(value, (dict, list, tuple)) or is_plain_object(value)):
+        seen.add(id(value))
+        if is_plain_object(value):
+            value = vars(value)
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _held(part, seen)

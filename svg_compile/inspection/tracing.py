@@ -21,6 +21,7 @@ from svg_compile._compat.traces import leaving_no_trace, random_numbers_go_on
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import BY_FLEX, Site
 from svg_compile.errors import NeedsData, SvgError
+from svg_compile.inspection.bare_clone import is_own_method
 from svg_compile.inspection.breaks import graph_breaks, last_break
 from svg_compile.inspection.cost import cost_of, count_flops
 from svg_compile.inspection.explanation import GraphBreak
@@ -199,7 +200,8 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
 def _left_off(model: Callable[..., Any]) -> list[str]:
     """A note on the hooks of libraries that the clone is without, and so on what may run as plain Python beside it."""
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    wrapped = [path or "the model" for path, module in modules if "forward" in vars(module)]
+    replaced = [(path, module) for path, module in modules if "forward" in vars(module)]
+    wrapped = [path or "the model" for path, module in replaced if not is_own_method(vars(module)["forward"], module)]
     if not wrapped:
         return []
     more = f" and {len(wrapped) - 1} more" if len(wrapped) > 1 else ""

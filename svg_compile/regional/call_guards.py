@@ -7,7 +7,8 @@ guarded by nothing, so its calls are told apart here:
     the modules, and the processors that diffusers lets one put into attentions;
     the plain attributes of both: numbers, strings, flags, and tuples or lists of them;
     the values of integer tensors, where the trace had breaks: Python code may have read them;
-    the values of positions that are the raster of a video (`passes.coordinates`): they prove the grid;
+    the values of positions that are the raster of a video (`passes.coordinates`), which prove the grid, and of ids
+    beside them;
     the values of integers [F], which may number frames;
 
     the values of small floating-point arguments where the trace ends at a line that reads one: of those that hold
@@ -22,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.fake_values import MOST_ELEMENTS
 from svg_compile._compat.graphs import version_of
-from svg_compile._compat.pytree import tree_flatten, tree_leaves
-from svg_compile.passes.coordinates import raster_seen, rise_seen
+from svg_compile._compat.pytree import tree_flatten
+from svg_compile.inspection.opened import opened, tensors_in
+from svg_compile.passes.coordinates import ids_of, raster_seen, rise_seen
 
 # A grid is a few numbers; longer attributes are data.
 _FEW = 16
@@ -84,12 +86,13 @@ class CallFacts:
             for name, value in (*thing._buffers.items(), *vars(thing).items())
             if _is_small_state(value) and self._changes[number, name] < _HARMLESS
         )
-        given = {name: value for name, value in arguments.items() if name != "timestep"}
+        given = {name: opened(value) for name, value in arguments.items() if name != "timestep"}
         leaves, structure = tree_flatten(given)
+        positions = _positions(leaves)
         timestep = arguments.get("timestep")
         when = tuple(timestep.shape) if isinstance(timestep, Tensor) else type(timestep)
-        read = [_digest(leaf) for name in sorted(self.reads & given.keys()) for leaf in _tensors(given[name])]
-        call = (is_grad_enabled(), str(structure), when, *map(self._fact, leaves), *read)
+        read = [_digest(leaf) for name in sorted(self.reads & given.keys()) for leaf in tensors_in(given[name])]
+        call = (is_grad_enabled(), str(structure), when, *(self._fact(leaf, positions) for leaf in leaves), *read)
         return CallKey(call, tuple(map(id, things)), frozenset((*attributes, *state)))
 
     def learn(self, before: CallKey, now: CallKey, *, same: bool) -> None:
@@ -100,9 +103,9 @@ class CallFacts:
             # What has decided a grid once is never harmless.
             self._changes[place] += 1 if same else -(10**6)
 
-    def _fact(self, leaf: Any) -> Any:
+    def _fact(self, leaf: Any, positions: list[Tensor]) -> Any:
         if isinstance(leaf, Tensor):
-            values = (self.reads_values and _is_whole(leaf)) or _decides(leaf)
+            values = (self.reads_values and _is_whole(leaf)) or _decides(leaf, positions)
             return tuple(leaf.shape), leaf.dtype, _digest(leaf) if values else b""
         plain = sorted((name, repr(value)) for name, value in getattr(leaf, "__dict__", {}).items() if _is_plain(value))
         return type(leaf), repr(leaf), tuple(plain)
@@ -119,7 +122,7 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
     """The names of the arguments that are small floating-point tensors: neither the timestep nor latents."""
 
     def small(value: Any) -> bool:
-        tensors = _tensors(value)
+        tensors = tensors_in(value)
         return bool(tensors) and all(
             leaf.is_floating_point() and leaf.dim() < 5 and leaf.numel() <= MOST_ELEMENTS and not leaf.is_meta
             for leaf in tensors
@@ -130,11 +133,7 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
 
 def is_flags(value: Any) -> bool:
     """Whether an argument's tensors hold zeros and ones only, as a mask does; waits for their device."""
-    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in _tensors(value))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in tensors_in(value))
 
 
 def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callable[[Tensor], bool]:
@@ -142,9 +141,10 @@ def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callab
 
     also: the names of floating-point arguments that it may read.
     """
-    asked = {id(leaf) for name in also for leaf in _tensors(arguments[name])}
-    given = {id(leaf) for name, leaf in arguments.items() if name != "timestep" for leaf in tree_leaves(leaf)}
-    never = {id(leaf) for leaf in tree_leaves(arguments.get("timestep"))}
+    asked = {id(leaf) for name in also for leaf in tensors_in(arguments[name])}
+    leaves = [leaf for name, value in arguments.items() if name != "timestep" for leaf in tensors_in(value)]
+    given, positions = set(map(id, leaves)), _positions(leaves)
+    never = {id(leaf) for leaf in tensors_in(arguments.get("timestep"))}
 
     def may_be_read(tensor: Tensor) -> bool:
         if id(tensor) in never:
@@ -152,14 +152,20 @@ def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callab
         if id(tensor) in asked:
             return True
         if id(tensor) in given:
-            return _is_whole(tensor) or _decides(tensor)
+            return _is_whole(tensor) or _decides(tensor, positions)
         return _is_small_state(tensor)
 
     return may_be_read
 
 
-def _decides(positions: Tensor) -> bool:
-    return raster_seen(positions) is not None or rise_seen(positions) is not None
+def _positions(leaves: Iterable[Any]) -> list[Tensor]:
+    """The positions of a video among a call's arguments."""
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and raster_seen(leaf) is not None]
+
+
+def _decides(tensor: Tensor, positions: list[Tensor]) -> bool:
+    seen = any(tensor is each for each in positions) or rise_seen(tensor) is not None
+    return seen or ids_of(tensor, positions) is not None
 
 
 def _is_whole(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from svg_compile.decisions import Site
+from svg_compile.inspection.bare_clone import is_own_method
 
 
 def hides_grid(model: nn.Module) -> bool:
@@ -18,7 +19,9 @@ def hides_grid(model: nn.Module) -> bool:
 
     Such hooks break the model's graph at the module, or exchange tokens between processes in it.
     """
-    return any("forward" in vars(module) for module in model.modules())
+    return any(
+        "forward" in vars(module) and not is_own_method(vars(module)["forward"], module) for module in model.modules()
+    )
 
 
 def why_not_in_parallel(model: nn.Module, sites: tuple[Site, ...]) -> str | None:

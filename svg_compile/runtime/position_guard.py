@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from svg_compile.passes.coordinates import Positions, Raster, Rise
+from svg_compile.passes.coordinates import Found, Ids, Positions, Rise
 
 
 class PositionGuard:
@@ -37,7 +37,9 @@ class PositionGuard:
         return self.dense(*inputs)
 
 
-def _named(found: Raster | Rise) -> str:
+def _named(found: Found) -> str:
     if isinstance(found, Rise):
         return f"{found.frames} frames"
+    if isinstance(found, Ids):
+        return "ids"
     return f"{found.frames}x{found.height}x{found.width} video"

@@ -107,7 +107,9 @@ def _reference() -> Any:
     return LTX2ReferenceCondition(frames=clip(33, 224, 96), strength=1.0)
 
 
-_BESIDE = "tokens of the condition stand beside those of the video, with coordinates of their own: no raster"
+_BESIDE = "tokens of the condition beside the video are attended in full; dense where they are over 30% of the sequence"
+_WINDOWS = "frames of the window before stand behind those of a window: in the few frames of this test over 30%"
+_REFERENCE = "a reference as long as the video stands beside it: more than is worth attending in full"
 _PICTURE = draw(1, 3, 224, 96).clamp(0, 1)
 ROWS = (
     Row("LTX-Video T2V", "LTXPipeline", pipelines.spec("ltx").build, _text, quick=True),
@@ -116,21 +118,19 @@ ROWS = (
     Row("LTX-Video condition, first frame", "LTXConditionPipeline", lambda: _pipe("LTXConditionPipeline"),
         lambda: _condition(image=picture(224, 96), frame_index=0)),
     Row("LTX-Video condition, a later frame", "LTXConditionPipeline", lambda: _pipe("LTXConditionPipeline"),
-        lambda: _condition(image=picture(224, 96), frame_index=16), tokens=126, whole="dense",
-        blocks="dense", note=_BESIDE),
+        lambda: _condition(image=picture(224, 96), frame_index=16), text=21, text_first=True, note=_BESIDE),
     Row("LTX-Video long, several prompts", "LTXI2VLongMultiPromptPipeline", _long,
         lambda: _SIZE | {"prompt": "a cat | a dog", "num_frames": 57, "temporal_tile_size": 33, "temporal_overlap": 8,
                          "cond_image": picture(224, 96), "max_sequence_length": TEXT}, whole="dense",
-        blocks="dense", note=_BESIDE),
+        blocks="dense", note=_WINDOWS),
     Row("LTX-2 T2V", "LTX2Pipeline", lambda: _ltx2("LTX2Pipeline"), _ltx2_text),
     Row("LTX-2 I2V", "LTX2ImageToVideoPipeline", lambda: _ltx2("LTX2ImageToVideoPipeline"),
         lambda: _ltx2_text(image=_PICTURE, image_crf=0, **_ALONE)),
     Row("LTX-2 condition, first frame", "LTX2ConditionPipeline", lambda: _ltx2("LTX2ConditionPipeline"),
         lambda: _ltx2_text(conditions=[_ltx2_condition(0, _PICTURE)], **_ALONE)),
     Row("LTX-2 condition, a later frame", "LTX2ConditionPipeline", lambda: _ltx2("LTX2ConditionPipeline"),
-        lambda: _ltx2_text(conditions=[_ltx2_condition(2, _PICTURE)], **_ALONE), tokens=126, whole="dense",
-        blocks="dense", note=_BESIDE),
+        lambda: _ltx2_text(conditions=[_ltx2_condition(2, _PICTURE)], **_ALONE), text=21, note=_BESIDE),
     Row("LTX-2 in context", "LTX2InContextPipeline", lambda: _ltx2("LTX2InContextPipeline"),
         lambda: _ltx2_text(reference_conditions=[_reference()], **_ALONE), tokens=210, whole="dense",
-        blocks="dense", note=_BESIDE),
+        blocks="dense", note=_REFERENCE),
 )  # fmt: skip

@@ -42,7 +42,7 @@ def _cropped_tokens_that_run_along_the_video(x: Tensor, other: Tensor) -> Tensor
     return attend(torch.cat([tokens(x), other[:, :8]], 1))
 
 
-@model("UNKNOWN_GRID", video(), TEXT)
+@model(f"{GRID}+11", video(), TEXT)
 def _text_in_another_order(x: Tensor, text: Tensor) -> Tensor:
     return attend(torch.cat([tokens(x), text.flip(1)], 1))
 

@@ -19,12 +19,12 @@ def _factorised_time(x: Tensor) -> Tensor:
     return attend(x.permute(0, 3, 4, 2, 1).flatten(0, 2))
 
 
-@model("UNKNOWN_GRID")
+@model("2*2*6")
 def _half_of_the_frames(x: Tensor) -> Tensor:
     return attend(tokens(x[:, :, :2]))
 
 
-@model("UNKNOWN_GRID", PACKED)
+@model("2*2*6", PACKED)
 def _half_of_packed_tokens(x: Tensor) -> Tensor:
     return attend((x * positions())[:, : N // 2])
 

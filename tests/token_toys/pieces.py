@@ -132,12 +132,12 @@ def _another_frame_in_the_place_of_the_first(x: Tensor, mask: Tensor) -> Tensor:
     return attend(tokens(torch.cat([x[:, :, 3:4], x[:, :, 1:]], 2) * mask))
 
 
-@model("UNKNOWN_GRID")
+@model("12+3*2*6")
 def _another_frame_added_to_nothing_of_the_first(x: Tensor) -> Tensor:
     return attend(tokens(torch.cat([x[:, :, :1] * 0 + x[:, :, 3:4], x[:, :, 1:]], 2)))
 
 
-@model("UNKNOWN_GRID")
+@model("12+3*2*6")
 def _another_frame_by_a_mean_over_the_first(x: Tensor) -> Tensor:
     other = x[:, :, 3:4].mean(2, keepdim=True)
     return attend(tokens(torch.cat([x[:, :, :1] * 0 + other, x[:, :, 1:]], 2)))
@@ -198,6 +198,61 @@ def _frames_of_the_input_put_beside_pairs_of_them(x: Tensor) -> Tensor:
     for i in range(FRAMES):
         y = y * 0.5 + _at(i) * x[:, :, 7 - 2 * i : 8 - 2 * i]
     return attend(tokens(y))
+
+
+# ---- whole frames ----------------------------------------------------------------------------------------------------
+
+
+@model("3*2*6")
+def _without_its_first_frame(x: Tensor) -> Tensor:
+    return attend(tokens(x)[:, FRAME:])
+
+
+@model("3*2*6+5", video(), TEXT)
+def _some_frames_and_text(x: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x[:, :, :3]) * 2, text], 1))
+
+
+@model(["2*2*6", "2*2*6"])
+def _runs_of_frames_attended_apart(x: Tensor) -> Tensor:
+    return torch.cat([attend(part) for part in tokens(x).chunk(2, 1)], 1)
+
+
+@model(["2*2*6", GRID])
+def _runs_of_frames_attended_apart_and_then_together(x: Tensor) -> Tensor:
+    first, last = torch.split(tokens(x), [2 * FRAME, 2 * FRAME], 1)
+    return attend(torch.cat([attend(first), last], 1))
+
+
+@model("UNKNOWN_GRID")
+def _a_frame_and_a_half(x: Tensor) -> Tensor:
+    return attend(tokens(x)[:, : FRAME + FRAME // 2])
+
+
+@model("UNKNOWN_GRID")
+def _frames_cut_half_a_frame_late(x: Tensor) -> Tensor:
+    return attend(tokens(x)[:, FRAME // 2 : FRAME // 2 + 2 * FRAME])
+
+
+@model("UNKNOWN_GRID")
+def _rows_without_their_last_columns(x: Tensor) -> Tensor:
+    return attend(tokens(x[..., :4]))
+
+
+@model("UNKNOWN_GRID")
+def _every_other_frame(x: Tensor) -> Tensor:
+    return attend(tokens(x[:, :, ::2]))
+
+
+@model("UNKNOWN_GRID")
+def _frames_added_to_the_ones_before_them(x: Tensor) -> Tensor:
+    return attend(tokens(x[:, :, 1:] + x[:, :, :-1]))
+
+
+@model("UNKNOWN_GRID", video(), torch.randn(B, N, C))
+def _frames_beside_those_that_come_later(x: Tensor, other: Tensor) -> Tensor:
+    y = tokens(x) + other
+    return attend(torch.cat([torch.zeros(B, FRAME, C), y[:, :-FRAME]], 1) + tokens(x))
 
 
 # ---- padding ---------------------------------------------------------------------------------------------------------
