@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +15,6 @@ from lowering import itself, watch
 from pipelines import TimedDiT
 from svg_compile import ScheduleError
 from svg_compile.runtime import dispatcher as schedule
-from svg_compile.runtime import timestep
 from svg_compile.runtime.dispatcher import Decision
 from toy import latents
 from traced import answer_with_zeros
@@ -26,34 +23,12 @@ OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "block": 8, "on_e
 TIMES = (1000.0, 750.5, 500.0, 2.5)
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    before = schedule.registered()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
-    gc.collect()
-    assert schedule.registered() == before, "a test left a schedule registered"
+pytestmark = pytest.mark.usefixtures("no_schedule_left", "fresh_dynamo")
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
     return watch(monkeypatch, itself, lambda graph_module, inputs, patches: answer_with_zeros(graph_module))
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The timesteps that were read on the host."""
-    values: list[float] = []
-    real = timestep._read
-
-    def read(tensor: Tensor) -> float:
-        values.append(real(tensor))
-        return values[-1]
-
-    monkeypatch.setattr(timestep, "_read", read)
-    return values
 
 
 def steps(decisions: list[Decision]) -> list[tuple[int, bool]]:

@@ -9,54 +9,29 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 import pipelines
 import svg_compile
 from lowering import itself, watch
 from pipelines import Spec
 from svg_compile.runtime import dispatcher as schedule
-from svg_compile.runtime import timestep
 from svg_compile.runtime.registry import REGISTRY
 from test_attach import OPTIONS, Stop, steps
 from toy import latents
 from traced import answer_with_zeros
 
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    before = schedule.registered()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
-    gc.collect()
-    assert schedule.registered() == before, "a test left a schedule registered"
+pytestmark = pytest.mark.usefixtures("no_schedule_left", "fresh_dynamo")
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[fx.GraphModule]:
     return watch(monkeypatch, itself, lambda graph_module, inputs, patches: answer_with_zeros(graph_module))
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The timesteps that were read on the host."""
-    values: list[float] = []
-    real = timestep._read
-
-    def read(tensor: Tensor) -> float:
-        values.append(real(tensor))
-        return values[-1]
-
-    monkeypatch.setattr(timestep, "_read", read)
-    return values
 
 
 def compile_denoisers(pipe: Any, spec: Spec, **options: Any) -> None:

@@ -54,7 +54,7 @@ def projected(x: Tensor) -> Tensor:
 def test_a_declared_operator_keeps_the_rows(operator: Any) -> None:
     (site,) = sites_of(projected, video())
     assert verdict(site) == "UNKNOWN_GRID"
-    assert site.detail.startswith("svg_tests.product at test_token_axes_state.py:")
+    assert site.detail.startswith("svg_tests.product at test_axes_of_products.py:")
     svg_compile.register_rowwise_op(operator)
     assert [verdict(site) for site in sites_of(projected, video())] == [GRID]
     # What it says is of that operator alone.

@@ -6,8 +6,7 @@ import asyncio
 import contextvars
 import gc
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,20 +18,13 @@ import svg_compile
 from scheduler_runs import denoise
 from step_models import FORMS, Pipe, StepModel, dispatcher
 from svg_compile import ScheduleError
-from svg_compile.runtime.dispatcher import observe, registered, watch
+from svg_compile.runtime.dispatcher import observe, watch
 from svg_compile.runtime.registry import REGISTRY
 from svg_compile.runtime.steps import Decision
 from test_whose_step import X, euler, places
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = registered()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="svg")
-        yield
-    gc.collect()
-    assert registered() == before, "a test left a schedule registered"
+# A warning of ours is an error, where a test does not expect it.
+pytestmark = [pytest.mark.usefixtures("no_schedule_left"), pytest.mark.filterwarnings("error:svg")]
 
 
 def together(*jobs: Callable[[], Any]) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,20 +17,14 @@ import svg_compile
 from scheduler_runs import SCHEDULERS, denoise
 from step_models import FORMS, Pipe, StepModel, dispatcher, log_of
 from svg_compile.runtime import timestep
-from svg_compile.runtime.dispatcher import observe, registered
+from svg_compile.runtime.dispatcher import observe
 from svg_compile.runtime.steps import Decision
 
 X = torch.zeros(1, 4, 2, 3, 4)
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = registered()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="svg")
-        yield
-    gc.collect()
-    assert registered() == before, "a test left a schedule registered"
+# A warning of ours is an error, where a test does not expect it.
+pytestmark = [pytest.mark.usefixtures("no_schedule_left"), pytest.mark.filterwarnings("error:svg")]
 
 
 def euler(shift: float = 5.0) -> Any:
