@@ -63,11 +63,14 @@ lint: $(INSTALLED) types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-# mypy reads the packages laid out as they are installed: it does not follow an editable install's import hook.
+# The packages laid out as they are installed, for mypy and the site: neither follows an editable install's import hook.
 TYPED := out/typed
-types: $(INSTALLED)
+.PHONY: laid-out
+laid-out:
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)
 	@cp -r svg_compile $(TYPED)/ && cp -r passes kernels $(TYPED)/svg_compile/
+
+types: $(INSTALLED) laid-out
 	cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p svg_compile
 	MYPYPATH=$(TYPED) $(BIN)/mypy examples tests/visible_types.py
 
@@ -80,7 +83,7 @@ test-versions: $(INSTALLED)
 	$(BIN)/python tests/versions.py test
 
 # A link, an anchor or a name that leads nowhere is an error.
-docs: $(INSTALLED)
+docs: $(INSTALLED) laid-out
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs-material "mkdocstrings[python]"
 	PATH=$(abspath $(BIN)):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "out/site/index.html"

@@ -1,7 +1,9 @@
 """Lead the plans of a rewritten graph out of it, and what they follow from into it.
 
-    before   profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., None, None);      return (out,)
-    after    profiled = svg.profile(q, k, v, ..., [0.5, 0.3], ..., when, previous, share);  return (out, plan, errors)
+    before   profiled = svg.profile(q, k, v, ..., when=None, previous=None, share=None)
+             return (out,)
+    after    profiled = svg.profile(q, k, v, ..., when=when, previous=previous, share=share)
+             return (out, plan, errors)
 
 Outputs: the plan and the errors of each profiled attention, so that a recorder can show them and a later step keep
 them; where layers share the pairs, what its half-widths miss; with `repair` and `profile_every` its fit as well.
@@ -28,16 +30,15 @@ from svg_compile._compat.dynamo import pin_source
 from svg_compile._compat.sizes import constant, is_symbolic
 from svg_compile.config import SvgConfig
 from svg_compile.kernels import repair_ops
-from svg_compile.passes.find_attention import layer_of
+from svg_compile.passes.node_origin import layer_of
+from svg_compile.passes.rewrite_attention import GRID
 
 _KEY = "svg_plan_ports"
 _PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
 # The results of a profile.
 _PLAN, _ERRORS, _FIT = 0, 1, 3
-# The last result of a profile, and the last of its arguments.
-_MISSING = _SHARE = -1
-# The grid among the arguments of either profile.
-_GRID = slice(4, 10)
+# The last of them.
+_MISSING = -1
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
                 examples.append(torch.zeros(shape, dtype=shown.dtype, device=device))
                 previous[index].append(_emit_placeholder(graph, f"{name}_{index}", examples[-1], fake_mode))
         for profile, kept in zip(profiles, previous, strict=True):
-            ports = 3 if profile.target is torch.ops.svg.profile.default else 4
-            profile.args = (*profile.args[:-ports], when, *kept, *([None] * (ports - 1 - len(kept))))
+            profile.update_kwarg("when", when)
+            for name, node in zip(("previous", "previous_fit"), kept):
+                profile.update_kwarg(name, node)
     batch = _batch_of(profiles) if config.shares_layers else None
     shared = batch is not None
     if batch is not None:
@@ -113,10 +115,11 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         for node, part in zip(parts, led_out, strict=True):
             node.meta.update({**profile.meta, "example_value": profile.meta["example_value"][part]})
         own += parts
-    sizes = [size for profile in profiles for size in profile.args[_GRID] if shared and isinstance(size, fx.Node)]
+    grids = [tuple(profile.kwargs[name] for name in GRID) for profile in profiles]
+    sizes = [size for grid in grids for size in grid if shared and isinstance(size, fx.Node)]
     graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),
-        grids=tuple(tuple(None if isinstance(a, fx.Node) else a for a in profile.args[_GRID]) for profile in profiles),
+        grids=tuple(tuple(None if isinstance(size, fx.Node) else size for size in grid) for grid in grids),
         outputs=len(output.args[0]),
         staged=config.staged,
         shapes=tuple(shapes),
@@ -143,7 +146,7 @@ def _emit_shares(graph: fx.Graph, profiles: list[fx.Node], shares: fx.Node) -> N
         with graph.inserting_before(profile):
             share = graph.call_function(torch.select, (shares, 0, index))
         share.meta["example_value"] = shares.meta["example_value"][index]
-        profile.args = (*profile.args[:_SHARE], share)
+        profile.update_kwarg("share", share)
 
 
 def _emit_placeholder(graph: fx.Graph, name: str, example: Tensor, fake_mode: Any) -> fx.Node:

@@ -174,7 +174,7 @@ def _decide(
 
 
 def _common_grid(found: list[Grid | Refusal]) -> Grid | Refusal:
-    """The one grid of all visits of an attention."""
+    """The one grid of all runs of an attention."""
     refusal = next((each for each in found if isinstance(each, Refusal)), None)
     if not found or refusal is not None:
         return refusal or Refusal(Reason.HIGHER_ORDER)

@@ -10,55 +10,42 @@ is 8 N D elements read or written, beside 4 N^2 D density operations: by arithme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from svg_compile.passes.attention_call import example
 from svg_compile.passes.axes.read_grid import Grid
+from svg_compile.passes.emit import Emitter
 from svg_compile.passes.symbols import emit_size
 
 
 @dataclass(frozen=True)
 class Move:
-    """How many tokens stand before the video, and how many are the video and what is behind it: ints, or nodes.
-
-    shown: the same two numbers of the traced example.
-    """
+    """How many tokens stand before the video, and how many are the video and what is behind it: ints, or proxies."""
 
     before: Any
     rest: Any
-    shown: tuple[Any, Any]
+
+    def together(self, tensor: fx.Proxy, dim: int) -> fx.Proxy:
+        """[before | rest] along a dimension -> [rest | before]."""
+        return _swapped(tensor, dim, self.before, self.rest)
+
+    def put_back(self, tensor: fx.Proxy, dim: int) -> fx.Proxy:
+        """[rest | before] along a dimension -> [before | rest]."""
+        return _swapped(tensor, dim, self.rest, self.before)
 
 
-def move_of(graph: fx.Graph, grid: Grid) -> Move | None:
+def move_of(emitter: Emitter, grid: Grid) -> Move | None:
     """The move that a grid needs, its numbers put at the graph's insertion point; None where it needs none."""
     if not grid.moves:
         return None
-    before, rest = numbers = grid.before, grid.tokens - grid.before
-    return Move(emit_size(graph, before), emit_size(graph, rest), numbers)
+    return Move(emit_size(emitter, grid.before), emit_size(emitter, grid.tokens - grid.before))
 
 
-def emit_together(graph: fx.Graph, tensor: fx.Node, move: Move, dim: int) -> fx.Node:
-    """[before | rest] along a dimension -> [rest | before]."""
-    return _emit_swapped(graph, tensor, dim, (move.before, move.rest), move.shown)
-
-
-def emit_put_back(graph: fx.Graph, tensor: fx.Node, move: Move, dim: int) -> fx.Node:
-    """[rest | before] along a dimension -> [before | rest]."""
-    return _emit_swapped(graph, tensor, dim, (move.rest, move.before), move.shown[::-1])
-
-
-def _emit_swapped(graph: fx.Graph, tensor: fx.Node, dim: int, sizes: Sequence[Any], shown: Sequence[Any]) -> fx.Node:
-    """The last `sizes[1]` positions of a tensor, then its first `sizes[0]`."""
-    first = graph.call_method("narrow", (tensor, dim, 0, sizes[0]))
-    last = graph.call_method("narrow", (tensor, dim, sizes[0], sizes[1]))
-    swapped = graph.call_function(torch.cat, ((last, first), dim))
-    if "example_value" in tensor.meta:
-        whole = example(tensor)
-        parts = whole.narrow(dim, shown[0], shown[1]), whole.narrow(dim, 0, shown[0])
-        swapped.meta["example_value"] = torch.cat(parts, dim)
+def _swapped(tensor: fx.Proxy, dim: int, first: Any, last: Any) -> fx.Proxy:
+    """The last `last` positions of a tensor, then its first `first`."""
+    head, tail = tensor.narrow(dim, 0, first), tensor.narrow(dim, first, last)
+    swapped: fx.Proxy = torch.cat((tail, head), dim)  # type: ignore[arg-type, assignment]
     return swapped

@@ -12,6 +12,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from svg_compile._compat.sizes import expression, is_symbolic
+from svg_compile.passes.emit import Emitter
 
 
 def computable(graph: fx.Graph, sizes: Iterable[Any]) -> bool:
@@ -20,14 +21,13 @@ def computable(graph: fx.Graph, sizes: Iterable[Any]) -> bool:
     return all(symbol in bound for size in sizes if is_symbolic(size) for symbol in expression(size).free_symbols)
 
 
-def emit_size(graph: fx.Graph, size: Any) -> Any:
-    """A size as an argument: an int, or the node that computes it, put at the graph's insertion point."""
+def emit_size(emitter: Emitter, size: Any) -> Any:
+    """A size as an argument: an int, or a proxy of the nodes that compute it, put at the graph's insertion point."""
     if not is_symbolic(size):
         return int(size)
-    tracer = fx.proxy.GraphAppendingTracer(graph)
-    proxies = {symbol: fx.Proxy(node, tracer) for symbol, node in _placeholder_symbols(graph).items()}
+    proxies = {symbol: emitter.proxy_of(node) for symbol, node in _placeholder_symbols(emitter.graph).items()}
     result = sympy_interp(PythonReferenceAnalysis, proxies, expression(size))
-    return result.node if isinstance(result, fx.Proxy) else int(result)
+    return result if isinstance(result, fx.Proxy) else int(result)
 
 
 def _placeholder_symbols(graph: fx.Graph) -> dict[sympy.Symbol, fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -46,3 +47,30 @@ def fresh_dynamo() -> Iterator[None]:
     with torch.no_grad():
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def no_schedule_left() -> Iterator[None]:
+    """Fails where a test leaves a schedule registered; name it before `fresh_dynamo`, whose reset frees models."""
+    from svg_compile.runtime.dispatcher import registered
+
+    before = registered()
+    yield
+    gc.collect()
+    assert registered() == before, "a test left a schedule registered"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The timesteps that were read on the host."""
+    from svg_compile.runtime import timestep
+
+    values: list[float] = []
+    real = timestep._read
+
+    def read(tensor: torch.Tensor) -> float:
+        values.append(real(tensor))
+        return values[-1]
+
+    monkeypatch.setattr(timestep, "_read", read)
+    return values

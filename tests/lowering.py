@@ -26,7 +26,8 @@ def kind(graph_module: fx.GraphModule) -> list[str]:
 
 def grids_of(graph_module: fx.GraphModule) -> list[str]:
     """The grid of each sparse attention, as in "4x6x8"; ["dense"] for a graph without."""
-    return ["x".join(str(size) for size in node.args[5:8]) for node in sparse_nodes(graph_module)] or ["dense"]
+    sizes = [[node.kwargs[name] for name in ("frames", "height", "width")] for node in sparse_nodes(graph_module)]
+    return ["x".join(map(str, each)) for each in sizes] or ["dense"]
 
 
 def itself(graph_module: fx.GraphModule) -> list[fx.GraphModule]:

@@ -144,7 +144,7 @@ def _check_selection(tracker: AxisTracker, result: Tensor, d: Dimension, changes
     """Where some positions of an axis are in the result, and others are not, it is shown or noted as selected."""
     gone = [atom for atom in not_shown([d.axis], tracker.of(result)) if not of_samples(atom)]
     selected = any(change.any() for change in changes) and not all(change.any() for change in changes)
-    noted = tracker.pins_of(result)
+    noted = tracker.selected_from(result)
     assert not (selected and gone and not noted.intersection(gone)), f"one position of {d.name}, and it is not noted"
 
 

@@ -20,7 +20,8 @@ from svg_compile.cli import main
 from svg_compile.inspection.recording.entry import Entry
 from svg_compile.inspection.recording.recorded import Recording
 from svg_compile.targets import Request, cast, load, values
-from svg_compile.targets.example_inputs import RECIPES, Size, inputs_for
+from svg_compile.targets.example_inputs import inputs_for
+from svg_compile.targets.recipes import RECIPES, Size
 
 TESTS = Path(__file__).resolve().parent
 BUILDER = """

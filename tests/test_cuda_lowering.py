@@ -15,7 +15,8 @@ from torch import Tensor
 
 import models
 import svg_compile
-from absent_gpu import Launch, Machine, absent_gpu
+from absent_gpu import absent_gpu
+from noted_kernels import Launch, Machine
 from svg_compile import VideoLayout
 from svg_compile.kernels import ops
 

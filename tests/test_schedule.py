@@ -5,7 +5,6 @@ Unless a test says otherwise Inductor is replaced by the traced graph itself, so
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import warnings
@@ -35,6 +34,22 @@ DENSE_THEN_SPARSE = [(0, True), (1, True), (2, False), (3, False)]
 
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+TOKENS = 5 * 7 * 3
+
+
+FORMS: dict[str, Callable[[float], Any]] = {
+    "scalar": lambda t: torch.tensor(t),
+    "one": lambda t: torch.tensor([t]),
+    "sample": lambda t: torch.full((2,), t),
+    "integers": lambda t: torch.full((2,), round(t)),
+    "from 0 to 1": lambda t: torch.full((2,), t / 1000),
+    "bfloat16": lambda t: torch.full((2,), t, dtype=torch.bfloat16),
+    "token, first frame clean": lambda t: torch.cat([torch.zeros(2, 21), torch.full((2, TOKENS - 21), t)], 1),
+    "number": lambda t: t,
+    "whole number": lambda t: round(t),
+}
 
 
 @pytest.fixture
@@ -73,94 +88,6 @@ def test_a_fraction_is_the_first_ceil_of_it_and_float_fuzz_adds_no_step() -> Non
     assert [until(3, n) for n in (1, 4, 50)] == [3, 3, 3]
     for total in range(1, 101):
         assert [until(k / total, total) for k in range(total + 1)] == list(range(total + 1))
-
-
-TOKENS = 5 * 7 * 3
-FORMS: dict[str, Callable[[float], Any]] = {
-    "scalar": lambda t: torch.tensor(t),
-    "one": lambda t: torch.tensor([t]),
-    "sample": lambda t: torch.full((2,), t),
-    "integers": lambda t: torch.full((2,), round(t)),
-    "from 0 to 1": lambda t: torch.full((2,), t / 1000),
-    "bfloat16": lambda t: torch.full((2,), t, dtype=torch.bfloat16),
-    "token, first frame clean": lambda t: torch.cat([torch.zeros(2, 21), torch.full((2, TOKENS - 21), t)], 1),
-    "number": lambda t: t,
-    "whole number": lambda t: round(t),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_timestep_is_counted_and_guidance_is_no_step(form: str, built: list[str]) -> None:
-    model, x = compiled(TimedDiT()), latents(batch=2)
-    with schedule.observe() as seen:
-        for _ in range(2):
-            for time in TIMES:
-                for _guidance in range(2):
-                    model(x, FORMS[form](time))
-    assert steps(seen) == [step for step in DENSE_THEN_SPARSE for _ in range(2)] * 2
-    assert {d.source for d in seen} == {"timestep"}
-    # A number is a constant of the first graph and, at the latest from the third step on, an input of the next ones.
-    assert built == ["dense", "sparse"] if "number" not in form else len(built) <= 2 * len(TIMES)
-
-
-def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs)
-
-    return wrapper
-
-
-class Guided(TimedDiT):
-    """The guidance is embedded as the timestep is: only their names tell them apart."""
-
-    def forward(self, latents: Tensor, guidance: Tensor, timestep: Tensor) -> Tensor:  # type: ignore[override]
-        return self.attend(latents, timestep) + torch.sin(guidance) * torch.cos(guidance)
-
-
-class Decorated(Guided):
-    forward = decorated(Guided.forward)
-
-
-class Hooked(Guided):
-    """As diffusers' hooks leave a module: its forward is a function of whatever it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forward = functools.partial(lambda module, *args, **kwargs: Guided.forward(module, *args, **kwargs), self)
-
-
-class Unnamed(TimedDiT):
-    """Neither its latents nor its positions are timesteps, and the timestep's name says nothing."""
-
-    def forward(self, latents: Tensor, places: Tensor, when: Tensor) -> Tensor:  # type: ignore[override]
-        waves = torch.sin(places) + torch.cos(places)
-        return self.attend(latents, when) + waves[:, None]
-
-
-HOW = ("keyword", "position", "decorated", "decorated keyword", "hooked", "hooked keyword", "in place", "function")
-
-
-@pytest.mark.parametrize("how", [*HOW, "unnamed"])
-def test_the_timestep_is_found_however_it_is_passed(how: str, built: list[str]) -> None:
-    kinds: dict[str, Callable[[], Any]] = {"decorated": Decorated, "hooked": Hooked, "unnamed": Unnamed}
-    module = kinds.get(how.split()[0], Guided)()
-    run = compiled(module)
-    if how == "in place":
-        module.compile(backend="svg", fullgraph=True, options=OPTIONS)
-        run = module
-    if how == "function":
-        run = compiled(lambda inputs, guidance, t: module(inputs["x"], guidance, t))
-    x: Any = {"x": latents(batch=2)} if how == "function" else latents(batch=2)
-    other = torch.arange(105.0) if how == "unnamed" else torch.tensor([6.0])
-    with schedule.observe() as seen:
-        for time in TIMES:
-            t = torch.full((2,), time)
-            if "keyword" in how:
-                run(x, timestep=t, guidance=other)
-            else:
-                run(x, other, t)
-    assert steps(seen) == DENSE_THEN_SPARSE
 
 
 def test_without_a_timestep_every_step_is_sparse_and_one_warning_says_what_to_do(built: list[str]) -> None:

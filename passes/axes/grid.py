@@ -24,7 +24,7 @@ from svg_compile.passes.axes.tracker import AttentionAxes
 def grid_of(
     visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig, marked: Grid | None = None
 ) -> Grid | Refusal:
-    """The grid of one visit, or why there is none. marked: the grid that the whole model has, of a block's graph."""
+    """The grid of one run, or why there is none. marked: the grid that the whole model has, of a block's graph."""
     query, key, value = (axes[-2] for axes in (visit.query, visit.key, visit.value))
     if not holds(equal, *tokens):
         return Refusal(Reason.CROSS_ATTENTION, _more_keys(query, key))

@@ -40,7 +40,7 @@ _WRITERS = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", 
 
 @dataclass(frozen=True)
 class TokenAxes:
-    """Result of the analysis: per SDPA node one entry a visit (a shared child graph is visited more than once)."""
+    """Result of the analysis: per SDPA node one entry a run (a shared child graph is run more than once)."""
 
     visits: Mapping[fx.Node, tuple[AttentionAxes, ...]]
     without_rule: Mapping[str, int]

@@ -67,7 +67,7 @@ def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None, pa
     common = _matched(a, b, {} if meaning is None else meaning, [] if pairs is None else pairs)
     if common is not None:
         return common
-    # Tables and channels that are built up differently: no order of theirs is of interest.
+    # Tables and channels that are built up differently: their order is of no interest.
     if is_table(a) and is_table(b):
         return free_axis(size)
     return axis_of(size, Kind.MIXED) if is_plain(a) and is_plain(b) else opaque_axis(size, a, b)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Part, resolve
-from svg_compile.passes.axes.selections import Pins
+from svg_compile.passes.axes.selections import Selected
 from svg_compile.passes.axes.tracker import AxisTracker
 
 _NAMELESS = (Kind.TABLE, Kind.MIXED)
@@ -24,7 +24,7 @@ class Seen:
     """What was known of a marked tensor. uncertain: it may be a view of another one, or has lost its axes."""
 
     axes: tuple[Axis, ...]
-    pins: Pins
+    selected: Selected
     values: Any
     uncertain: bool
 
@@ -32,12 +32,12 @@ class Seen:
 def seen(tracker: AxisTracker, tensor: Tensor) -> Seen:
     """What a tracker knows of a tensor now."""
     axes = tuple(resolve(axis) for axis in tracker.of(tensor))
-    return Seen(axes, tracker.pins_of(tensor), tracker.values.of(tensor), tracker.storages.is_uncertain(tensor))
+    return Seen(axes, tracker.selected_from(tensor), tracker.values.of(tensor), tracker.storages.is_uncertain(tensor))
 
 
 def same_seen(left: Seen, right: Seen) -> bool:
     """Whether one tensor can stand for the other."""
-    if (left.pins, left.values) != (right.pins, right.values) or left.uncertain or right.uncertain:
+    if (left.selected, left.values) != (right.selected, right.values) or left.uncertain or right.uncertain:
         return False
     return len(left.axes) == len(right.axes) and all(map(interchangeable, left.axes, right.axes))
 

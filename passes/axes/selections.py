@@ -1,9 +1,9 @@
-"""Values taken at one position of a token axis, and where they come to stand afterwards.
+"""Selections: what was taken at one position of a token axis, and where it may come to stand afterwards.
 
 `x[:, :, 3]` has lost the axis of frames, but not what it is: data of the third one. Spread along an axis again, it can
 stand at any place there, and a sum of such terms, each times a table that is 1 at one place, is a shuffle. So a tensor
-remembers the axes that it was taken at a position of, its pins, and an axis along which it is spread by broadcasting is
-no table any more, nor named after what else stands there, where it could be one of the pins come back.
+remembers the atoms that it was selected from. An axis along which it is broadcast is no table any more, nor named after
+what else stands there, where that could be one of these atoms again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from svg_compile._compat.sizes import size_hint
 from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, is_opaque, length
 from svg_compile.passes.axes.new_axes import mixed_in, opaque_axis
 
-Pins = frozenset[Atom]
+# The atoms that a tensor was taken at a position of.
+Selected = frozenset[Atom]
 
 
-def pins_of(axis: Axis) -> Pins:
-    """What a tensor must remember that stands at one position of the axis."""
+def selectable(axis: Axis) -> Selected:
+    """The atoms that a tensor must remember, which was taken at one position of an axis."""
     kinds = (Kind.NAMED, Kind.OPAQUE)
     return frozenset(atom for atom in atoms_of(axis) if atom.kind in kinds and not of_samples(atom))
 
 
 def not_shown(operands: Iterable[Axis], result: Iterable[Axis]) -> list[Atom]:
-    """The atoms of operands of which a result may show one position: it has none that stand for several of theirs."""
+    """The atoms of operands of which a result may show one position: it has no atom for several positions of theirs."""
     before = dict.fromkeys(atom for axis in operands for atom in atoms_of(axis))
     shown = {atom for axis in result for atom in atoms_of(axis)}
     made = [atom for atom in shown if atom not in before and size_hint(atom.size) > 1]
@@ -50,14 +51,14 @@ def of_samples(atom: Atom) -> bool:
     return atom.origin is not None and atom.origin.of_samples
 
 
-def beside(axis: Axis, pins: Pins) -> Axis:
+def after_selecting(axis: Axis, selected: Selected) -> Axis:
     """An axis that is left when a position was taken of another one.
 
     One of another input may have been given to what now stands at that position by broadcasting.
     """
-    sources = {pin.origin.source for pin in pins if pin.origin is not None}
+    sources = {atom.origin.source for atom in selected if atom.origin is not None}
     others = (atom for atom in atoms_of(axis) if atom.origin is not None and atom.origin.source not in sources)
-    if any(comes_back(atom, pins, set()) for atom in others):
+    if any(may_be_selected(atom, selected, set()) for atom in others):
         return opaque_axis(length(axis), axis)
     return mixed_in(axis)
 
@@ -71,10 +72,15 @@ def own_atoms(tensor: Tensor, own: Sequence[Axis], shape: Sequence[Any]) -> set[
     return found | {atom for piece in found if piece.piece is not None for atom in atoms_of(piece.piece.whole)}
 
 
-def spread(
-    axes: Sequence[Axis], shape: Sequence[Any], tensor: Tensor, own: Sequence[Axis], pins: Pins, joined: int | None
+def broadcast_selected(
+    axes: Sequence[Axis],
+    shape: Sequence[Any],
+    tensor: Tensor,
+    own: Sequence[Axis],
+    selected: Selected,
+    joined: int | None,
 ) -> list[Axis]:
-    """The axes of a result into which `tensor`, which has pins and the axes `own`, was broadcast.
+    """The axes of a result into which `tensor` was broadcast, which has the axes `own` and was taken from `selected`.
 
     joined: the dimension along which it was concatenated, where it is a segment of its own.
     """
@@ -88,9 +94,9 @@ def spread(
         named = [atom for atom in atoms_of(axis) if atom.piece is None and not there]
         if dim == joined:
             out.append(axis)
-        elif any(comes_back(atom, pins, shown) for atom in named):
+        elif any(may_be_selected(atom, selected, shown) for atom in named):
             out.append(axis if is_opaque(axis) else opaque_axis(shape[dim], axis))
-        elif any(comes_back(atom, pins, shown) for piece in pieces for atom in atoms_of(whole_of(piece))):
+        elif any(may_be_selected(atom, selected, shown) for piece in pieces for atom in atoms_of(whole_of(piece))):
             out.append(opaque_axis(shape[dim], axis))
         else:
             out.append(mixed_in(axis))
@@ -102,14 +108,14 @@ def whole_of(piece: Atom) -> Axis:
     return (piece,) if piece.piece is None else piece.piece.whole
 
 
-def comes_back(atom: Atom, pins: Pins, shown: set[Atom]) -> bool:
+def may_be_selected(atom: Atom, selected: Selected, shown: set[Atom]) -> bool:
     """Whether a named axis that a tensor does not show could be the one that it was taken at a position of."""
     if atom.kind is not Kind.NAMED or atom in shown or of_samples(atom):
         return False
-    return any(_may_be(atom, pin) for pin in pins)
+    return any(_may_be(atom, other) for other in selected)
 
 
-def _may_be(atom: Atom, pin: Atom) -> bool:
-    if pin.places is None or atom.places is None or pin.places & atom.places:
+def _may_be(atom: Atom, other: Atom) -> bool:
+    if other.places is None or atom.places is None or other.places & atom.places:
         return True
-    return size_hint(atom.size) == size_hint(pin.size)
+    return size_hint(atom.size) == size_hint(other.size)

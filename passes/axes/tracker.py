@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from svg_compile._compat.operators import definition_of
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
+from svg_compile.passes.axes import selections
 from svg_compile.passes.axes.alias_update import Write, kind_of_write, same_place, written_axes
 from svg_compile.passes.axes.axis import Axis, atoms_of
 from svg_compile.passes.axes.new_axes import free_axis, lost_axis, mixed_in, opaque_axis
@@ -23,7 +24,7 @@ from svg_compile.passes.axes.rules.call import Call, bound_arguments, leaves_of
 from svg_compile.passes.axes.rules.compute import FACTORIES, attended
 from svg_compile.passes.axes.rules.lookup import rule_of
 from svg_compile.passes.axes.rules.registry import Named, Rule, check_lengths, shown_axes
-from svg_compile.passes.axes.selections import Pins, beside, comes_back, own_atoms, pins_of, spread
+from svg_compile.passes.axes.selections import Selected
 from svg_compile.passes.axes.storages import Storages
 from svg_compile.passes.axes.values import KnownValues, hide_keys_alone
 from svg_compile.passes.axes.why import Why, analysing
@@ -31,7 +32,7 @@ from svg_compile.passes.axes.why import Why, analysing
 
 @dataclass(frozen=True)
 class AttentionAxes:
-    """The axes of one visit to one attention, each over dimensions [B, H, N, D]."""
+    """The axes of one run of one attention, each over dimensions [B, H, N, D]."""
 
     query: tuple[Axis, ...]
     key: tuple[Axis, ...]
@@ -54,7 +55,7 @@ class AxisTracker(TorchDispatchMode):
         self.values = KnownValues()
         self.rises: dict[str, int] = {}
         self._axes: Any = WeakIdKeyDictionary()
-        self._pins: Any = WeakIdKeyDictionary()
+        self._selected: Any = WeakIdKeyDictionary()
         # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
         self._weights: dict[int, list[Tensor]] = {}
         self.storages = Storages()
@@ -78,16 +79,16 @@ class AxisTracker(TorchDispatchMode):
     def weight(self, tensor: Tensor) -> None:
         self._weights.setdefault(storage_of(tensor), []).append(tensor)
 
-    def pins_of(self, tensor: Tensor) -> Pins:
-        """The axes that a tensor was taken at a position of; see `pins`."""
-        pins: Pins = self._pins.get(tensor, frozenset())
-        return pins
+    def selected_from(self, tensor: Tensor) -> Selected:
+        """The atoms that a tensor was taken at a position of; see `selections`."""
+        selected: Selected = self._selected.get(tensor, frozenset())
+        return selected
 
-    def pin(self, tensor: Tensor, axis: Axis) -> None:
+    def select(self, tensor: Tensor, axis: Axis) -> None:
         """`tensor` was taken at one position of an axis."""
-        if pins := pins_of(axis):
-            self._pins[tensor] = self.pins_of(tensor) | pins
-            self.name(tensor, [beside(kept, pins) for kept in self.of(tensor)])
+        if selected := selections.selectable(axis):
+            self._selected[tensor] = self.selected_from(tensor) | selected
+            self.name(tensor, [selections.after_selecting(kept, selected) for kept in self.of(tensor)])
 
     def written(self, target: Tensor, operands: list[Tensor], *, over: bool = False) -> None:
         """`target`, the first of the operands, takes the values of a pointwise operator of all of them.
@@ -112,9 +113,9 @@ class AxisTracker(TorchDispatchMode):
     def adopt(self, tensor: Tensor, axes: list[Axis], other: AxisTracker, twin: Tensor) -> None:
         """Take over what another tracker knows of a tensor's twin, whose axes are these."""
         self.name(tensor, axes)
-        self._pins.pop(tensor, None)
-        if pins := other.pins_of(twin):
-            self._pins[tensor] = pins
+        self._selected.pop(tensor, None)
+        if selected := other.selected_from(twin):
+            self._selected[tensor] = selected
         self.values.set(tensor, other.values.of(twin))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -154,9 +155,9 @@ class AxisTracker(TorchDispatchMode):
         for leaf in unnamed:
             # Of which positions it was made is not known: of one, perhaps.
             for axis in (axis for operand in operands for axis in self.of(operand)):
-                self.pin(leaf, axis)
+                self.select(leaf, axis)
         joined = bound["dim"] % leaves[0].dim() if func.overloadpacket is torch.ops.aten.cat else None
-        self.spread(operands, leaves, joined)
+        self.carry_selected(operands, leaves, joined)
 
     def _apply(self, rule: Rule, bound: Mapping[str, Any], results: Sequence[Tensor]) -> None:
         """Name the results of a call as a rule says, after a look at what it says."""
@@ -167,7 +168,7 @@ class AxisTracker(TorchDispatchMode):
                 check_lengths(named.axes, out)
                 self.name(out, named.axes)
                 for axis in named.selected:
-                    self.pin(out, axis)
+                    self.select(out, axis)
 
     def rename(self, rule: NodeRule, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> None:
         """Name the result of a node by the node's rule, if it is in a storage of its own."""
@@ -176,23 +177,24 @@ class AxisTracker(TorchDispatchMode):
         if storage in self._weights or any(storage_of(operand) == storage for operand in operands):
             return
         self.storages.restore(out)
-        self._pins.pop(out, None)
+        self._selected.pop(out, None)
         self._apply(rule.rule, {**dict(zip(rule.names, args)), **kwargs}, [out])
-        self.spread(operands, [out])
+        self.carry_selected(operands, [out])
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         """`out` is attention; values of many positions are mixed in it, one that is the only one is spread."""
         self.name(out, attended(self.of, query, key, value, out))
-        self.spread([query, value] if size_hint(value.shape[-2]) == 1 else [query], [out])
+        self.carry_selected([query, value] if size_hint(value.shape[-2]) == 1 else [query], [out])
 
-    def spread(self, operands: Iterable[Tensor], results: Iterable[Tensor], joined: int | None = None) -> None:
-        """What was taken at one position stands in the results of all that is computed of it."""
+    def carry_selected(self, operands: Iterable[Tensor], results: Iterable[Tensor], joined: int | None = None) -> None:
+        """What was selected for the operands is selected in the results, wherever it is broadcast to."""
         for operand in operands:
-            if pins := self.pins_of(operand):
+            if selected := self.selected_from(operand):
+                own = self.of(operand)
                 for result in results:
-                    self._pins[result] = self.pins_of(result) | pins
-                    shape = tuple(result.shape)
-                    self.name(result, spread(self.of(result), shape, operand, self.of(operand), pins, joined))
+                    self._selected[result] = self.selected_from(result) | selected
+                    axes = selections.broadcast_selected(self.of(result), result.shape, operand, own, selected, joined)
+                    self.name(result, axes)
 
     def _write(self, func: Any, bound: Mapping[str, Any], out: Any, operands: list[Tensor]) -> None:
         """An operator that writes arguments: into its first one in a known way, or in an unknown one."""
@@ -209,28 +211,32 @@ class AxisTracker(TorchDispatchMode):
         # A constant says nothing of the order of tokens.
         if how is not Write.CONSTANT:
             self.written(bound["self"], operands, over=how is Write.COPY)
-        self._write_pins(bound["self"], operands)
+        self._write_selected(bound["self"], operands)
 
     def _write_values(self, packet: Any, bound: Mapping[str, Any], leaves: Iterable[Tensor]) -> None:
         """The values of what an operator writes, and of all that share a storage with it."""
         for leaf in leaves:
             self.values.write(packet, bound, [leaf, *(alias for alias in self._sharing(leaf) if alias is not leaf)])
 
-    def _write_pins(self, target: Tensor, operands: list[Tensor]) -> None:
+    def _write_selected(self, target: Tensor, operands: list[Tensor]) -> None:
         """What was taken at one position was written into a tensor, and so into all that share its storage."""
         for operand in operands:
-            pins = self.pins_of(operand)
+            selected = self.selected_from(operand)
             # Written to its own place it stands where it stood.
-            if not pins or same_place(operand, target):
+            if not selected or same_place(operand, target):
                 continue
             shape = tuple(target.shape)
             shown = zip(self.of(target), shown_axes(self.of, operand, shape))
-            known = own_atoms(operand, self.of(operand), shape)
+            known = selections.own_atoms(operand, self.of(operand), shape)
             known |= {atom for axis, there in shown if there is not None for atom in atoms_of(axis)}
             for alias in self._sharing(target):
-                self._pins[alias] = self.pins_of(alias) | pins
+                self._selected[alias] = self.selected_from(alias) | selected
                 self.name(alias, [mixed_in(axis) for axis in self.of(alias)])
-                if any(comes_back(atom, pins, known) for axis in self.of(alias) for atom in atoms_of(axis)):
+                if any(
+                    selections.may_be_selected(atom, selected, known)
+                    for axis in self.of(alias)
+                    for atom in atoms_of(axis)
+                ):
                     return self.storages.invalidate(target)
 
     def give_up(self, tensors: Iterable[Tensor], operands: Iterable[Tensor] = ()) -> None:

@@ -41,7 +41,7 @@ class ValueMode(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         # Storages that belong to the caller: their values may be read, and are forgotten where they would be written.
         self._borrowed: set[int] = set()
-        # Told of each operator that is called on a fake tensor: itself, its arguments and what it returned.
+        # Called with each operator that runs on a fake tensor: itself, its arguments and what it returned.
         self.listener: Callable[[Any, Any, Any, Any], object] | None = None
         self._depth = 0
         # Whether so much was read of a tensor that a video's values could be among it.

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from svg_compile.bench.asked import finish, place_of, prepare, shape_of, store, transformer
 from svg_compile.bench.presets import PRESETS
-from svg_compile.cli_checks import Fraction, Grid, usage, writable
+from svg_compile.cli_checks import Fraction, Grid, usage
 from svg_compile.errors import SvgError
 
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
@@ -88,10 +89,10 @@ def attention(preset: str | None, grid: Any, device: str | None, threads: int | 
             peer(name)
     except SvgError as error:
         raise usage(error) from error
-    _prepare(json_file)
-    place = _place(device, threads)
+    prepare(json_file)
+    place = place_of(device, threads)
     gpu = place.type == "cuda"
-    shape = _shape(PRESETS[preset or ("hunyuanvideo-720p" if gpu else "small")], grid, asked)
+    shape = shape_of(PRESETS[preset or ("hunyuanvideo-720p" if gpu else "small")], grid, asked)
     chosen = {name: asked[name] for name in ("kinds", "densities", "peers") if asked[name]}
     repeats = asked["repeats"] or (20 if gpu else 7)
     request = benchmark.Request(
@@ -103,7 +104,7 @@ def attention(preset: str | None, grid: Any, device: str | None, threads: int | 
         seconds=asked["seconds"],
         **chosen,
     )
-    _finish([benchmark.measure(request, lambda result: _store([result], json_file))], json_file)
+    finish([benchmark.measure(request, lambda result: store([result], json_file))], json_file)
 
 
 def _model_options(command: Any) -> Any:
@@ -152,9 +153,9 @@ def block(**asked: Any) -> None:
     """
     from svg_compile.bench.transformer import measure_blocks
 
-    model, options, json_file = _transformer(**asked)
+    model, options, json_file = transformer(**asked)
     several = len(model.blocks) > 1
-    _finish(measure_blocks(model, options, lambda results: _store(results, json_file, several)), json_file)
+    finish(measure_blocks(model, options, lambda results: store(results, json_file, several)), json_file)
 
 
 @bench.command(short_help="A whole transformer's forward.")
@@ -167,8 +168,8 @@ def forward(**asked: Any) -> None:
     """
     from svg_compile.bench.transformer import measure_forward
 
-    model, options, json_file = _transformer(**asked)
-    _finish([measure_forward(model, options)], json_file)
+    model, options, json_file = transformer(**asked)
+    finish([measure_forward(model, options)], json_file)
 
 
 @bench.command(short_help="What a look at a whole model costs on the CPU.")
@@ -184,8 +185,8 @@ def trace(models: tuple[str, ...], json_file: Path | None) -> None:
     """
     from svg_compile.bench import traces
 
-    _prepare(json_file)
-    _finish([traces.measure(models or traces.CLASSES, lambda row: click.echo(json.dumps(row), err=True))], json_file)
+    prepare(json_file)
+    finish([traces.measure(models or traces.CLASSES, lambda row: click.echo(json.dumps(row), err=True))], json_file)
 
 
 @bench.command(short_help="Tables and plots of stored results.")
@@ -201,95 +202,6 @@ def page(files: tuple[Path, ...], out: Path, heading: str) -> None:
     """
     from svg_compile.bench.page import write
 
-    _prepare(out)
+    prepare(out)
     for path in write(files, out, heading):
         click.echo(path)
-
-
-def _prepare(file: Path | None) -> None:
-    """Make the folder of a file that is written at the end; SvgError where it could not be written."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        writable(file)
-
-
-def _place(device: str | None, threads: int | None) -> Any:
-    """The device; the process is the benchmark's own, so its thread count is too."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise click.UsageError(f"--device: {error}") from error
-    if place.type not in ("cpu", "cuda"):
-        raise click.UsageError(f"--device: expected cuda or cpu, got {device}.")
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise SvgError("there is no GPU that torch can use here: leave --device out, or say --device cpu.")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise SvgError(f"there is no {place} here, only {torch.cuda.device_count()} GPUs, counted from 0.")
-    return place
-
-
-def _shape(shape: Any, grid: Any, asked: dict[str, Any]) -> Any:
-    """The preset with what was asked for in its place."""
-    from dataclasses import replace
-
-    layout = shape.layout
-    if grid:
-        frames, height, width = grid
-        layout = replace(layout, frames=frames, height=height, width=width)
-    if asked["text"] is not None:
-        layout = replace(layout, text_len=asked["text"])
-    if asked["text_first"] is not None:
-        layout = replace(layout, text_first=asked["text_first"])
-    changed = {name: asked[name] for name in ("heads", "head_dim", "batch") if asked[name] is not None}
-    name = shape.name if layout == shape.layout and not changed else "custom"
-    return replace(shape, name=name, layout=layout, **changed)
-
-
-def _transformer(
-    model: str | None, device: str | None, threads: int | None, json_file: Path | None, **asked: Any
-) -> tuple[Any, Any, Path | None]:
-    from svg_compile.bench.models import MODELS
-    from svg_compile.bench.transformer import Options
-    from svg_compile.config import split_options
-
-    _prepare(json_file)
-    try:
-        split_options(None, asked["mode"])
-    except SvgError as error:
-        raise usage(error) from error
-    place = _place(device, threads)
-    return MODELS[model or ("hunyuanvideo" if place.type == "cuda" else "small")], Options(place, **asked), json_file
-
-
-def _finish(results: list[dict[str, Any]], json_file: Path | None) -> None:
-    """Store the results and print them."""
-    from rich import box
-    from rich.console import Console
-
-    from svg_compile.bench.tables import conditions, notes, table, title
-
-    written = _store(results, json_file, several=len(results) > 1)
-    console = Console(width=None if Console().is_terminal else 160, highlight=False, soft_wrap=False)
-    for result in results:
-        click.echo(title(result))
-        figures = table(result)
-        console.print(figures.rich(no_wrap=figures.headers, box=box.SIMPLE, pad_edge=False))
-        for line in [*notes(result), conditions(result)]:
-            click.echo(line)
-    for file in written:
-        click.echo(file, err=True)
-
-
-def _store(results: list[dict[str, Any]], json_file: Path | None, several: bool = False) -> list[Path]:
-    """One file each, numbered where there are or will be several -> the files."""
-    if json_file is None:
-        return []
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    files = [json_file.with_stem(f"{json_file.stem}_{n + 1}") if several else json_file for n in range(len(results))]
-    for file, result in zip(files, results, strict=True):
-        file.write_text(json.dumps(result, indent=1) + "\n")
-    return files

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from svg_compile.targets.example_inputs import Grid
+from svg_compile.targets.recipes import Grid
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ import torch
 
 from svg_compile._compat.pytree import tree_map_only
 from svg_compile.errors import SvgError
-from svg_compile.targets.example_inputs import RECIPES, Grid, inputs_for, size_for
+from svg_compile.targets.example_inputs import inputs_for, size_for
+from svg_compile.targets.recipes import RECIPES, Grid
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -9,7 +9,7 @@ that several graphs, one graph for several layers, and a recompile are all alike
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -54,11 +54,11 @@ class _Profile(nn.Module):
         super().__init__()
         self.site, self.state, self.op = site, state, op
 
-    def forward(self, query: Tensor, *more: Any) -> tuple[Tensor, ...]:
+    def forward(self, query: Tensor, *more: Any, **options: Any) -> tuple[Tensor, ...]:
         self.site.at = len(self.state.layers)
         self.state.layers.append(self.site.layer)
         if self.site.at in self.state.sparse:
-            profiled: tuple[Tensor, ...] = self.op(query, *more)
+            profiled: tuple[Tensor, ...] = self.op(query, *more, **options)
             return profiled
         # Nobody reads them: the attention looks at the switch.
         plan = query.new_full((*query.shape[:2], 2), int(HeadKind.DENSE), dtype=torch.int32)
@@ -73,14 +73,15 @@ class _Attention(nn.Module):
         self.site, self.state = site, state
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, plan: Tensor, key_mask: Tensor | None, *more: Any
+        self, query: Tensor, key: Tensor, value: Tensor, plan: Tensor, key_mask: Tensor | None, **options: Any
     ) -> Tensor:
         if self.site.at in self.state.sparse:
-            self.state.plans[self.site.at] = (plan, VideoLayout(*more[:6]))
-            attended: Tensor = torch.ops.svg.attention.default(query, key, value, plan, key_mask, *more)
+            layout = VideoLayout(**{part.name: options[part.name] for part in fields(VideoLayout)})
+            self.state.plans[self.site.at] = (plan, layout)
+            attended: Tensor = torch.ops.svg.attention.default(query, key, value, plan, key_mask, **options)
             return attended
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        dense: Tensor = SDPA(query, key, value, attn_mask=mask, scale=more[6])
+        dense: Tensor = SDPA(query, key, value, attn_mask=mask, scale=options["scale"])
         return dense
 
 
@@ -91,9 +92,9 @@ class _Repair(nn.Module):
         super().__init__()
         self.site, self.state = site, state
 
-    def forward(self, *operands: Any) -> None:
+    def forward(self, *operands: Any, **options: Any) -> None:
         if self.site.at in self.state.sparse:
-            repair_ops.REPAIR(*operands)
+            repair_ops.REPAIR(*operands, **options)
 
 
 class SwitchedModel:
@@ -181,7 +182,7 @@ def _switch(graph_module: fx.GraphModule, state: _State) -> list[_Site]:
                 name = f"svg_switch_{len(sites)}_{type(switch).__name__}"
                 module.add_submodule(name, switch)
                 with module.graph.inserting_before(node):
-                    new = module.graph.call_module(name, node.args)
+                    new = module.graph.call_module(name, node.args, node.kwargs)
                 node.replace_all_uses_with(new)
                 module.graph.erase_node(node)
         module.recompile()
