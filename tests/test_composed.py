@@ -12,10 +12,10 @@ from torch import Tensor
 
 import models
 import svg_compile
+from companion_rows import block_offload, cache, lora
 from companions import STEPS, beside, compiled, run
 from lowering import kind, watch
 from svg_compile.runtime import dispatcher as schedule
-from test_companions import block_offload, cache, lora
 
 HOW = pytest.mark.parametrize("how", ["whole", "blocks"])
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -87,7 +87,7 @@ def test_several_adapters(companion: Callable[[Any], None], how: str) -> None:
     found = beside(build(), how, inputs)
     assert found.same(expected)
     assert (found.dense, found.said) == (0, [])
-    assert found.sparse == STEPS * (case.video_sites if how == "blocks" else 1)
+    assert found.sparse == STEPS * case.video_sites
 
 
 def saved(folder: Path, seed: int, rank: int) -> Path:

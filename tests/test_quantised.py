@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import models
 import svg_compile
-from companions import OPTIONS, STEPS, Beside, beside, run
+from companion_rows import block_offload
+from companions import OPTIONS, STEPS, Beside, alone, beside, run
 from lowering import kind, watch
 from svg_compile.inspection.bare_clone import bare_clone
-from test_companions import block_offload
 
 Quantise = Callable[[nn.Module], None]
 
@@ -118,10 +118,9 @@ def test_it_is_sparse_and_equals_the_quantised_model(name: str, how: str) -> Non
     told = beside(quantised(name), how, inputs, density=0.3, layout=case.grid)
     assert found.same(told.outputs)
     assert not found.same(expected)
-    # One graph a forward, or one a block; nothing is said.
-    forwards = STEPS * (case.video_sites if how == "blocks" else 1)
     for each in (full, found, told):
-        assert (each.sparse, each.dense, each.said) == (forwards, 0, [])
+        assert (each.sparse, each.dense, each.said) == (STEPS * case.video_sites, 0, [])
+    assert full.graphs <= alone(quantised(name), how, inputs)
 
 
 @pytest.mark.parametrize("name", ["torchao int8, weight only", "optimum-quanto int8", "bitsandbytes 4 bit"])

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from svg_compile._compat.fake_values import ValueMode
 from svg_compile._compat.operators import qualified_name
 from svg_compile._compat.pytree import tree_leaves
+from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.inspection.callers import Callers, place, stack
@@ -115,8 +116,17 @@ class TracedCalls:
 
 
 def _state_of(model: Any) -> Iterable[Tensor]:
-    """The parameters, buffers and other tensors that a model holds."""
+    """The parameters, buffers and other tensors that a model holds, with those that quantised weights hold."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
         for value in vars(module).values():
             if isinstance(value, (Tensor, dict, list, tuple)):
-                yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+                for leaf in tree_leaves(value):
+                    if isinstance(leaf, Tensor):
+                        yield leaf
+                        yield from _beside(leaf)
+
+
+def _beside(weight: Tensor) -> Iterable[Tensor]:
+    """Tensors in the attributes of a quantised weight: scales, and values that stand for its own."""
+    own = vars(weight).values() if is_quantised(weight) else ()
+    return (value for value in own if isinstance(value, Tensor))
