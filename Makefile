@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-companions models-page test-versions check-constraints goldens lint types docs release-check \
+.PHONY: help demo test test-slow test-companions models-page companions-page test-versions check-constraints goldens lint types docs release-check \
 	mutate bench bench-cpu bench-gpu bench-gpu-first bench-gpu-attention bench-gpu-models clean
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make models-page    run every diffusers pipeline of docs/models.md, whole and by blocks, and write the page (an hour)"
 	@echo "make test-versions      the core tests with other versions of Python, torch and diffusers (gigabytes, an hour)"
 	@echo "make check-constraints  whether constraints.txt can be installed on Python 3.10 to 3.13 (a minute)"
+	@echo "make companions-page    write the table of docs/companions.md anew, out of what the tests check"
 	@echo "make goldens    write the printed outputs in tests/goldens, docs/debugging.md and docs/options.md anew"
 	@echo "make lint       ruff and mypy; part of make test"
 	@echo "make docs       the documentation as a site, in out/site"
@@ -54,6 +55,9 @@ test-companions: $(INSTALLED)
 # The page says what the tests check: it is written only where all of it was found so. Without --run it is only written.
 models-page: $(INSTALLED)
 	$(BIN)/python tests/pipeline_table.py --run
+
+companions-page: $(INSTALLED)
+	PYTHONPATH=$(COMPANIONS) $(BIN)/python tests/companion_table.py
 
 goldens: $(INSTALLED)
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py \

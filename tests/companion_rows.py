@@ -204,7 +204,12 @@ FASTER = dict(
 )
 COMPANIONS: tuple[Companion, ...] = (
     Companion("LoRA", lora, "loaded before or after the compile (which it then repeats)", changes=True),
-    Companion("TaylorSeer", cache("TaylorSeerCacheConfig"), changes=True),
+    Companion(
+        "TaylorSeer",
+        cache("TaylorSeerCacheConfig", cache_identifiers=[r".*\.attn1?"], disable_cache_before_step=2),
+        "name the attentions in `cache_identifiers`: its own patterns know HunyuanVideo's alone",
+        changes=True,
+    ),
     Companion(
         "Pyramid Attention Broadcast",
         cache("PyramidAttentionBroadcastConfig", **PAB),
@@ -220,7 +225,7 @@ COMPANIONS: tuple[Companion, ...] = (
     ),
     Companion(
         "MagCache",
-        cache("MagCacheConfig", num_inference_steps=STEPS, mag_ratios=torch.ones(STEPS)),
+        cache("MagCacheConfig", num_inference_steps=STEPS, mag_ratios=torch.ones(STEPS), max_skip_steps=1),
         "it switches compiling off in its blocks: their attention is compiled by itself",
         changes=True,
         alone=True,

@@ -123,11 +123,15 @@ def test_it_is_sparse_and_equals_the_quantised_model(name: str, how: str) -> Non
     assert full.graphs <= alone(quantised(name), how, inputs)
 
 
-@pytest.mark.parametrize("name", ["torchao int8, weight only", "optimum-quanto int8", "bitsandbytes 4 bit"])
-def test_text_beside_the_video(name: str) -> None:
+WITH_TEXT = ("torchao int8, weight only", "optimum-quanto int8", "bitsandbytes 4 bit")
+
+
+@pytest.mark.parametrize("how", [pytest.param("whole", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_text_beside_the_video(name: str, how: str) -> None:
     case = models.case("hunyuan_video")
     inputs = case.inputs(1, case.grid)
-    found = beside(quantised(name, "hunyuan_video"), "blocks", inputs, density=0.3)
+    found = beside(quantised(name, "hunyuan_video"), how, inputs, density=0.3)
     told = {**OPTIONS, "density": 0.3, "layout": (*case.grid, case.text_len, "last")}
     assert found.sparse
     assert found.same(beside(quantised(name, "hunyuan_video"), "whole", inputs, **told).outputs)
