@@ -26,6 +26,7 @@ help:
 	@echo "make bench-gpu-first  the first ten minutes on a GPU, step by step, each stored (first_session.py --dry-run without one)"
 	@echo "make bench-cpu  the CPU benchmark, as JSON and a page in docs/benchmarks (a quiet machine, 10 minutes)"
 	@echo "make bench-ulysses  a sparse step against a dense one under Ulysses, two processes, into docs/benchmarks (minutes)"
+	@echo "make bench-trace    CPU seconds of the first call of Wan 14B and HunyuanVideo by blocks, and of explain (2 minutes)"
 	@echo "make bench      time sparse against dense: an attention and a transformer block, on this machine"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -118,6 +119,13 @@ bench-cpu-page: $(INSTALLED)
 bench-ulysses: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 examples/several_gpus_times.py \
 		--json docs/benchmarks/ulysses.json --page docs/benchmarks/ulysses.md
+
+# CPU seconds of a look at a whole model, in the size that was released, without weights.
+.PHONY: bench-trace
+bench-trace: $(INSTALLED)
+	$(BIN)/svg-compile bench trace --model WanTransformer3DModel --model HunyuanVideoTransformer3DModel \
+		--json docs/benchmarks/trace.json
+	$(BIN)/svg-compile bench page docs/benchmarks/trace.json --out docs/benchmarks/trace.md --heading "A look at a model"
 
 # Results are stored beside the page that is made of them. Where nothing can be installed: make INSTALLED= BIN=/usr/bin
 RESULTS ?= docs/benchmarks/h200

@@ -56,7 +56,7 @@ def test_cache_offload_adapter_and_dense_steps_on_one_model(name: str, how: str)
     def together() -> Any:
         model: Any = case.build()
         lora(model)
-        cache("FirstBlockCacheConfig", threshold=0.2)(model)
+        cache("FirstBlockCacheConfig", threshold=0.4)(model)
         block_offload(model)
         return model
 
