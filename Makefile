@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow test-companions models-page test-versions check-constraints goldens lint types docs release-check \
+.PHONY: help demo test test-slow test-companions models-page companions-page test-versions check-constraints goldens lint types docs release-check \
 	mutate bench bench-cpu bench-gpu bench-gpu-first bench-gpu-attention bench-gpu-models clean
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make models-page    run every diffusers pipeline of docs/models.md, whole and by blocks, and write the page (an hour)"
 	@echo "make test-versions      the core tests with other versions of Python, torch and diffusers (gigabytes, an hour)"
 	@echo "make check-constraints  whether constraints.txt can be installed on Python 3.10 to 3.13 (a minute)"
+	@echo "make companions-page    write the table of docs/companions.md anew, out of what the tests check"
 	@echo "make goldens    write the printed outputs in tests/goldens, docs/debugging.md and docs/options.md anew"
 	@echo "make lint       ruff and mypy; part of make test"
 	@echo "make docs       the documentation as a site, in out/site"
@@ -25,6 +26,7 @@ help:
 	@echo "make bench-gpu-first  the first ten minutes on a GPU, step by step, each stored (first_session.py --dry-run without one)"
 	@echo "make bench-cpu  the CPU benchmark, as JSON and a page in docs/benchmarks (a quiet machine, 10 minutes)"
 	@echo "make bench-ulysses  a sparse step against a dense one under Ulysses, two processes, into docs/benchmarks (minutes)"
+	@echo "make bench-trace    CPU seconds of the first call of Wan 14B and HunyuanVideo by blocks, and of explain (2 minutes)"
 	@echo "make bench      time sparse against dense: an attention and a transformer block, on this machine"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -54,6 +56,9 @@ test-companions: $(INSTALLED)
 # The page says what the tests check: it is written only where all of it was found so. Without --run it is only written.
 models-page: $(INSTALLED)
 	$(BIN)/python tests/pipeline_table.py --run
+
+companions-page: $(INSTALLED)
+	PYTHONPATH=$(COMPANIONS) $(BIN)/python tests/companion_table.py
 
 goldens: $(INSTALLED)
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -q tests/test_report.py tests/test_cli.py tests/test_dump.py \
@@ -117,6 +122,13 @@ bench-cpu-page: $(INSTALLED)
 bench-ulysses: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 examples/several_gpus_times.py \
 		--json docs/benchmarks/ulysses.json --page docs/benchmarks/ulysses.md
+
+# CPU seconds of a look at a whole model, in the size that was released, without weights.
+.PHONY: bench-trace
+bench-trace: $(INSTALLED)
+	$(BIN)/svg-compile bench trace --model WanTransformer3DModel --model HunyuanVideoTransformer3DModel \
+		--json docs/benchmarks/trace.json
+	$(BIN)/svg-compile bench page docs/benchmarks/trace.json --out docs/benchmarks/trace.md --heading "A look at a model"
 
 # Results are stored beside the page that is made of them. Where nothing can be installed: make INSTALLED= BIN=/usr/bin
 RESULTS ?= docs/benchmarks/h200

@@ -33,7 +33,7 @@ from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.inspection.render.text import to_text
 from svg_compile.passes.grid_marker import Marker
-from svg_compile.regional.forward import attached_under_way, marks_under_way, numbered, refused_under_way
+from svg_compile.regional.forward import attached_under_way, marks_under_way, note_parted, numbered, refused_under_way
 from svg_compile.regional.whole_model import note_break, watched_under_way
 from svg_compile.runtime.dispatcher import Dispatcher, parameter_places
 from svg_compile.runtime.position_guard import PositionGuard
@@ -86,6 +86,9 @@ def compile_graph(
     dump = None if process is None else process.new_graph()
     try:
         report = rewrite(sparse_module, config, dump, markers)
+        # "": of the attention that a block calls itself.
+        if "" in markers and not report.sites and not report.notes:
+            note_parted()
         hidden = not report.rewritten and any(site.needs_whole_model for site in report.sites)
         if hidden and not attached_under_way() and input_facts(sparse_module).unseen and note_break():
             # No warning yet: the next forward compiles it anew, and warns if its attention stays dense.

@@ -13,7 +13,9 @@ from torch import Tensor
 
 import models
 import svg_compile
+from svg_compile._compat.modules import listed_blocks
 from svg_compile.runtime import dispatcher as schedule
+from svg_compile.runtime.observers import Forward
 
 # With density 1 the sparse path equals dense attention.
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 0, "dense_layers": 0, "density": 1.0}
@@ -43,21 +45,93 @@ def run(model: Any, inputs: dict[str, Any], steps: int = STEPS, context: Context
             yield models.output(model(**{**inputs, **changed})).clone()
 
 
-def compiled(model: Any, how: str, **options: Any) -> Any:
+def compiled(model: Any, how: str, backend: str = "svg", **options: Any) -> Any:
     """The model, compiled as a whole or by blocks."""
-    how_to = model.compile if how == "whole" else model.compile_repeated_blocks
-    how_to(backend="svg", options={**OPTIONS, **options}, dynamic=False)
+    given: dict[str, Any] = {"backend": backend, "dynamic": False}
+    if backend == "svg":
+        given["options"] = {**OPTIONS, **options}
+    if how == "whole":
+        model.compile(**given)
+    elif model._repeated_blocks:
+        model.compile_repeated_blocks(**given)
+    else:
+        for _, block in listed_blocks(model):
+            block.compile(**given)
     return model
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What a run gave: the outputs of its steps, sparse and dense forwards of graphs, and what this package said."""
+class Eager:
+    """A run without any backend: the outputs of its steps, its attentions over the video, those of the first one."""
 
     outputs: Sequence[Tensor]
-    sparse: int
-    dense: int
+    attentions: int
+    at_first: int
+
+
+def eager(model: Any, inputs: dict[str, Any], case: models.Case, context: Context = one_branch) -> Eager:
+    """Beside a model as plain Python."""
+    frames, height, width = case.grid
+    with counted(frames * height * width + case.text_len) as count:
+        outputs, counts = [], []
+        for output in run(model, inputs, context=context):
+            outputs.append(output)
+            counts.append(count[0])
+    return Eager(outputs, counts[-1], counts[0])
+
+
+@contextlib.contextmanager
+def counted(length: int) -> Iterator[list[int]]:
+    """Count self-attentions of a length that plain Python runs."""
+    real = torch.nn.functional.scaled_dot_product_attention
+    count = [0]
+
+    def counting(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        count[0] += query.shape[-2] == key.shape[-2] == length
+        return real(query, key, *args, **kwargs)
+
+    torch.nn.functional.scaled_dot_product_attention = counting
+    try:
+        yield count
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = real
+
+
+def graphs_compiled() -> int:
+    """Graphs that Dynamo has given to a backend since it was reset; those of a trace are not among them."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def alone(model: Any, how: str, inputs: dict[str, Any], context: Context = one_branch, steps: int = STEPS) -> int:
+    """How many graphs Dynamo compiles of a model for a backend that does nothing; leaves Dynamo as it was before."""
+    torch._dynamo.reset()
+    before = graphs_compiled()
+    for _ in run(compiled(model, how, backend="eager"), inputs, steps, context):
+        pass
+    graphs = graphs_compiled() - before
+    torch._dynamo.reset()
+    return graphs
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a run gave: the outputs of its steps, its forwards, what this package said, and the graphs compiled.
+
+    sparse, dense: attentions over the video that ran so.
+    """
+
+    outputs: Sequence[Tensor]
+    forwards: Sequence[Forward]
     said: list[str]
+    graphs: int
+
+    @property
+    def sparse(self) -> int:
+        return sum(len(forward.layers) for forward in self.forwards if not forward.decision.dense)
+
+    @property
+    def dense(self) -> int:
+        return sum(len(forward.layers) for forward in self.forwards if forward.decision.dense)
 
     def same(self, outputs: Sequence[Tensor]) -> bool:
         """Whether another run gave the same outputs."""
@@ -71,15 +145,18 @@ def beside(
 ) -> Beside:
     """Compile a model that has its companion, and run it with a schedule; leaves Dynamo as it was before."""
     torch._dynamo.reset()
+    before = graphs_compiled()
     compiled(model, how, **options)
-    outputs = []
-    with warnings.catch_warnings(record=True) as warned, schedule.observe() as seen:
+    outputs: list[Tensor] = []
+    seen: list[Forward] = []
+    with warnings.catch_warnings(record=True) as warned, schedule.watch(seen.append):
         warnings.simplefilter("always")
         with svg_compile.denoising(model, steps=steps) as denoising:
             for output in run(model, inputs, steps, context):
                 outputs.append(output)
                 denoising.advance()
+    graphs = graphs_compiled() - before
     torch._dynamo.reset()
-    said = [str(each.message) for each in warned if str(each.message).startswith("svg: ")]
-    dense = sum(decision.dense for decision in seen)
-    return Beside(outputs, len(seen) - dense, dense, said)
+    return Beside(
+        outputs, seen, [str(each.message) for each in warned if str(each.message).startswith("svg: ")], graphs
+    )

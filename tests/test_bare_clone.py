@@ -263,3 +263,41 @@ def test_inputs_in_objects_and_dictionaries_are_not_written() -> None:
     extra = {"state": state, "count": torch.zeros(1, dtype=torch.int64)}
     assert svg_compile.explain(Caching(), latents(), extra, options=OPTIONS).rewritten == 2
     assert (state.calls, extra["count"].item(), "new" in extra) == (0, 0, False)
+
+
+class Packed(nn.Parameter):
+    """A weight of a library's own class, which holds what it is used by beside its values: bitsandbytes' do."""
+
+    held: Tensor
+
+
+class Adapted(nn.Module):
+    """x [B, N, C] -> [B, N, 3C], by what a packed weight holds, and by an adapter beside it."""
+
+    def __init__(self, weight: Tensor, held: Tensor) -> None:
+        super().__init__()
+        self.weight = Packed(weight.detach(), requires_grad=False)
+        self.weight.held = held.detach().clone()
+        self.adapter = nn.Linear(weight.shape[1], weight.shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter(x) + nn.functional.linear(x, self.weight.held.data.float())
+
+
+class Kept(Adapted):
+    """The same of tokens that it has written, a row further, into what the weight holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.held.data.copy_(x.roll(3, 1))
+        return self.adapter(self.weight.held.data)
+
+
+@pytest.mark.parametrize("adapted", [Adapted, Kept])
+def test_what_a_packed_weight_holds_is_state_until_it_is_written(adapted: type[Adapted]) -> None:
+    model = ToyVideoDiT(layers=1)
+    weight = model.qkv[0].weight
+    held = weight if adapted is Adapted else torch.zeros(1, 105, weight.shape[1])
+    model.qkv[0] = adapted(weight, held)
+    report = svg_compile.explain(model, latents(), options=OPTIONS)
+    assert report.rewritten == (1 if adapted is Adapted else 0)
+    assert len(report.sites) == 1

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svg_compile.bench import attention, models, parts, peers, transformer, work
+from svg_compile.bench import attention, models, page, parts, peers, transformer, work
 from svg_compile.bench.attention import Request, measure
 from svg_compile.bench.presets import PRESETS, Shape
 from svg_compile.bench.tables import table, title
@@ -233,3 +233,20 @@ def test_the_time_of_every_kernel_of_ours_counts_for_a_part() -> None:
     assert len(names) > 10
     ours = [parts._PATTERNS[part] for part in (parts.PROFILE, parts.ATTENTION)]
     assert not [name for name in names if not any(pattern.search(name) for pattern in ours)]
+
+
+def test_the_stored_trace_is_on_its_page_and_within_what_is_promised(tmp_path: Path) -> None:
+    """The first call of a deep model by blocks takes at most 15 s of CPU time, the next one of its shapes none."""
+    stored = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "trace.json"
+    rows = [row for row in json.loads(stored.read_text())["rows"] if row["what"] == "blocks"]
+    # At full depth.
+    assert {row["model"]: row["sparse"] for row in rows} == {
+        "WanTransformer3DModel": 40,
+        "HunyuanVideoTransformer3DModel": 60,
+    }
+    for row in rows:
+        assert row["seconds"] <= 15
+        assert row["again"] < 0.1
+    made = tmp_path / "trace.md"
+    page.write([stored], made, "A look at a model")
+    assert made.read_text() == stored.with_suffix(".md").read_text()

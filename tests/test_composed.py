@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 import models
 import svg_compile
-from companions import STEPS, beside, compiled, run
+from companion_rows import MODELS, block_offload, cache, layout, lora
+from companions import STEPS, alone, beside, compiled, eager, run
+from example import example
 from lowering import kind, watch
+from model_inputs import inputs_of
 from svg_compile.runtime import dispatcher as schedule
-from test_companions import block_offload, cache, lora
 
 HOW = pytest.mark.parametrize("how", ["whole", "blocks"])
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -26,31 +29,55 @@ def built(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> list[str]:
     return watch(monkeypatch, kind)
 
 
+# The trained one of this repository, and another.
+COMPOSED = {
+    "repository": models.Case(
+        "repository",
+        example("video_model").load_model,
+        partial(inputs_of, channels=7, patch=4, text_dim=64),
+        (5, 7, 3),
+        text_len=0,
+        text_first=False,
+        video_sites=6,
+        other_sites={"cross": 6},
+    ),
+    "Wan": MODELS["Wan"],
+    "HunyuanVideo": MODELS["HunyuanVideo"],
+}
+
+
 @pytest.mark.slow
 @HOW
-def test_cache_offload_adapter_and_dense_steps_on_one_model(how: str) -> None:
-    case = models.case("wan")
+@pytest.mark.parametrize("name", list(COMPOSED))
+def test_cache_offload_adapter_and_dense_steps_on_one_model(name: str, how: str) -> None:
+    case = COMPOSED[name]
     inputs = case.inputs(1, case.grid)
 
     def together() -> Any:
-        model = case.build()
+        model: Any = case.build()
         lora(model)
-        cache("FirstBlockCacheConfig", threshold=0.2)(model)
+        cache("FirstBlockCacheConfig", threshold=0.4)(model)
         block_offload(model)
         return model
 
-    expected = list(run(together(), inputs))
-    assert not all(map(torch.equal, expected, run(case.build(), inputs)))
-    assert beside(together(), how, inputs).same(expected)
+    expected = eager(together(), inputs, case)
+    assert not all(map(torch.equal, expected.outputs, eager(case.build(), inputs, case).outputs))
+    # The cache leaves out blocks.
+    assert 0 < expected.attentions < STEPS * case.video_sites
+    full = beside(together(), how, inputs)
+    assert full.same(expected.outputs)
+    assert (full.sparse, full.dense, full.said) == (expected.attentions, 0, [])
+    assert full.graphs <= alone(together(), how, inputs)
     found = beside(together(), how, inputs, density=0.3, dense_steps=2)
-    told = beside(together(), how, inputs, density=0.3, dense_steps=2, layout=case.grid)
+    told = beside(together(), how, inputs, density=0.3, dense_steps=2, layout=layout(case))
     assert found.same(told.outputs)
     assert found.said == []
-    # The dense steps are the eager ones; the cache leaves out blocks of some of the others.
-    assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(found.outputs[:2], expected[:2]))
-    assert not found.same(expected)
-    assert found.dense > 0
-    assert 0 < found.sparse <= 2 * case.video_sites
+    # The dense steps are the eager ones; the others are not.
+    assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(found.outputs[:2], expected.outputs[:2]))
+    assert not found.same(expected.outputs)
+    steps = [(forward.decision.dense, forward.decision.position.step) for forward in found.forwards]
+    assert all(dense == (step < 2) for dense, step in steps)
+    assert {dense for dense, _ in steps} == {True, False}
 
 
 def adapter(model: Any, name: str, seed: int, rank: int = 4) -> None:
@@ -87,7 +114,7 @@ def test_several_adapters(companion: Callable[[Any], None], how: str) -> None:
     found = beside(build(), how, inputs)
     assert found.same(expected)
     assert (found.dense, found.said) == (0, [])
-    assert found.sparse == STEPS * (case.video_sites if how == "blocks" else 1)
+    assert found.sparse == STEPS * case.video_sites
 
 
 def saved(folder: Path, seed: int, rank: int) -> Path:

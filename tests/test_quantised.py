@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import models
 import svg_compile
-from companions import OPTIONS, STEPS, Beside, beside, run
+from companion_rows import block_offload
+from companions import OPTIONS, STEPS, Beside, alone, beside, run
 from lowering import kind, watch
 from svg_compile.inspection.bare_clone import bare_clone
-from test_companions import block_offload
 
 Quantise = Callable[[nn.Module], None]
 
@@ -118,17 +118,20 @@ def test_it_is_sparse_and_equals_the_quantised_model(name: str, how: str) -> Non
     told = beside(quantised(name), how, inputs, density=0.3, layout=case.grid)
     assert found.same(told.outputs)
     assert not found.same(expected)
-    # One graph a forward, or one a block; nothing is said.
-    forwards = STEPS * (case.video_sites if how == "blocks" else 1)
     for each in (full, found, told):
-        assert (each.sparse, each.dense, each.said) == (forwards, 0, [])
+        assert (each.sparse, each.dense, each.said) == (STEPS * case.video_sites, 0, [])
+    assert full.graphs <= alone(quantised(name), how, inputs)
 
 
-@pytest.mark.parametrize("name", ["torchao int8, weight only", "optimum-quanto int8", "bitsandbytes 4 bit"])
-def test_text_beside_the_video(name: str) -> None:
+WITH_TEXT = ("torchao int8, weight only", "optimum-quanto int8", "bitsandbytes 4 bit")
+
+
+@pytest.mark.parametrize("how", [pytest.param("whole", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_text_beside_the_video(name: str, how: str) -> None:
     case = models.case("hunyuan_video")
     inputs = case.inputs(1, case.grid)
-    found = beside(quantised(name, "hunyuan_video"), "blocks", inputs, density=0.3)
+    found = beside(quantised(name, "hunyuan_video"), how, inputs, density=0.3)
     told = {**OPTIONS, "density": 0.3, "layout": (*case.grid, case.text_len, "last")}
     assert found.sparse
     assert found.same(beside(quantised(name, "hunyuan_video"), "whole", inputs, **told).outputs)

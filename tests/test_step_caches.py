@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 from types import MethodType
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import models
-from companions import STEPS, Context, beside, one_branch, run, timestep_of
+from companion_rows import cache_dit
+from companions import STEPS, beside, run
 from lowering import kind, watch
 
 HOW = pytest.mark.parametrize("how", ["whole", "blocks"])
@@ -32,38 +31,6 @@ def built(companion: Callable[[Any], None], name: str = "wan") -> Any:
     model = models.case(name).build()
     companion(model)
     return model
-
-
-def cache_dit(model: nn.Module) -> None:
-    library = pytest.importorskip("cache_dit")
-    config = library.DBCacheConfig(
-        Fn_compute_blocks=1,
-        Bn_compute_blocks=0,
-        residual_diff_threshold=0.5,
-        max_warmup_steps=1,
-        num_inference_steps=STEPS,
-        enable_separate_cfg=False,
-    )
-    library.enable_cache(model, cache_config=config)
-
-
-@HOW
-def test_cache_dit(how: str) -> None:
-    case = models.case("wan")
-    inputs = case.inputs(1, case.grid)
-    expected = list(run(built(cache_dit), inputs))
-    # It has skipped blocks: the same model without a cache gives something else.
-    assert not all(map(torch.equal, expected, run(case.build(), inputs)))
-    full = beside(built(cache_dit), how, inputs)
-    assert full.same(expected)
-    found = beside(built(cache_dit), how, inputs, density=0.3)
-    told = beside(built(cache_dit), how, inputs, density=0.3, layout=case.grid)
-    assert found.same(told.outputs)
-    assert not found.same(expected)
-    # The first block runs at each step, the second one where the cache does not stand in for it.
-    for each in (full, found, told):
-        assert each.dense == 0
-        assert STEPS < each.sparse < STEPS * case.video_sites
 
 
 @HOW
@@ -141,7 +108,7 @@ def test_a_patched_forward_that_skips_blocks_is_not_traced_and_says_so(how: str)
     assert model.distance.runs == alone.distance.runs
     found = beside(built(teacache), how, inputs, density=0.3)
     # Compiled whole the first forward reads nothing, and is one graph: it proves its own grid.
-    assert found.sparse == (1 if how == "whole" else 0)
+    assert found.sparse == (case.video_sites if how == "whole" else 0)
     assert any(re.search(r"was replaced by \S*test_step_caches\.patched", said) for said in found.said)
 
 
@@ -154,7 +121,7 @@ def test_a_patched_forward_is_sparse_with_the_layout_given(how: str) -> None:
     expected = list(run(alone, inputs))
     assert beside(model, how, inputs, layout=case.grid).same(expected)
     sparse = beside(built(teacache), how, inputs, density=0.3, layout=case.grid)
-    assert sparse.sparse == alone.distance.runs * (case.video_sites if how == "blocks" else 1)
+    assert sparse.sparse == alone.distance.runs * case.video_sites
     assert not sparse.same(expected)
 
 
@@ -182,78 +149,7 @@ def test_a_forward_patched_into_the_class_is_sparse_or_the_line_that_reads_is_na
         assert (found.sparse, found.dense, found.said) == (alone.distance.runs * case.video_sites, 0, [])
         return
     # The first forward reads nothing; later ones do, and are parted there.
-    assert found.sparse == 1
+    assert found.sparse == case.video_sites
     assert any(
         re.search(r"could not be traced .*test_step_caches\.py:\d+ .*self\.moved \+=", said) for said in found.said
     )
-
-
-# diffusers' own, beside those of test_companions.
-NOW = [0.0]
-
-
-def faster_cache(model: Any) -> None:
-    from diffusers import FasterCacheConfig
-
-    # Attention is computed anew at every second step below timestep 900, and reused between.
-    config = FasterCacheConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, 900),
-        current_timestep_callback=lambda: NOW[0],
-        attention_weight_callback=lambda _: 0.3,
-        is_guidance_distilled=True,
-    )
-    model.enable_cache(config)
-
-
-def telling_the_time(model: Any, step: int) -> Any:
-    NOW[0] = timestep_of(step)
-    return one_branch(model, step)
-
-
-def sea_cache(model: Any) -> None:
-    hooks = pytest.importorskip("diffusers.hooks")
-    if not hasattr(hooks, "SeaCacheConfig"):
-        pytest.skip("this diffusers has no SeaCache")
-    model.enable_cache(hooks.SeaCacheConfig(threshold=50.0, raw_vision_callback=_video))
-
-
-def _video(model: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    return list(kwargs["hidden_states"])
-
-
-def telling_the_step(model: Any, step: int) -> Any:
-    return model.cache_context("cond", step_index=step, sigma=1.0 - 0.2 * step, num_inference_steps=STEPS)
-
-
-def skipped(model: Any, **which: bool) -> None:
-    from diffusers import LayerSkipConfig
-    from diffusers.hooks import apply_layer_skip
-
-    apply_layer_skip(model, LayerSkipConfig(indices=[1], fqn="blocks", **which))
-
-
-# The row of docs/companions.md, the companion, what a step runs within, and how many attentions run at most.
-DIFFUSERS: tuple[tuple[str, Callable[[Any], None], Context, int], ...] = (
-    ("FasterCache", faster_cache, telling_the_time, 2 * 2),
-    ("SeaCache", sea_cache, telling_the_step, 2 * 3),
-    ("layer skip", skipped, one_branch, STEPS),
-    ("layer skip, feed-forward alone", partial(skipped, skip_attention=False), one_branch, 2 * STEPS),
-)
-
-
-@HOW
-@pytest.mark.parametrize("row", DIFFUSERS, ids=[row[0] for row in DIFFUSERS])
-def test_caches_and_guidance_of_diffusers(row: tuple[str, Callable[[Any], None], Context, int], how: str) -> None:
-    _, companion, context, attentions = row
-    case = models.case("wan")
-    inputs = case.inputs(1, case.grid)
-    expected = list(run(built(companion), inputs, context=context))
-    assert not all(map(torch.equal, expected, run(case.build(), inputs)))
-    assert beside(built(companion), how, inputs, context).same(expected)
-    found = beside(built(companion), how, inputs, context, density=0.3)
-    told = beside(built(companion), how, inputs, context, density=0.3, layout=case.grid)
-    assert found.same(told.outputs)
-    assert not found.same(expected)
-    assert (found.dense, found.said) == (0, [])
-    assert 0 < found.sparse <= attentions

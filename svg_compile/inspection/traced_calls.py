@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from svg_compile._compat.fake_values import ValueMode
 from svg_compile._compat.operators import qualified_name
+from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.inspection.bare_clone import is_plain_object
@@ -116,7 +117,7 @@ class TracedCalls:
 
 
 def _state_of(model: Any) -> Iterable[Tensor]:
-    """The parameters, buffers and other tensors that a model holds, also in plain objects of it."""
+    """The parameters, buffers and other tensors that a model holds, also in plain objects and in quantised weights."""
     seen: set[int] = set()
     for module in model.modules() if isinstance(model, nn.Module) else ():
         seen.add(id(module))
@@ -127,6 +128,9 @@ def _state_of(model: Any) -> Iterable[Tensor]:
 def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+        # A quantised weight has scales in its attributes, and values that stand for its own.
+        own = vars(value).values() if is_quantised(value) else ()
+        yield from (part for part in own if isinstance(part, Tensor))
     elif id(value) not in seen and (isinstance(value, (dict, list, tuple)) or is_plain_object(value)):
         seen.add(id(value))
         if is_plain_object(value):

@@ -31,6 +31,7 @@ class Forward:
     markers: by the path of the module of each attention, None where a warning said why the blocks stay dense.
     sparse: the paths of the model's attentions that have a grid, in the order in which they run.
     ran: whether a graph that was compiled of a marked block ran in it.
+    parted: whether a graph was compiled in it that has the grid of a block's own attention, and not the attention.
     attending: the attention whose graph is called now, where it is none of a block.
     dense: why attentions that ran as plain Python stayed dense, by the paths of their modules.
     served: the paths of the modules whose attentions ran as the trace saw them, in any forward of the model.
@@ -42,6 +43,7 @@ class Forward:
     sparse: tuple[str, ...]
     timestep: Any
     ran: bool = False
+    parted: bool = False
     attending: Attending | None = None
     dense: dict[str, str] = field(default_factory=dict)
     served: set[str] = field(default_factory=set)
@@ -83,6 +85,13 @@ def note_run() -> None:
     forward = under_way()
     if forward is not None:
         forward.ran = True
+
+
+def note_parted() -> None:
+    """A graph is compiled that carries the grid of an attention which the block calls itself, and does not hold it."""
+    forward = under_way()
+    if forward is not None:
+        forward.parted = True
 
 
 def refused_under_way() -> bool:

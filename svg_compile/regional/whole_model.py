@@ -29,7 +29,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from svg_compile._compat.compiled import (
     CompileCall,
-    at_recompile_limit,
     call_under_way,
     compile_call_of,
     forget_all_compiled,
@@ -48,6 +47,7 @@ from svg_compile.regional.forward import Forward, enter, leave, under_way
 from svg_compile.regional.hooks import Mark, MarkEnd, ModelHook
 from svg_compile.regional.known_calls import KnownCalls
 from svg_compile.regional.plain_attention import PlainAttentions
+from svg_compile.regional.unserved import why_unserved
 from svg_compile.regional.wrappers import hides_grid
 
 
@@ -61,7 +61,7 @@ class Regions:
         self.holders: set[int] = set()
         self._marks: dict[str, Mark] = {}
         self._known = KnownCalls(self._know)
-        self._warned_of_limit = False
+        self._warned = False
         # Two threads may make the first call of a kind at once.
         self._lock = threading.RLock()
         self._model = weakref.ref(model)
@@ -152,18 +152,11 @@ class Regions:
         if forward is None or model is None or not finished:
             return
         self._plain.tell(forward)
-        if forward.ran or self._warned_of_limit:
-            return
-        if any(marker.has_grid for marker in (forward.markers or {}).values()):
-            stuck = [path for path, block in compiled_blocks(model) if at_recompile_limit(block)]
-            if stuck:
-                self._warned_of_limit = True
-                warnings.warn(
-                    f"svg: torch.compile has stopped compiling {type(model.get_submodule(stuck[0])).__name__} "
-                    "(torch._dynamo.config.recompile_limit is reached), so these sizes run uncompiled and dense. "
-                    "Compile with dynamic=True, which serves all sizes by one graph, or raise the limit.",
-                    stacklevel=2,
-                )
+        if not forward.ran and not self._warned:
+            why = why_unserved(forward, model)
+            if why is not None:
+                self._warned = True
+                warnings.warn(why, stacklevel=2)
 
     def _know(self, blocks: Mapping[str, nn.Module], sparse: tuple[str, ...]) -> None:
         """Note which parameters are of which block, and the number of its first sparse layer."""
