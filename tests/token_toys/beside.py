@@ -47,6 +47,55 @@ def _text_in_another_order(x: Tensor, text: Tensor) -> Tensor:
     return attend(torch.cat([tokens(x), text.flip(1)], 1))
 
 
+@model(f"{GRID}+11", video(), TEXT)
+def _text_modulated_by_its_own_mean_word(x: Tensor, text: Tensor) -> Tensor:
+    gate = F.linear(text[:, 0], torch.ones(C, C)).tanh()[:, None]
+    return attend(torch.cat([tokens(x), text + gate * text], 1))
+
+
+@model("UNKNOWN_GRID", video(), TEXT)
+def _tokens_modulated_by_another_frame(x: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([text, tokens(x + x[:, :, 2:3])], 1))
+
+
+@model("UNKNOWN_GRID", video())
+def _its_own_tokens_backwards_in_the_place_of_text(x: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x), tokens(x).flip(1)[:, :8]], 1))
+
+
+# ---- text and video packed into one input, told apart by coordinates ------------------------------------------------
+
+
+def _placed(before: int, after: int) -> Tensor:
+    sides = [torch.zeros(before, 1), _coordinates(FRAMES, HEIGHT, WIDTH), torch.ones(after, 1)]
+    return torch.cat([side for side in sides if len(side)])
+
+
+@model(f"6+{GRID}", torch.randn(B, N + 6, C))
+def _text_packed_in_front_of_the_video(x: Tensor) -> Tensor:
+    return attend(x * _placed(6, 0))
+
+
+@model(f"6+{GRID}+4", torch.randn(B, N + 10, C))
+def _text_packed_on_both_sides_of_the_video(x: Tensor) -> Tensor:
+    return attend(x * _placed(6, 4))
+
+
+@model("SEVERAL_GRIDS", torch.randn(B, 2 * N, C))
+def _as_many_tokens_packed_behind_the_video(x: Tensor) -> Tensor:
+    return attend(x * _placed(0, N))
+
+
+@model("UNKNOWN_GRID", torch.randn(B, N + 6, C))
+def _packed_text_moved_behind_by_one_token(x: Tensor) -> Tensor:
+    return attend((x * _placed(6, 0)).roll(1, 1))
+
+
+@model("UNKNOWN_GRID", torch.randn(B, N + 6, C))
+def _coordinates_that_were_turned_around(x: Tensor) -> Tensor:
+    return attend(x * _placed(6, 0).flip(0))
+
+
 # ---- other videos ---------------------------------------------------------------------------------------------------
 
 
