@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,8 @@ from svg_compile._compat.fake_values import ValueMode
 from svg_compile._compat.operators import qualified_name
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
-from svg_compile.inspection.bare_clone import is_plain_object
 from svg_compile.inspection.callers import Callers, place, stack
+from svg_compile.inspection.held_tensors import held_tensors
 from svg_compile.inspection.opened import tensors_in
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.grid import grid_of
@@ -116,20 +116,6 @@ class TracedCalls:
 
 
 def _state_of(model: Any) -> Iterable[Tensor]:
-    """The parameters, buffers and other tensors that a model holds, also in plain objects of it."""
-    seen: set[int] = set()
+    """The parameters, buffers and other tensors that a model holds."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
-        seen.add(id(module))
-        for value in vars(module).values():
-            yield from _held(value, seen)
-
-
-def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif id(value) not in seen and (isinstance(value, (dict, list, tuple)) or is_plain_object(value)):
-        seen.add(id(value))
-        if is_plain_object(value):
-            value = vars(value)
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _held(part, seen)
+        yield from (tensor for _, tensor in held_tensors(module))
