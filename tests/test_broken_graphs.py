@@ -101,6 +101,36 @@ class RotaryOutside(nn.Module):
         return self.head(x).transpose(1, 2).unflatten(2, grid)
 
 
+class PositionCache:
+    """Rotary code, no module, that keeps the positions of each grid and reads how many there are."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Tensor] = {}
+
+    def __call__(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+        name = "-".join(map(str, grid))
+        if name not in self.known:
+            self.known[name] = torch.cartesian_prod(*map(torch.arange, grid))
+        places = self.known[name]
+        table = torch.linspace(0, 1, int(places.max()) + 1)[:, None].expand(-1, 16).cos()
+        return x * sum(F.embedding(places[:, i], table) for i in range(3))[:, None]
+
+
+class Cached(RotaryOutside):
+    """Its blocks share a cache that their first call fills."""
+
+    def __init__(self) -> None:
+        super().__init__(PositionCache())
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        x = self.patch(hidden_states)
+        grid = tuple(x.shape[2:])
+        x = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, grid)
+        return self.head(x).transpose(1, 2).unflatten(2, grid)
+
+
 class Masked(RotaryOutside):
     """A mask that Python code reads between the patches and the blocks."""
 
@@ -182,6 +212,7 @@ def layout_of_hunyuan15() -> tuple[Any, ...]:
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, Inputs]], tuple[Any, ...]]] = {
     "rotary code that is not traced": (lambda: (RotaryOutside(), toy()), GRID),
     "rotary code that reads the grid": (lambda: (RotaryOutside(by_sizes), toy()), GRID),
+    "positions that rotary code keeps": (lambda: (Cached(), toy()), GRID),
     "a mask that is read": (lambda: (Masked(), toy(mask=torch.ones(1, TEXT, dtype=torch.int64))), GRID),
     "masks that are floating-point": (lambda: (Flagged(), flags(torch.zeros(1, 4, 8))), GRID),
     "masks and an image that are floating-point": (lambda: (Flagged(), flags(torch.randn(1, 4, 8))), GRID),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from svg_compile.passes import coordinates
-from svg_compile.passes.coordinates import Raster, raster_of, raster_seen
+from svg_compile.passes.coordinates import Raster, ids_of, raster_of, raster_seen
 
 FRAMES, HEIGHT, WIDTH = 3, 4, 5
 TOKENS = FRAMES * HEIGHT * WIDTH
@@ -61,6 +61,42 @@ def test_bounds_in_pixels_and_seconds() -> None:
     assert raster_of(bounds()) == Raster(FRAMES, HEIGHT, WIDTH, 2)
 
 
+@pytest.mark.parametrize(
+    ("positions", "before", "after"),
+    [
+        (torch.cat([torch.zeros(7, 3, dtype=torch.int64), ids()]), 7, 0),
+        (torch.cat([ids(), ids()[20:40]]), 0, 20),
+        (torch.cat([ids()[40:50], ids(), ids()[:5]]), 10, 5),
+        (torch.cat([ids()[40:].flip(0), ids()]), 20, 0),
+    ],
+    ids=["text before it", "a later frame behind it", "parts of frames on both sides", "a frame backwards"],
+)
+def test_tokens_with_positions_of_their_own_stand_beside_it(positions: Tensor, before: int, after: int) -> None:
+    if before == 7:
+        # Its last zeros go on as the first token does, at (0, 0, 0), and do not rise.
+        assert bool((positions[6] == positions[7]).all())
+    assert raster_of(positions) == Raster(FRAMES, HEIGHT, WIDTH, 0, before, after)
+    both = torch.stack([positions, positions.flip(0)])
+    assert raster_of(both) is None
+
+
+def test_ids_beside_positions_are_whole_numbers_of_other_tokens() -> None:
+    positions = ids().float()[None]
+    text = torch.zeros(1, 11, 3)
+    found = ids_of(text, [positions])
+    assert found is not None
+    assert ids_of(text.clone(), [positions]) == found
+    assert ids_of(text + 1, [positions]) not in (None, found)
+    assert ids_of(torch.cat([text[:, :10], text[:, :1] + 1], 1), [positions]) not in (None, found)
+    # Latents, as many tokens as the video has, other components, nothing beside it.
+    assert ids_of(text + 0.25, [positions]) is None
+    assert ids_of(torch.zeros_like(positions), [positions]) is None
+    assert ids_of(torch.zeros(1, 11, 4), [positions]) is None
+    assert ids_of(text, []) is None
+    text[0, 0] = 2
+    assert ids_of(text, [positions]) not in (None, found)
+
+
 WRONG = {
     "columns before rows": ids().view(FRAMES, HEIGHT, WIDTH, 3).transpose(1, 2).reshape(-1, 3),
     "frames last": ids().view(FRAMES, HEIGHT, WIDTH, 3).permute(1, 2, 0, 3).reshape(-1, 3),
@@ -70,7 +106,10 @@ WRONG = {
     "two tokens in one place": ids().index_put((torch.tensor([1]), torch.tensor([2])), torch.tensor(0)),
     "a frame twice": ids().view(FRAMES, -1, 3)[[0, 1, 1]].reshape(-1, 3),
     "one frame": ids(1, 6, 10),
-    "text before it": torch.cat([torch.zeros(7, 3, dtype=torch.int64), ids()]),
+    "as much text before it": torch.cat([torch.zeros(30, 3, dtype=torch.int64), ids()]),
+    "a frame on both sides, too much of it": torch.cat([ids()[20:40], ids(), ids()[:20]]),
+    "a frame in front that goes on as the video does, of other columns": torch.cat([ids(1, 4, 6)[4:] - 9, ids()]),
+    "its last tokens swapped": ids()[[*range(TOKENS - 2), TOKENS - 1, TOKENS - 2]],
     "rows of unequal length": torch.cat([ids()[:7], ids()[8:]]),
     "two videos": torch.cat([ids(), ids()]),
     "another sample of another grid": torch.stack([ids(), ids(4, 3, 5)]),

@@ -74,6 +74,16 @@ def of_a_mask(model: Any, x: Tensor, extra: Any) -> bool:
     return model.qkv(x[:, : extra.numel()])[:, extra].shape[1] == 2
 
 
+def of_numbers_that_python_iterates(model: Any, x: Tensor, extra: Any) -> bool:
+    sizes = torch.stack([torch.tensor([5, 7, 3])])
+    sizes = torch.stack([torch.tensor([u[0] + 1, u[1], u[2]]) for u in sizes])
+    return read(sizes) == [[6, 7, 3]]
+
+
+def of_words_that_a_mask_picks(model: Any, x: Tensor, extra: Any) -> bool:
+    return model.qkv(x[:, : extra.numel()]).masked_select(extra[:, None] != 0).view(1, -1, 96).shape[1] == 2
+
+
 @pytest.mark.parametrize(
     ("choose", "extra"),
     [
@@ -81,6 +91,8 @@ def of_a_mask(model: Any, x: Tensor, extra: Any) -> bool:
         (of_a_shape, None),
         (counted_between_graphs, None),
         (of_a_buffer, None),
+        (of_numbers_that_python_iterates, None),
+        (of_words_that_a_mask_picks, torch.tensor([1, 0, 1])),
         (of_an_input, torch.tensor([1, 2, 3])),
         (of_a_mask, torch.tensor([True, False, True])),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import svg_compile
 from lowering import grids_of, watch
 from svg_compile import Reason
+from svg_compile.regional import known_calls, traced_grids
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 0, "dense_layers": 0, "on_error": "raise"}
 GRID = (3, 4, 6)
@@ -152,6 +154,51 @@ def test_ltx_with_its_pipeline_s_coordinates(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(exact, model(**given)[0])
 
 
+def beside(before: int, after: int) -> Tensor:
+    """Positions of a grid with tokens of conditions in front of it and behind it."""
+    where = positions(*GRID)
+    return torch.cat([where[..., :before] + 0.5, where, where[..., 5 : 5 + after]], 2)
+
+
+@pytest.mark.parametrize(("before", "after"), [(24, 0), (0, 24), (10, 7)])
+def test_conditions_beside_the_video_are_open(before: int, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, where = Packed(), beside(before, after)
+    given = torch.randn(1, where.shape[-1], 8), where
+    (site,) = svg_compile.explain(model, *given, options=OPTIONS).sites
+    assert site.rewritten
+    assert site.layout is not None
+    assert (site.layout.frames, site.layout.height, site.layout.width, site.layout.text_len) == (*GRID, before + after)
+    assert site.before == (before if after else 0)
+    watch(monkeypatch, grids_of)
+    exact = torch.compile(model, backend="svg", options={**OPTIONS, "density": 1.0}, dynamic=False)
+    torch.testing.assert_close(exact(*given), model(*given))
+    # Moved by one token it is another graph: dense.
+    other = where.roll(1, 2)
+    with pytest.warns(UserWarning, match="3x4x6 video"):
+        torch.testing.assert_close(exact(given[0], other), model(given[0], other))
+
+
+class Joined(Packed):
+    """Text and video in one sequence, their ids in two inputs."""
+
+    def forward(self, latents: Tensor, ids: Tensor, text: Tensor, text_ids: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(torch.cat([text, latents], 1), torch.cat([text_ids, ids], 1).transpose(1, 2))
+
+
+def test_ids_of_text_beside_positions_are_a_constant_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, text = Joined(), torch.randn(1, 5, 8)
+    given = latents(), positions(*GRID).transpose(1, 2).contiguous(), text
+    seen = watch(monkeypatch, grids_of)
+    exact = torch.compile(model, backend="svg", options={**OPTIONS, "density": 1.0}, dynamic=False)
+    torch.testing.assert_close(exact(*given, torch.zeros(1, 5, 3)), model(*given, torch.zeros(1, 5, 3)))
+    assert "3x4x6" in seen
+    with pytest.warns(UserWarning, match="not those of the ids"):
+        torch.testing.assert_close(exact(*given, torch.ones(1, 5, 3)), model(*given, torch.ones(1, 5, 3)))
+    # What is no whole number may be latents.
+    (site,) = svg_compile.explain(model, *given, torch.rand(1, 5, 3), options=OPTIONS).sites
+    assert not site.rewritten
+
+
 class PackedBlocks(nn.Module):
     """As `Packed`, in two blocks that may be compiled one by one: they see rotary tables, no positions."""
 
@@ -208,3 +255,52 @@ def test_blocks_are_told_the_grid_of_the_call_s_own_positions(monkeypatch: pytes
         shuffled = right[..., torch.randperm(right.shape[-1], generator=torch.Generator().manual_seed(0))]
         torch.testing.assert_close(model(latents(), shuffled, time), plain(latents(), shuffled, time))
     assert {"3x4x6", "4x3x6"} <= set(seen)
+
+
+@dataclass(frozen=True)
+class Video:
+    """As code hands a model all of one modality."""
+
+    latent: Tensor
+    positions: Tensor
+    sigma: Tensor
+    enabled: bool = True
+
+
+class FromDataclass(PackedBlocks):
+    """Reads a flag between the positions and its blocks, which breaks the graph."""
+
+    def forward(self, video: Video) -> Tensor:  # type: ignore[override]
+        x = self.embed(video.latent) * video.sigma
+        table = video.positions.transpose(1, 2).sum(-1, keepdim=True).cos().unsqueeze(1)
+        if not bool(torch.zeros(2).any()):
+            torch._dynamo.graph_break()
+        for block in self.blocks:
+            x = block(x, table)
+        return x
+
+
+@pytest.mark.parametrize("how", ["whole", "blocks"])
+def test_positions_in_a_dataclass_before_a_break(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = FromDataclass(), FromDataclass()
+    where = positions(*GRID)
+    report = svg_compile.explain(model, Video(latents(), where, torch.ones(1)), options=OPTIONS)
+    assert [site.rewritten for site in report.sites] == [True, True]
+    seen = watch(monkeypatch, grids_of)
+    options = {**OPTIONS, "density": 1.0}
+    if how == "whole":
+        model.compile(backend="svg", options=options, dynamic=False)
+    else:
+        for block in model.blocks:
+            block.compile(backend="svg", options=options, dynamic=False)
+    traces = []
+    whole = traced_grids.trace_grids
+    monkeypatch.setattr(known_calls, "trace_grids", lambda *given: traces.append(1) or whole(*given))
+    with svg_compile.denoising(model, steps=4) as run:
+        for step in range(4):
+            # Other latents, the same positions: one trace serves all steps.
+            given = Video(latents(seed=step), where, torch.full((1,), 1.0 - step / 4))
+            torch.testing.assert_close(model(given), plain(given))
+            run.advance()
+    assert "3x4x6" in seen
+    assert len(traces) == 1

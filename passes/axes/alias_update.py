@@ -24,6 +24,7 @@ from svg_compile.passes.axes.axis import (
     resolve,
     same_axis,
 )
+from svg_compile.passes.axes.filled import apart, filled
 from svg_compile.passes.axes.merge import aligned_with
 from svg_compile.passes.axes.naming import Meaning
 from svg_compile.passes.axes.new_axes import axis_of, free_axis, opaque_axis
@@ -84,10 +85,13 @@ def written_axes(
                 changed[atom] = meaning[atom]
     if untouched and (tables or all(_covers(before, of(alias)) for alias in aliases)):
         return []
-    return [
-        (alias, after if alias is target else _rewritten(of(alias), before, after, changed, tables))
-        for alias in aliases
-    ]
+    out = []
+    for alias in aliases:
+        if alias is not target and apart(alias, target):
+            continue
+        axes = after if alias is target else filled(of, alias, target, after)
+        out.append((alias, axes or _rewritten(of(alias), before, after, changed, tables)))
+    return out
 
 
 def _replaced(of: AxesOf, before: list[Axis], after: list[Axis], source: Tensor, target: Tensor) -> list[Axis]:

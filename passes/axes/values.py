@@ -92,6 +92,10 @@ class KnownValues:
             return self._pairs(_ARITHMETIC[packet], first, a.get("other")) if a.get("alpha", 1) == 1 else None
         if packet is aten.neg:
             return self._pairs(operator.mul, first, -1)
+        if packet is aten.log:
+            known = self.of(first)
+            # Of a mask: 0 where it is 1, minus infinity where it is 0.
+            return frozenset(-math.inf if value == 0 else 0.0 for value in known) if known and known <= _BOOL else None
         if packet is aten.where:
             return self._union([first, a.get("other")]) if "other" in a else None
         if packet is aten.masked_fill:

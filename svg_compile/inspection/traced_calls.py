@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,8 @@ from svg_compile._compat.operators import qualified_name
 from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
-from svg_compile.inspection.bare_clone import is_plain_object
 from svg_compile.inspection.callers import Callers, place, stack
+from svg_compile.inspection.held_tensors import held_tensors
 from svg_compile.inspection.opened import tensors_in
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.grid import grid_of
@@ -117,23 +117,10 @@ class TracedCalls:
 
 
 def _state_of(model: Any) -> Iterable[Tensor]:
-    """The parameters, buffers and other tensors that a model holds, also in plain objects and in quantised weights."""
-    seen: set[int] = set()
+    """The parameters, buffers and other tensors that a model holds, with those that quantised weights hold."""
     for module in model.modules() if isinstance(model, nn.Module) else ():
-        seen.add(id(module))
-        for value in vars(module).values():
-            yield from _held(value, seen)
-
-
-def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-        # A quantised weight has scales in its attributes, and values that stand for its own.
-        own = vars(value).values() if is_quantised(value) else ()
-        yield from (part for part in own if isinstance(part, Tensor))
-    elif id(value) not in seen and (isinstance(value, (dict, list, tuple)) or is_plain_object(value)):
-        seen.add(id(value))
-        if is_plain_object(value):
-            value = vars(value)
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _held(part, seen)
+        for _, tensor in held_tensors(module):
+            yield tensor
+            # Scales, and values that stand for the weight's own.
+            beside = vars(tensor).values() if is_quantised(tensor) else ()
+            yield from (part for part in beside if isinstance(part, Tensor))

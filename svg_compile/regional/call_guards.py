@@ -6,7 +6,8 @@ guarded by nothing, so its calls are told apart here:
     the shapes of tensors, and the values of arguments that are no tensors; of the timestep its shape or type alone;
     the modules, and the processors that diffusers lets one put into attentions;
     the plain attributes of both: numbers, strings, flags, and tuples or lists of them;
-    the values of integer tensors, where the trace had breaks: Python code may have read them;
+    the values of integer tensors, given or held by the model, where the trace had breaks: Python code may have read
+    them;
     the values of positions that are the raster of a video (`passes.coordinates`), which prove the grid, and of ids
     beside them;
     the values of integers [F], which may number frames;
@@ -34,6 +35,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from svg_compile._compat.fake_values import MOST_ELEMENTS
 from svg_compile._compat.graphs import version_of
 from svg_compile._compat.pytree import tree_flatten
+from svg_compile.inspection.held_tensors import held_tensors
 from svg_compile.inspection.opened import opened, tensors_in
 from svg_compile.passes.coordinates import ids_of, raster_seen, rise_seen
 
@@ -80,11 +82,11 @@ class CallFacts:
             if _is_plain(value) and self._changes[number, name] < _HARMLESS
         )
         state = (
-            ((number, name), tuple(value.flatten().tolist()))
+            ((number, name), _digest(value))
             for number, thing in enumerate(things if self.reads_values else ())
             if isinstance(thing, nn.Module)
-            for name, value in (*thing._buffers.items(), *vars(thing).items())
-            if _is_small_state(value) and self._changes[number, name] < _HARMLESS
+            for name, value in held_tensors(thing)
+            if _is_read_state(value) and self._changes[number, name] < _HARMLESS
         )
         given = {name: opened(value) for name, value in arguments.items() if name != "timestep"}
         leaves, structure = tree_flatten(given)
@@ -153,7 +155,7 @@ def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callab
             return True
         if id(tensor) in given:
             return _is_whole(tensor) or _decides(tensor, positions)
-        return _is_small_state(tensor)
+        return _is_read_state(tensor)
 
     return may_be_read
 
@@ -172,9 +174,9 @@ def _is_whole(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex()) and tensor.device.type != "meta"
 
 
-def _is_small_state(value: Any) -> bool:
-    """Whether a buffer, or a tensor in an attribute, is one that a key holds the values of."""
-    return isinstance(value, Tensor) and type(value) is not nn.Parameter and value.numel() <= _FEW and _is_whole(value)
+def _is_read_state(value: Tensor) -> bool:
+    """Whether a tensor that a model holds is one that a key holds the values of: whole numbers, no weight."""
+    return not isinstance(value, nn.Parameter) and value.numel() <= MOST_ELEMENTS and _is_whole(value)
 
 
 def _digest(tensor: Tensor) -> bytes:

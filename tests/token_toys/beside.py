@@ -40,6 +40,22 @@ def _text_in_another_order(x: Tensor, text: Tensor) -> Tensor:
     return attend(torch.cat([tokens(x), text.flip(1)], 1))
 
 
+@model(f"{GRID}+11", video(), TEXT)
+def _text_modulated_by_its_own_mean_word(x: Tensor, text: Tensor) -> Tensor:
+    gate = F.linear(text[:, 0], torch.ones(C, C)).tanh()[:, None]
+    return attend(torch.cat([tokens(x), text + gate * text], 1))
+
+
+@model("UNKNOWN_GRID", video(), TEXT)
+def _tokens_modulated_by_another_frame(x: Tensor, text: Tensor) -> Tensor:
+    return attend(torch.cat([text, tokens(x + x[:, :, 2:3])], 1))
+
+
+@model("UNKNOWN_GRID", video())
+def _its_own_tokens_backwards_in_the_place_of_text(x: Tensor) -> Tensor:
+    return attend(torch.cat([tokens(x), tokens(x).flip(1)[:, :8]], 1))
+
+
 # ---- other videos ---------------------------------------------------------------------------------------------------
 
 

@@ -176,3 +176,36 @@ def _one_of_two_beside_the_other(x: Tensor, y: Tensor) -> Tensor:
     q, k = x.flatten(0, 2)[None], y.flatten(0, 2)[None]
     both = torch.cat([q, k], 0)
     return attend(both.roll(1, 1))
+
+
+# ---- text and video packed into one input, told apart by coordinates ------------------------------------------------
+
+
+def _placed(before: int, after: int) -> Tensor:
+    sides = [torch.zeros(before, 1), _coordinates(FRAMES, HEIGHT, WIDTH), torch.ones(after, 1)]
+    return torch.cat([side for side in sides if len(side)])
+
+
+@model(f"6+{GRID}", torch.randn(B, N + 6, C))
+def _text_packed_in_front_of_the_video(x: Tensor) -> Tensor:
+    return attend(x * _placed(6, 0))
+
+
+@model(f"6+{GRID}+4", torch.randn(B, N + 10, C))
+def _text_packed_on_both_sides_of_the_video(x: Tensor) -> Tensor:
+    return attend(x * _placed(6, 4))
+
+
+@model("SEVERAL_GRIDS", torch.randn(B, 2 * N, C))
+def _as_many_tokens_packed_behind_the_video(x: Tensor) -> Tensor:
+    return attend(x * _placed(0, N))
+
+
+@model("UNKNOWN_GRID", torch.randn(B, N + 6, C))
+def _packed_text_moved_behind_by_one_token(x: Tensor) -> Tensor:
+    return attend((x * _placed(6, 0)).roll(1, 1))
+
+
+@model("UNKNOWN_GRID", torch.randn(B, N + 6, C))
+def _coordinates_that_were_turned_around(x: Tensor) -> Tensor:
+    return attend(x * _placed(6, 0).flip(0))
