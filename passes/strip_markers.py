@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from svg_compile._compat.graphs import graph_modules
 from svg_compile.passes.find_attention import layer_of
 from svg_compile.passes.grid_marker import MARK, OF_BLOCK, Marker, carried
 
@@ -19,9 +20,7 @@ from svg_compile.passes.grid_marker import MARK, OF_BLOCK, Marker, carried
 def strip_markers(graph_module: fx.GraphModule) -> Mapping[str, Marker]:
     """The marker of each layer by its module path; they are gone from the graph and its child graphs."""
     found: dict[str, Marker] = {}
-    for module in graph_module.modules():
-        if not isinstance(module, fx.GraphModule):
-            continue
+    for module in graph_modules(graph_module):
         nodes = [node for node in module.graph.nodes if node.target in MARK]
         for node in nodes:
             tensor, text, sizes = node.args

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.graphs import SDPA_TARGETS, keep_torch_state, symbolic_run, to_fake
+from svg_compile._compat.graphs import SDPA_TARGETS, graph_modules, keep_torch_state, symbolic_run, to_fake
 from svg_compile._compat.pytree import tree_leaves, tree_map_only
 from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.passes.axes.axis import Atom, Concat, Kind, atoms_of
@@ -66,7 +66,7 @@ def infer_token_axes(
     with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode):
         placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
         inputs = [node.meta["example_value"] for node in placeholders]
-        if any(node.target in _RESHAPING for module in _graphs(graph_module) for node in module.graph.nodes):
+        if any(node.target in _RESHAPING for module in graph_modules(graph_module) for node in module.graph.nodes):
             # Tensors that change their own shape: not the graph's examples. Else those themselves, for they remember
             # the symbols of sizes and numbers read from them.
             inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
@@ -89,10 +89,6 @@ def infer_token_axes(
         log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
     visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
     return TokenAxes(visits, dict(tracker.without_rule))
-
-
-def _graphs(graph_module: fx.GraphModule) -> list[fx.GraphModule]:
-    return [module for module in graph_module.modules() if isinstance(module, fx.GraphModule)]
 
 
 def _name_inputs(values: Mapping[fx.Node, Any], tracker: AxisTracker, facts: InputFacts) -> None:
@@ -193,7 +189,7 @@ class _Run(fx.Interpreter):
         bodies = [leaf for leaf in leaves if isinstance(leaf, fx.GraphModule)]
         operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         # Attention in a graph that is not run here may be in another one, too, that is: of neither is all known.
-        self.unseen.update(node for body in bodies for module in _graphs(body) for node in module.graph.nodes)
+        self.unseen.update(node for body in bodies for module in graph_modules(body) for node in module.graph.nodes)
         if not bodies or any(writes(body) for body in bodies):
             for operand in operands:
                 self.tracker.storages.invalidate(operand)
@@ -221,7 +217,7 @@ def writes(module: fx.GraphModule) -> bool:
         in_place = in_place or any(schema.is_mutable for schema in schemas)
         if node.op in ("call_function", "call_method") and (in_place or "out" in node.kwargs or name in _WRITERS):
             return True
-    return any(writes(child) for child in _graphs(module) if child is not module)
+    return any(writes(child) for child in graph_modules(module) if child is not module)
 
 
 def table(axes: TokenAxes) -> str:

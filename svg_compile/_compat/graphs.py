@@ -81,6 +81,11 @@ def symbolic_run(fake_mode: Any) -> Iterator[None]:
         yield
 
 
+def graph_modules(graph_module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
+    """A graph and its child graphs, each once."""
+    return [module for module in graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+
+
 def to_fake(fake_mode: Any, tensor: torch.Tensor) -> torch.Tensor:
     """A fake twin of a constant tensor, of static shape."""
     if isinstance(tensor, FakeTensor):
@@ -173,6 +178,6 @@ def forget_arguments(graph_module: torch.fx.GraphModule) -> None:
 
     They are weak, but torch.utils.swap_tensors, by which offloading moves quantised weights, refuses tensors with any.
     """
-    for module in graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+    for module in graph_modules(graph_module):
+        for node in module.graph.nodes:
             node.meta.pop("grapharg", None)

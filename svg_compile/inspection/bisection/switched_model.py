@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from svg_compile._compat.compiled import isolated_compile
-from svg_compile._compat.graphs import SDPA, copy_graph_module
+from svg_compile._compat.graphs import SDPA, copy_graph_module, graph_modules
 from svg_compile._compat.modules import uncompiled
 from svg_compile.config import split_options
 from svg_compile.decisions import Decisions
@@ -167,9 +167,7 @@ def _switch(graph_module: fx.GraphModule, state: _State) -> list[_Site]:
     from svg_compile.passes.find_attention import layer_of
 
     sites = []
-    for module in graph_module.modules():
-        if not isinstance(module, fx.GraphModule):
-            continue
+    for module in graph_modules(graph_module):
         nodes = [node for node in module.graph.nodes if node.op == "call_function"]
         profiles = [node for node in nodes if node.target in _PROFILES]
         attentions = [node for node in nodes if node.target is torch.ops.svg.attention.default]
