@@ -164,7 +164,12 @@ def telling_the_step(model: Any, step: int) -> Any:
 
 
 def _video(model: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    return list(kwargs["hidden_states"])
+    video = kwargs["hidden_states"]
+    if video.dim() == 3:
+        # Tokens [B, N, C], beside their grid.
+        grid = [kwargs[name] for name in ("num_frames", "height", "width")]
+        video = video.unflatten(1, grid).movedim(-1, 1)
+    return list(video)
 
 
 def skipped(model: Any, **which: bool) -> None:
