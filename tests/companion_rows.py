@@ -39,8 +39,7 @@ class Companion:
     """A row: its name, what puts it on a model, and what the reader of the table is told.
 
     context: what each step runs within. changes: whether the model makes something else with it. alone: whether it
-    keeps attention out of all graphs, so that this package compiles it by itself. more: graphs that
-    are compiled beyond those of another backend, for a reason that is not known. recompiles: the
+    keeps attention out of all graphs, so that this package compiles it by itself.  recompiles: the
     limit of them that it needs, where that is more than Dynamo's own. without: why the tests leave a model
     out, by the model's name.
     """
@@ -51,7 +50,6 @@ class Companion:
     context: Context = one_branch
     changes: bool = False
     alone: bool = False
-    more: int = 0
     recompiles: int = 8
     without: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,7 +87,7 @@ def _check(companion: Companion, name: str, how: str, thorough: bool) -> None:
     assert full.same(expected.outputs)
     assert full.dense == expected.at_first > 0
     assert full.sparse == expected.attentions - expected.at_first > 0
-    assert full.graphs <= alone(build(), how, inputs, context) + companion.alone + companion.more
+    assert full.graphs <= alone(build(), how, inputs, context) + companion.alone
     if thorough:
         found, told = (
             beside(build(), how, inputs, context, density=0.3, **more) for more in ({}, {"layout": layout(case)})
@@ -241,11 +239,11 @@ COMPANIONS: tuple[Companion, ...] = (
     Companion(
         "SeaCache",
         cache("SeaCacheConfig", threshold=50.0, raw_vision_callback=_video),
-        "tell `cache_context` the step, the sigma and the number of steps, else it caches nothing; by blocks one graph "
-        "more is compiled than by Inductor alone",
+        "tell `cache_context` the step, the sigma and the number of steps, else it caches nothing; by "
+        "blocks the first one runs as plain Python: its attention is compiled by itself",
         context=telling_the_step,
         changes=True,
-        more=1,
+        alone=True,
     ),
     Companion(
         "layerwise casting",
