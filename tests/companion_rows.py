@@ -39,7 +39,7 @@ class Companion:
     """A row: its name, what puts it on a model, and what the reader of the table is told.
 
     context: what each step runs within. changes: whether the model makes something else with it. alone: whether it
-    keeps attention out of all graphs, so that this package compiles it by itself. recompiles: the
+    keeps attention out of all graphs, so that this package compiles it by itself.  recompiles: the
     limit of them that it needs, where that is more than Dynamo's own. without: why the tests leave a model
     out, by the model's name.
     """
@@ -164,7 +164,12 @@ def telling_the_step(model: Any, step: int) -> Any:
 
 
 def _video(model: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    return list(kwargs["hidden_states"])
+    video = kwargs["hidden_states"]
+    if video.dim() == 3:
+        # Tokens [B, N, C], beside their grid.
+        grid = [kwargs[name] for name in ("num_frames", "height", "width")]
+        video = video.unflatten(1, grid).movedim(-1, 1)
+    return list(video)
 
 
 def skipped(model: Any, **which: bool) -> None:
@@ -234,9 +239,11 @@ COMPANIONS: tuple[Companion, ...] = (
     Companion(
         "SeaCache",
         cache("SeaCacheConfig", threshold=50.0, raw_vision_callback=_video),
-        "tell `cache_context` the step, the sigma and the number of steps, else it caches nothing",
+        "tell `cache_context` the step, the sigma and the number of steps, else it caches nothing; by "
+        "blocks the first one runs as plain Python: its attention is compiled by itself",
         context=telling_the_step,
         changes=True,
+        alone=True,
     ),
     Companion(
         "layerwise casting",
