@@ -8,7 +8,7 @@ import torch
 
 import models
 import pipelines
-from pipelines.parts import TEXT, Letters, clip, draw, flow, picture, prompts, quiet, seeded, t5, text_mask
+from pipelines.parts import TEXT, clip, draw, flow, picture, prompts, quiet, seeded, text_mask
 from pipelines.rows import Row
 
 # The autoencoders of both make a latent of 8 frames and of 32 x 32 pixels: 5 x 7 x 3 latents, each a token.
