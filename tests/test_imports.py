@@ -73,7 +73,6 @@ OUTSIDE_COMPAT = {
         "torch.utils._sympy.interp.sympy_interp",
         "torch.utils._sympy.reference.PythonReferenceAnalysis",
     },
-    "svg_compile.regional.call_guards": {"._buffers"},
     "svg_compile.regional.blocks": {"._compiled_call_impl"},
     "svg_compile.regional.wrappers": {"._diffusers_hook", "._parallel_config"},
     "svg_compile.runtime.sources": {"._orig_mod"},

@@ -41,7 +41,8 @@ def cut(axis: Axis, start: Any, stop: Any, size: Any) -> Axis:
         unpadded = axis[0].derived.get("unpadded")
         if unpadded is not None and _is_zero(start) and holds(equal, size, unpadded.size):
             return (unpadded,)
-    if axis and all(isinstance(part, Atom) and part.kind is Kind.NAMED for part in axis):
+    # Of what lost its name it is still the same positions each time, of query, key and value.
+    if axis and all(isinstance(part, Atom) and part.kind in (Kind.NAMED, Kind.OPAQUE) for part in axis):
         return piece_of(axis, start, stop, size)
     return other_positions(size, axis)
 
@@ -51,7 +52,7 @@ def _is_zero(size: Any) -> bool:
 
 
 def piece_of(whole: Axis, start: Any, stop: Any, size: Any) -> Axis:
-    """Positions [start, stop) of an axis of named atoms: the same atom each time."""
+    """Positions [start, stop) of an axis of named or opaque atoms: the same atom each time."""
     first = whole[0]
     assert isinstance(first, Atom)
     key = ("piece", whole, expression(start), expression(size))

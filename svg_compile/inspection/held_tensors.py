@@ -14,8 +14,7 @@ def held_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(path, tensor) of each, parameters among them, without those of the modules in it."""
     seen = {id(module)}
     for name, value in vars(module).items():
-        if name != "_modules":
-            yield from _held(name, value, seen)
+        yield from _held(name, value, seen)
 
 
 def _held(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:

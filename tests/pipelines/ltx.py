@@ -8,7 +8,7 @@ import torch
 
 import models
 import pipelines
-from pipelines.parts import TEXT, Letters, clip, draw, flow, picture, prompts, quiet, seeded, t5, text_mask
+from pipelines.parts import TEXT, clip, draw, flow, picture, prompts, quiet, seeded, text_mask
 from pipelines.rows import Row
 
 # The autoencoders of both make a latent of 8 frames and of 32 x 32 pixels: 5 x 7 x 3 latents, each a token.
@@ -43,13 +43,6 @@ def _condition(**given: Any) -> dict[str, Any]:
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
     return _text(conditions=[LTXVideoCondition(**given)])
-
-
-def _long() -> Any:
-    from diffusers import LTXEulerAncestralRFScheduler
-
-    return _pipe("LTXI2VLongMultiPromptPipeline", scheduler=LTXEulerAncestralRFScheduler(), text_encoder=t5(),
-                 tokenizer=Letters())  # fmt: skip
 
 
 def _ltx2(cls: str, **more: Any) -> Any:
@@ -108,7 +101,6 @@ def _reference() -> Any:
 
 
 _BESIDE = "tokens of the condition beside the video are attended in full; dense where they are over 30% of the sequence"
-_WINDOWS = "frames of the window before stand behind those of a window: in the few frames of this test over 30%"
 _REFERENCE = "a reference as long as the video stands beside it: more than is worth attending in full"
 _PICTURE = draw(1, 3, 224, 96).clamp(0, 1)
 ROWS = (
@@ -119,10 +111,6 @@ ROWS = (
         lambda: _condition(image=picture(224, 96), frame_index=0)),
     Row("LTX-Video condition, a later frame", "LTXConditionPipeline", lambda: _pipe("LTXConditionPipeline"),
         lambda: _condition(image=picture(224, 96), frame_index=16), text=21, text_first=True, note=_BESIDE),
-    Row("LTX-Video long, several prompts", "LTXI2VLongMultiPromptPipeline", _long,
-        lambda: _SIZE | {"prompt": "a cat | a dog", "num_frames": 57, "temporal_tile_size": 33, "temporal_overlap": 8,
-                         "cond_image": picture(224, 96), "max_sequence_length": TEXT}, whole="dense",
-        blocks="dense", note=_WINDOWS),
     Row("LTX-2 T2V", "LTX2Pipeline", lambda: _ltx2("LTX2Pipeline"), _ltx2_text),
     Row("LTX-2 I2V", "LTX2ImageToVideoPipeline", lambda: _ltx2("LTX2ImageToVideoPipeline"),
         lambda: _ltx2_text(image=_PICTURE, image_crf=0, **_ALONE)),

@@ -87,6 +87,26 @@ def _a_buffer_filled_through_two_rows_of_it(x: Tensor) -> Tensor:
     return attend(out)
 
 
+# ---- text that is modulated and cropped by each of query, key and value ----------------------------------------------
+
+
+def _with_text_of_its_own(x: Tensor, text: Tensor, places: tuple[slice, ...]) -> Tensor:
+    gate = F.linear(text[:, 0], torch.ones(C, C))[:, None]
+    text = _projected(text) * gate
+    operands = [torch.cat([_projected(x), text[:, place]], 1).unflatten(2, (2, -1)).transpose(1, 2) for place in places]
+    return F.scaled_dot_product_attention(*operands)
+
+
+@model(f"{GRID}+8", video(), TEXT)
+def _modulated_text_cropped_alike(x: Tensor, text: Tensor) -> Tensor:
+    return _with_text_of_its_own(x, text, (slice(8),) * 3)
+
+
+@model("UNKNOWN_GRID", video(), TEXT)
+def _modulated_text_cropped_otherwise_for_the_keys(x: Tensor, text: Tensor) -> Tensor:
+    return _with_text_of_its_own(x, text, (slice(8), slice(3, 11), slice(8)))
+
+
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
