@@ -70,18 +70,16 @@ def profile_rows_fwd_kernel(
         widths += 3 * tl.load(when)
     spatial_width = tl.load(widths)
     temporal_width = tl.load(widths + 1)
-    is_temporal = False
-    plan_width = spatial_width
-    if BY_PLAN:
-        kind = tl.load(plan + 2 * batch_head)
-        is_temporal = kind == 1
-        plan_width = tl.load(plan + 2 * batch_head + 1)
-        if (kind > 1) | (plan_width == tl.where(is_temporal, temporal_width, spatial_width)):
-            return
     batch = (batch_head // heads).to(tl.int64)
     head = (batch_head % heads).to(tl.int64)
     tokens = text_len + frames * area
     video_start = text_len if TEXT_FIRST else 0
+    if BY_PLAN:
+        kind = tl.load(plan + 2 * batch_head)
+        plan_width = tl.load(plan + 2 * batch_head + 1)
+        # Then no key is read and nothing stored. (An early return costs registers on some architectures.)
+        has_it = plan_width == tl.load(widths + kind)
+        tokens = tl.where(has_it, 0, tokens)
     query += batch * stride_qb + head * stride_qh
     key += batch * stride_kb + head * stride_kh
     value += batch * stride_vb + head * stride_vh
@@ -132,8 +130,8 @@ def profile_rows_fwd_kernel(
             value_high = load_rows(value, token, token_ok, stride_vn, stride_vd, VALUE_LOW, VALUE_HIGH, VALUE_DIM, True)
         shown = token_ok[None, :]
         if BY_PLAN:
-            query_block = tl.where(is_temporal, temporal_query, spatial_query)
-            key_block = tl.where(is_temporal, temporal_key, spatial_key)
+            query_block = band_block(band_rank(frame, place, frames, area, kind), area, BAND)
+            key_block = band_block(band_rank(key_frame, key_place, frames, area, kind), area, BAND)
             near = attends(
                 is_text[None, :], is_text[None, :], key_frame[None, :], query_block[:, None], key_block[None, :],
                 plan_width,
@@ -165,6 +163,8 @@ def profile_rows_fwd_kernel(
     partial += part.to(tl.int64) * (3 * BLOCK_M * VALUE_DIM)
     sums += part.to(tl.int64) * (6 * BLOCK_M)
     if BY_PLAN:
+        if has_it:
+            return
         partial += (1 + kind) * (BLOCK_M * VALUE_DIM)
         sums += (1 + kind) * (2 * BLOCK_M)
     store_kind(partial, sums, peak, total, low, high, unit, VALUE_DIM, VALUE_LOW, VALUE_HIGH, BLOCK_M)

@@ -353,8 +353,8 @@ MUTANTS = (
     Mutant(
         "need: rows of the plan by the spatial order alone",
         "kernels/triton/profile_kernel.py",
-        "key_block = tl.where(is_temporal, temporal_key, spatial_key)",
-        "key_block = spatial_key",
+        "band_rank(key_frame, key_place, frames, area, kind)",
+        "band_rank(key_frame, key_place, frames, area, 0)",
         NEED,
     ),
 )
