@@ -34,7 +34,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(\.py:)\d+", r"\1N", text)
     text = _FOLDERS.sub("", text)
     text = re.sub(r"pid\d+-\w+", "pidN", text)
-    text = re.sub(r"('auto', )\d+", r"\1CHECKSUM", text)
+    text = re.sub(r"(abi = )\d+", r"\1CHECKSUM", text)
     return re.sub(r" +", " ", text)
 
 

@@ -63,7 +63,7 @@ def test_in_a_real_model_the_layer_that_suffers_is_found_first_by_its_path() -> 
     assert found.layers[0].alone > 3 * found.layers[1].alone
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["hunyuan_video", "cogvideox_5b"])
 def test_the_ends_are_the_dense_and_the_sparse_model(name: str, dtype: torch.dtype) -> None:
     case = models.case(name)

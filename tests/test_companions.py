@@ -27,8 +27,18 @@ def fresh(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> None:
     watch(monkeypatch, kind)
 
 
-@HOW
-@pytest.mark.parametrize("name", [each.name for each in COMPANIONS])
+# Compiled whole, the others are among the slow tests.
+QUICK_WHOLE = ("FirstBlockCache", "LoRA", "group offload, block level", "layerwise casting")
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(each.name, how, marks=[pytest.mark.slow] * (how == "whole" and each.name not in QUICK_WHOLE))
+        for each in COMPANIONS
+        for how in ("whole", "blocks")
+    ],
+)
 def test_it_is_sparse_and_equals_the_companion_on_the_eager_model(name: str, how: str) -> None:
     check(companion(name), "Wan", how, thorough=False)
 

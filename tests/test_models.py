@@ -39,11 +39,11 @@ REASONS = {
 }
 # Each takes half a minute of Inductor: the large families here, their relatives among the slow tests.
 COMPILED = (
-    *("wan", "hunyuan_video", "cogvideox_5b", "ltx_video"),
+    *("wan", "hunyuan_video", "cogvideox_5b"),
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
-            *("wan_ti2v", "wan_vace", "wan_animate", "skyreels_v2", "cogvideox_1_5"),
+            *("ltx_video", "wan_ti2v", "wan_vace", "wan_animate", "skyreels_v2", "cogvideox_1_5"),
             *("allegro", "easyanimate", "motif_video"),
         )
     ),

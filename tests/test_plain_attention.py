@@ -62,7 +62,9 @@ def runs(model: Any, inputs: dict[str, Any]) -> tuple[list[Tensor], list[Forward
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"profile_every": 2, "density": [(0.0, 0.6), (0.8, 0.3)]}], ids=["plain", "staged"]
+    "more",
+    [{}, pytest.param({"profile_every": 2, "density": [(0.0, 0.6), (0.8, 0.3)]}, marks=pytest.mark.slow)],
+    ids=["plain", "staged"],
 )
 @pytest.mark.parametrize("how", ["whole", "blocks"])
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_list_of_one_density_is_that_density(built: list[fx.GraphModule]) -> N
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_inductor_runs_both_and_nothing_recompiles_or_grows(dynamic: bool) -> None:
     density = [(0.0, 0.9), (0.5, 0.3)]
     model = TimedDiT()

@@ -85,6 +85,7 @@ def test_ring_attention_is_refused_and_ulysses_named() -> None:
         assert "return_lse" in each["without"]
 
 
+@pytest.mark.slow
 def test_lengths_that_do_not_divide_compile_with_no_backend() -> None:
     """If this fails Dynamo has learned to trace diffusers' `ulysses_anything`: docs/companions.md says it cannot."""
     for each in processes("anything"):

@@ -75,7 +75,7 @@ PROFILE: Table = {
         80: TileConfig(64, 32, 8, 2),
         128: TileConfig(64, 32, 8, 3),
         160: TileConfig(16, 32, 8, 2),
-        192: TileConfig(32, 32, 8, 2),
+        192: TileConfig(32, 16, 8, 3),
         256: TileConfig(32, 16, 8, 2),
     },
     ("gfx942", 2): {128: TileConfig(64, 16, 8, 2), 256: TileConfig(16, 32, 4, 2)},

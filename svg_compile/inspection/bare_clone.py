@@ -180,15 +180,14 @@ def _forward_of(module: nn.Module, path: str) -> types.FunctionType | None:
 
 
 def is_own_method(forward: Any, module: nn.Module) -> bool:
-    """Whether a callable is a method of the module's class, or a plain function bound to it as such.
+    """Whether a callable is a method of the module's class, bound to it: on the clone it does what it does here.
 
-    Bound to the clone it does there what it does here: a function without a closure holds no module but its own.
+    A function from elsewhere may keep state between calls, as step caches do that leave blocks out.
     """
     function = getattr(forward, "__func__", None)
-    if not isinstance(function, types.FunctionType) or getattr(forward, "__self__", None) is not module:
+    if function is None or getattr(forward, "__self__", None) is not module:
         return False
-    of_class = any(each is function for kind in type(module).__mro__ for each in vars(kind).values())
-    return of_class or (function.__closure__ is None and not hasattr(function, "__wrapped__"))
+    return any(each is function for kind in type(module).__mro__ for each in vars(kind).values())
 
 
 def _is_harmless(hook: Any) -> bool:
