@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make demo       generate a video dense and sparse on this machine and compare (about 5 minutes on 2 cores)"
-	@echo "make test       make the environment, run lint and the tests (about 10 minutes on 2 cores)"
+	@echo "make test       make the environment, run lint and the tests (about 20 minutes on 2 cores)"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-companions    the tests beside torchao, quanto, bitsandbytes, GGUF and cache-dit, which it installs (150 MB)"
 	@echo "make models-page    run every diffusers pipeline of docs/models.md, whole and by blocks, and write the page (an hour)"
