@@ -36,12 +36,12 @@ MODELS: Mapping[str, models.Case] = {
 
 @dataclass(frozen=True)
 class Companion:
-    """A row: its name, what puts it on a model, and what the reader of the table is told.
+    """A row of the table: a companion's name, the function that puts it on a model, and a note for the reader.
 
-    context: what each step runs within. changes: whether the model makes something else with it. alone: whether it
-    keeps attention out of all graphs, so that this package compiles it by itself.  recompiles: the
-    limit of them that it needs, where that is more than Dynamo's own. without: why the tests leave a model
-    out, by the model's name.
+    context: a context manager around each step. changes: whether the model's output differs with the companion. alone:
+    whether it keeps attention out of all graphs, so that this package compiles it by itself. recompiles: the recompile
+    limit that it needs, where that is more than Dynamo's default. without: why the tests leave a model out, by the
+    model's name.
     """
 
     name: str

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import models
 import svg_compile
+from eager_calls import counted
 from svg_compile._compat.modules import listed_blocks
 from svg_compile.runtime import dispatcher as schedule
 from svg_compile.runtime.observers import Forward
@@ -78,23 +79,6 @@ def eager(model: Any, inputs: dict[str, Any], case: models.Case, context: Contex
             outputs.append(output)
             counts.append(count[0])
     return Eager(outputs, counts[-1], counts[0])
-
-
-@contextlib.contextmanager
-def counted(length: int) -> Iterator[list[int]]:
-    """Count self-attentions of a length that plain Python runs."""
-    real = torch.nn.functional.scaled_dot_product_attention
-    count = [0]
-
-    def counting(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        count[0] += query.shape[-2] == key.shape[-2] == length
-        return real(query, key, *args, **kwargs)
-
-    torch.nn.functional.scaled_dot_product_attention = counting
-    try:
-        yield count
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = real
 
 
 def graphs_compiled() -> int:

@@ -70,7 +70,7 @@ def test_results_of_two_blocks_are_two_tensors(shortened: list[int]) -> None:
 
 
 def test_where_the_blocks_have_no_source_a_break_has_every_block_traced(shortened: list[int]) -> None:
-    """As of a class that was made by `exec`: where Dynamo broke off cannot be told from its lines."""
+    """A class made by `exec` has no source lines, so whether a break lies in its forward is unknown."""
     names: dict[str, Any] = {"Block": Block, "torch": torch}
     code = "class Made(Block):\n    def forward(self, x, mask=None):\n        return super(Made, self).forward(x)\n"
     exec(code, names)

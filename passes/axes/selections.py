@@ -28,7 +28,7 @@ def selectable(axis: Axis) -> Selected:
 
 
 def not_shown(operands: Iterable[Axis], result: Iterable[Axis]) -> list[Atom]:
-    """The atoms of operands of which a result may show one position: it has no atom for several positions of theirs."""
+    """The operands' atoms of which a result may hold a single position: none of its atoms runs over several of them."""
     before = dict.fromkeys(atom for axis in operands for atom in atoms_of(axis))
     shown = {atom for axis in result for atom in atoms_of(axis)}
     made = [atom for atom in shown if atom not in before and size_hint(atom.size) > 1]

@@ -1,4 +1,4 @@
-"""What is said of a forward whose blocks were told their grids, and of which no graph ran sparse or dense."""
+"""The warning about a forward in which blocks carry a grid and none of their graphs ran, so all of it was dense."""
 
 from __future__ import annotations
 

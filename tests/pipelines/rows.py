@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import svg_compile
+from eager_calls import counted
 from svg_compile._compat.modules import listed_blocks
 from svg_compile.runtime.observers import Forward, watch
 
@@ -98,25 +99,8 @@ class Seen:
     said: list[str]
 
 
-@contextmanager
-def _counted(length: int) -> Iterator[list[int]]:
-    """Count self-attentions of a length that plain Python runs."""
-    real = torch.nn.functional.scaled_dot_product_attention
-    count = [0]
-
-    def counting(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        count[0] += query.shape[-2] == key.shape[-2] == length
-        return real(query, key, *args, **kwargs)
-
-    torch.nn.functional.scaled_dot_product_attention = counting
-    try:
-        yield count
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = real
-
-
 def run_eager(row: Row) -> Eager:
-    with _counted(row.sequence) as count:
+    with counted(row.sequence) as count:
         made = row.call(row.build())
     return Eager(made, count[0])
 

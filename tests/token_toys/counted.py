@@ -178,7 +178,7 @@ def _one_of_two_beside_the_other(x: Tensor, y: Tensor) -> Tensor:
     return attend(both.roll(1, 1))
 
 
-# ---- text and video packed into one input, told apart by coordinates ------------------------------------------------
+# ---- text and video packed into one input; coordinates show which tokens are video ----------------------------------
 
 
 def _placed(before: int, after: int) -> Tensor:
