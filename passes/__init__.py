@@ -12,10 +12,10 @@ from svg_compile.config import SvgConfig
 from svg_compile.decisions import Decisions, Reason
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.axes.ledger import GraphCall
-from svg_compile.passes.coordinates import Found, build_on, ids_among, rasters_among, rises_among
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.grid_marker import Marker
+from svg_compile.passes.position_inputs import Found, build_on, ids_among, rasters_among, rises_among
 from svg_compile.passes.rewrite_attention import rewrite_attention
 
 # Where the values of position inputs may prove what the graph does not.

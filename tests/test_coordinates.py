@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from svg_compile.passes import coordinates
-from svg_compile.passes.coordinates import Raster, ids_of, raster_of, raster_seen
+from svg_compile.passes.coordinates import Raster, raster_of
+from svg_compile.passes.position_inputs import ids_of, raster_seen
 
 FRAMES, HEIGHT, WIDTH = 3, 4, 5
 TOKENS = FRAMES * HEIGHT * WIDTH
