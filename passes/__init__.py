@@ -53,7 +53,10 @@ def run_passes(
     if fake_mode is None:
         return Decisions()
     with as_sdpa(graph_module):
-        return _on_sdpa(graph_module, config, fake_mode, rewrite, observer, markers, call)
+        report = _on_sdpa(graph_module, config, fake_mode, rewrite, observer, markers, call)
+    if rewrite and observer is not None and report.sites:
+        observer.graph("rewrite_attention", graph_module)
+    return report
 
 
 def _on_sdpa(
@@ -99,6 +102,4 @@ def _on_sdpa(
         rewrite_attention(candidates, config)
         if report.rewritten:
             expose_plans(graph_module, config, fake_mode)
-        if observer is not None:
-            observer.graph("rewrite_attention", graph_module)
     return report
