@@ -80,16 +80,16 @@ class Shared(Profiled):
         if step < self.dense_steps or layer < self.dense_layers:
             return dense(step, layer, query, key, value)
         layout = self.layout
-        grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
+        grid = layout.grid
         tail = (None, "auto", ops.ABI)
         call, share = self.shares.enter(step, layer)
         options = ([self.density], self.rows, True, *tail, None, None, None, None if share is None else share[0])
-        plan, errors, exact, fit, missing = repair_ops.PROFILE(query, key, value, None, *grid, *options)
+        plan, errors, exact, fit, missing = repair_ops.PROFILE(query, key, value, None, grid, *options)
         self.shares.note(call, layer, Profiles((errors[..., :2],), (missing,), (layout,), self.density))
         self.plans[step, layer] = plan.cpu()
-        out: Tensor = torch.ops.svg.attention(query, key, value, plan, None, *grid, *tail)
+        out: Tensor = torch.ops.svg.attention(query, key, value, plan, None, grid, *tail)
         bands = out.clone() if self.keeps_bands else out
-        repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
+        repair_ops.REPAIR(out, exact, fit, grid, *tail[1:])
         self.look((query, key, value), plan, fit, bands, out)
         return out
 

@@ -1,9 +1,10 @@
 """The two ops that the rewrite puts into a graph, `svg::profile` and `svg::attention`, and what runs them.
 
-    svg::profile(q, k, v, key_mask, grid..., densities, sampled_rows, adaptive, scale, engine, abi,
+    svg::profile(q, k, v, key_mask, grid, densities, sampled_rows, adaptive, scale, engine, abi,
                  when, previous, share) -> plan, errors, missing
-    svg::attention(q, k, v, plan, key_mask, grid..., scale, engine, abi) -> out
+    svg::attention(q, k, v, plan, key_mask, grid, scale, engine, abi) -> out
 
+grid is [frames, height, width, text_len, text_first, block], as `VideoLayout.grid` gives it; sizes may be symbolic.
 q, k, v are [B, H, N, D] in any strides; out is [B, H, N, D] over [B, N, H, D] storage, as the models keep it; plan is
 int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True where a key may be seen; errors are
 float32 [B, H, 2], what the profile found for (spatial, temporal) at the half-widths that the density buys all heads.
@@ -81,18 +82,13 @@ def _attention_host(
     value: Tensor,
     plan: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     scale: Optional[float],
     engine: str,
     abi: int,
 ) -> Tensor:
     """`svg::attention` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
-    layout = VideoLayout(frames, height, width, text_len, text_first, block)
+    layout = VideoLayout.of(grid)
     # Here, not in the public function: data can be looked at in a compiled graph, too.
     if plan.device.type == "cpu":
         check_plan(plan)
@@ -117,12 +113,7 @@ def _profile_host(
     key: Tensor,
     value: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     sampled_rows: int,
     adaptive: bool,
@@ -134,7 +125,7 @@ def _profile_host(
     share: Optional[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`svg::profile` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
-    layout = VideoLayout(frames, height, width, text_len, text_first, block)
+    layout = VideoLayout.of(grid)
     index, anew = (0, 1) if when is None else when.tolist()
     if not 0 <= index < len(densities):
         raise LayoutError(f"`when` asks for density {index} of {len(densities)}.")
@@ -164,8 +155,8 @@ def profile_rows_for(engine: str) -> Callable[..., ProfiledRows]:
 
 
 @_profile_host.register_fake
-def _(query, key, value, key_mask, *constants):  # type: ignore[no-untyped-def]
-    return _empty_plan(query, adaptive=constants[8])
+def _(query, key, value, key_mask, grid, densities, sampled_rows, adaptive, *constants):  # type: ignore[no-untyped-def]
+    return _empty_plan(query, adaptive)
 
 
 def _empty_plan(query: Tensor, adaptive: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,23 +174,17 @@ def attention(
     value: Tensor,
     plan: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     scale: Optional[float],
     engine: str,
     abi: int,
 ) -> Tensor:
     """Sparse attention by a plan: q, k, v [B, H, N, D], plan int32 [B, H, 2], key_mask bool [B, N] -> [B, H, N, D]."""
-    grid = (frames, height, width, text_len, text_first, block)
     if engine_for(query, engine) != "triton":
-        return torch.ops.svg.attention_host(query, key, value, plan, key_mask, *grid, scale, engine, abi)
+        return torch.ops.svg.attention_host(query, key, value, plan, key_mask, grid, scale, engine, abi)
     from svg_compile.kernels.triton.attention import sparse_attention
 
-    return sparse_attention(query, key, value, plan, key_mask, *grid, scale)
+    return sparse_attention(query, key, value, plan, key_mask, grid, scale)
 
 
 @triton_op("svg::profile")
@@ -208,12 +193,7 @@ def profile(
     key: Tensor,
     value: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     sampled_rows: int,
     adaptive: bool,
@@ -229,14 +209,13 @@ def profile(
     (spatial, temporal), missing float32 [B, H, 2, rungs].
     """
     check_stages(query, densities, adaptive, when, previous, share)
-    grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
         stages = (engine, abi, when, previous, share)
-        return torch.ops.svg.profile_host(query, key, value, key_mask, *grid, *options, *stages)
+        return torch.ops.svg.profile_host(query, key, value, key_mask, grid, *options, *stages)
     from svg_compile.kernels.triton.profile import profile_heads
 
-    return profile_heads(query, key, value, key_mask, *grid, *options, when, previous, share)
+    return profile_heads(query, key, value, key_mask, grid, *options, when, previous, share)
 
 
 def check_stages(

@@ -11,7 +11,7 @@ from svg_compile.kernels.plan import ProfiledRows, plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.kernels.widths import ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
-from svg_compile.mask import attends, band_block, band_rank
+from svg_compile.mask import mask_of
 
 
 def attention_mask(
@@ -25,17 +25,8 @@ def attention_mask(
 
     queries: positions, int64 [M]; all of the sequence by default.
     """
-    rows = slice(None) if queries is None else queries
-    position = torch.arange(layout.tokens, device=device)
-    if HeadKind(kind) is HeadKind.DENSE:
-        return torch.ones(len(position[rows]), layout.tokens, dtype=torch.bool, device=device)
-    video = position - layout.video_start
-    is_text = (video < 0) | (video >= layout.video)
-    video = video.clamp(0, layout.video - 1)
-    frame, place = video // layout.area, video % layout.area
-    rank = band_rank(frame, place, layout.frames, layout.area, int(kind))
-    block = band_block(rank, layout.area, layout.block)
-    return attends(is_text[rows, None], is_text[None], frame[None], block[rows, None], block[None], half_width)
+    keys = torch.arange(layout.tokens, device=device)
+    return mask_of(layout, kind, half_width, keys if queries is None else queries, keys)
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:

@@ -1,8 +1,8 @@
 """The ops that a rewritten graph has for the repair of its heads, beside `svg::attention` of `kernels.ops`.
 
-    svg::profile_and_fit(q, k, v, key_mask, grid..., densities, sampled_rows, adaptive, scale, engine, abi, when,
+    svg::profile_and_fit(q, k, v, key_mask, grid, densities, sampled_rows, adaptive, scale, engine, abi, when,
                          previous, previous_fit, share) -> plan, errors, exact, fit, missing
-    svg::repair_(out, exact, fit, frames, height, width, text_len, text_first, engine, abi), in place
+    svg::repair_(out, exact, fit, grid, engine, abi), in place
 
 The first stands in the place of `svg::profile`, the second behind `svg::attention`. plan, missing and share are those
 of `svg::profile`. errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then what the head's
@@ -17,6 +17,7 @@ no exact rows: they were those of another step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -40,12 +41,7 @@ def _profile_and_fit_host(
     key: Tensor,
     value: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     sampled_rows: int,
     adaptive: bool,
@@ -58,7 +54,7 @@ def _profile_and_fit_host(
     share: Optional[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`svg::profile_and_fit` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
-    layout = VideoLayout(frames, height, width, text_len, text_first, block)
+    layout = VideoLayout.of(grid)
     index, anew = (0, 1) if when is None else when.tolist()
     if not 0 <= index < len(densities):
         raise LayoutError(f"`when` asks for density {index} of {len(densities)}.")
@@ -87,10 +83,9 @@ def _nan(like: Tensor, *sizes: int) -> Tensor:
 
 
 @_profile_and_fit_host.register_fake
-def _(query, key, value, key_mask, frames, height, width, *constants):  # type: ignore[no-untyped-def]
-    sampled_rows, adaptive = constants[4:6]
+def _(query, key, value, key_mask, grid, densities, sampled_rows, adaptive, *constants):  # type: ignore[no-untyped-def]
     heads, channels = (query.shape[0], query.shape[1]), value.shape[3]
-    count = torch.sym_min(sampled_rows, frames * height * width)
+    count = torch.sym_min(sampled_rows, math.prod(grid[:3]))
     shapes = (3,), (count, channels), (channels + 2, channels), (2, len(LADDER) if adaptive else 0)
     plan = query.new_empty((*heads, 2), dtype=torch.int32)
     return plan, *(query.new_empty((*heads, *shape), dtype=torch.float32) for shape in shapes)
@@ -101,16 +96,12 @@ def _repair_host(
     out: Tensor,
     exact: Tensor,
     fit: Tensor,
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
+    grid: Sequence[int],
     engine: str,
     abi: int,
 ) -> None:
     """`svg::repair_` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
-    layout = VideoLayout(frames, height, width, text_len, text_first)
+    layout = VideoLayout.of(grid)
     if engine == "reference":
         from svg_compile.kernels import reference_repair
 
@@ -132,12 +123,7 @@ def profile_and_fit(
     key: Tensor,
     value: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     sampled_rows: int,
     adaptive: bool,
@@ -156,15 +142,14 @@ def profile_and_fit(
     check_stages(query, densities, adaptive, when, previous, share)
     if (previous is None) != (previous_fit is None):
         raise LayoutError("svg::profile_and_fit takes previous and previous_fit together.")
-    grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
         stages = (engine, abi, when, previous, previous_fit, share)
-        host: Profiled = torch.ops.svg.profile_and_fit_host(query, key, value, key_mask, *grid, *options, *stages)
+        host: Profiled = torch.ops.svg.profile_and_fit_host(query, key, value, key_mask, grid, *options, *stages)
         return host
     from svg_compile.kernels.triton.fit import profile_and_fit
 
-    return profile_and_fit(query, key, value, key_mask, *grid, *options, when, previous, previous_fit, share)
+    return profile_and_fit(query, key, value, key_mask, grid, *options, when, previous, previous_fit, share)
 
 
 @triton_op("svg::repair_", mutates_args=("out",))
@@ -172,24 +157,19 @@ def repair_(
     out: Tensor,
     exact: Tensor,
     fit: Tensor,
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
+    grid: Sequence[int],
     engine: str,
     abi: int,
 ) -> None:
     """Repair a result of `svg::attention` in place: out [B, H, N, D], exact float32 [B, H, R, D], fit float32
     [B, H, D + 2, D].
     """
-    grid = (frames, height, width, text_len, text_first)
     if engine_for(out, engine) != "triton":
-        torch.ops.svg.repair_host_(out, exact, fit, *grid, engine, abi)
+        torch.ops.svg.repair_host_(out, exact, fit, grid, engine, abi)
         return
     from svg_compile.kernels.triton.repair import repair_
 
-    repair_(out, exact, fit, *grid)
+    repair_(out, exact, fit, grid)
 
 
 PROFILE = torch.ops.svg.profile_and_fit.default

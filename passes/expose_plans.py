@@ -31,7 +31,6 @@ from svg_compile._compat.sizes import constant, is_symbolic
 from svg_compile.config import SvgConfig
 from svg_compile.kernels import repair_ops
 from svg_compile.passes.node_origin import layer_of
-from svg_compile.passes.rewrite_attention import GRID
 
 _KEY = "svg_plan_ports"
 _PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
@@ -115,7 +114,7 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
         for node, part in zip(parts, led_out, strict=True):
             node.meta.update({**profile.meta, "example_value": profile.meta["example_value"][part]})
         own += parts
-    grids = [tuple(profile.kwargs[name] for name in GRID) for profile in profiles]
+    grids = [profile.kwargs["grid"] for profile in profiles]
     sizes = [size for grid in grids for size in grid if shared and isinstance(size, fx.Node)]
     graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),

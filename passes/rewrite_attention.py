@@ -1,8 +1,8 @@
 """Replace each accepted attention by `svg::profile` and `svg::attention`.
 
     before   out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=s)
-    after    plan = svg.profile(q, k, v, mask[:, 0, 0], frames=F, height=H, width=W, ..., scale=s, when=None, ...)[0]
-             out  = svg.attention(q, k, v, plan, mask[:, 0, 0], frames=F, height=H, width=W, ..., scale=s, ...)
+    after    plan = svg.profile(q, k, v, mask[:, 0, 0], grid=[F, H, W, ...], scale=s, when=None, ...)[0]
+             out  = svg.attention(q, k, v, plan, mask[:, 0, 0], grid=[F, H, W, ...], scale=s, ...)
              with `repair`, svg.profile_and_fit in place of svg.profile, and svg.repair_(out, ...) behind
              and, where the mask hides rows as well: out.masked_fill(~mask[:, 0, 0, :, None], 0)
              where text stands on both sides, operands and result are reordered around it (`move_open`)
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import fx
@@ -26,7 +24,6 @@ from svg_compile._compat.sizes import constant, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.kernels import repair_ops
 from svg_compile.kernels.ops import ABI
-from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_call import Call, example, heads_each
 from svg_compile.passes.attention_mask import TokenMask, token_mask
 from svg_compile.passes.axes.read_grid import Grid
@@ -35,8 +32,6 @@ from svg_compile.passes.find_attention import Candidate
 from svg_compile.passes.move_open import move_of
 from svg_compile.passes.symbols import emit_size
 
-# The arguments of the ops that are the grid, as `VideoLayout` takes them.
-GRID = tuple(field.name for field in fields(VideoLayout))
 # Where the step matters, `expose_plans` says what these are.
 _STAGES = ("when", "previous", "share")
 # The op stores its result [B, H, N, D] as [B, N, H, D].
@@ -64,7 +59,7 @@ def _replacement(emitter: Emitter, candidate: Candidate, config: SvgConfig) -> f
     call, grid, result = candidate.call, candidate.grid, example(candidate.node)
     assert grid is not None
     query, key, value = _operands(emitter, call, grid, result.dtype)
-    layout = _grid_arguments(emitter, grid, config)
+    sizes = [*(emit_size(emitter, size) for size in grid.sizes), int(grid.text_first), config.block]
     mask = None
     if call["attn_mask"] is not None:
         mask = token_mask(call["attn_mask"], example(call["key"]), candidate.bias_hides)
@@ -78,21 +73,20 @@ def _replacement(emitter: Emitter, candidate: Candidate, config: SvgConfig) -> f
         key_mask = None if key_mask is None else _settled(emitter, key_mask)
     scale = None if call["scale"] is None else constant(example(call["scale"]))
     options = {"engine": config.engine, "abi": ABI}
-    attention = {"scale": None if scale is None else float(scale), **options}
-    profile = {"densities": list(config.densities), "sampled_rows": config.sampled_rows}
+    attention = {"grid": sizes, "scale": None if scale is None else float(scale), **options}
+    profile = {"grid": sizes, "densities": list(config.densities), "sampled_rows": config.sampled_rows}
     profile |= {"adaptive": config.adaptive_widths, **attention, **dict.fromkeys(_STAGES)}
     if config.repair:
-        profiled = emitter.call(repair_ops.PROFILE, query, key, value, key_mask, **layout, **profile, previous_fit=None)
+        profiled = emitter.call(repair_ops.PROFILE, query, key, value, key_mask, **profile, previous_fit=None)
     else:
-        profiled = emitter.call(torch.ops.svg.profile.default, query, key, value, key_mask, **layout, **profile)
+        profiled = emitter.call(torch.ops.svg.profile.default, query, key, value, key_mask, **profile)
     plan = emitter.call(operator.getitem, profiled, 0)
     op = torch.ops.svg.attention.default
-    out = emitter.call(op, query, key, value, plan, key_mask, **layout, **attention)
+    out = emitter.call(op, query, key, value, plan, key_mask, **attention)
     if config.repair:
         exact, fit = (emitter.call(operator.getitem, profiled, part) for part in (2, 3))
         # In place: nothing else reads the result of the op before.
-        within = {name: layout[name] for name in GRID if name != "block"}
-        emitter.call(repair_ops.REPAIR, out, exact, fit, **within, **options)
+        emitter.call(repair_ops.REPAIR, out, exact, fit, grid=sizes, **options)
     if mask is not None and mask.pairs is not None and key_mask is not None:
         # What SDPA gives for rows that see no key: 0.
         out = out.masked_fill(key_mask.logical_not().unsqueeze(1).unsqueeze(3), 0.0)
@@ -124,11 +118,6 @@ def _operands(emitter: Emitter, call: Call, grid: Grid, dtype: torch.dtype) -> I
     for operand in (key, value):
         # As attention itself takes grouped heads: each for so many heads of the query in a row.
         yield operand if each in (1, None) else operand.repeat_interleave(each, 1)
-
-
-def _grid_arguments(emitter: Emitter, grid: Grid, config: SvgConfig) -> dict[str, Any]:
-    sizes = [emit_size(emitter, size) for size in grid.sizes]
-    return dict(zip(GRID, (*sizes, grid.text_first, config.block), strict=True))
 
 
 def _settled(emitter: Emitter, operand: fx.Proxy) -> fx.Proxy:

@@ -45,7 +45,7 @@ def profile_heads(
     rows, adaptive = min(sampled_rows, layout.video), widths == "adaptive"
     options = ([density], rows, adaptive, scale, "auto", ops.ABI, None, None, None)
     plan: Tensor
-    plan, *_ = torch.ops.svg.profile(query, key, value, key_mask, *_grid(layout), *options)
+    plan, *_ = torch.ops.svg.profile(query, key, value, key_mask, layout.grid, *options)
     return plan
 
 
@@ -78,7 +78,7 @@ def sparse_attention(
         raise LayoutError(f"plan is on {plan.device}, query on {query.device}: move the plan there.")
     if query.device.type == "meta":
         return empty_output(query, value)
-    out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *_grid(layout), scale, "auto", ops.ABI)
+    out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, layout.grid, scale, "auto", ops.ABI)
     return out
 
 
@@ -112,11 +112,11 @@ def repaired_attention(
         return empty_output(query, value)
     if torch.compiler.is_compiling() and query.device.type != "cpu":
         query, key, value = (torch.ops.svg.settled(operand) for operand in (query, key, value))
-    grid, tail = _grid(layout), (scale, "auto", ops.ABI)
+    tail = (scale, "auto", ops.ABI)
     options = ([density], min(sampled_rows, layout.video), widths == "adaptive", *tail, *[None] * 4)
-    plan, _, exact, fit, _ = repair_ops.PROFILE(query, key, value, key_mask, *grid, *options)
-    out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, *tail)
-    repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
+    plan, _, exact, fit, _ = repair_ops.PROFILE(query, key, value, key_mask, layout.grid, *options)
+    out: Tensor = torch.ops.svg.attention(query, key, value, plan, key_mask, layout.grid, *tail)
+    repair_ops.REPAIR(out, exact, fit, layout.grid, *tail[1:])
     return out
 
 
@@ -127,10 +127,6 @@ def _check_profile(density: float, sampled_rows: int, widths: str) -> float:
     if isinstance(sampled_rows, bool) or not isinstance(sampled_rows, int) or sampled_rows < 1:
         raise LayoutError(f"sampled_rows must be an integer of at least 1, got {sampled_rows!r}.")
     return checked_density(density)
-
-
-def _grid(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
-    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
 
 
 def _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -50,6 +51,17 @@ class VideoLayout:
                 f"{self} has {self.tokens} tokens in blocks of {self.block}, at most {_MOST_TOKENS} can be counted. "
                 "Sizes are in tokens of the transformer, not in pixels."
             )
+
+    @classmethod
+    def of(cls, grid: Sequence[int]) -> VideoLayout:
+        """The layout that `grid` lists."""
+        frames, height, width, text_len, text_first, block = grid
+        return cls(frames, height, width, text_len, bool(text_first), block)
+
+    @property
+    def grid(self) -> list[int]:
+        """All of it as integers, which the ops take as one argument: a text that comes first is 1."""
+        return [self.frames, self.height, self.width, self.text_len, int(self.text_first), self.block]
 
     @property
     def area(self) -> int:

@@ -26,8 +26,8 @@ def kind(graph_module: fx.GraphModule) -> list[str]:
 
 def grids_of(graph_module: fx.GraphModule) -> list[str]:
     """The grid of each sparse attention, as in "4x6x8"; ["dense"] for a graph without."""
-    sizes = [[node.kwargs[name] for name in ("frames", "height", "width")] for node in sparse_nodes(graph_module)]
-    return ["x".join(map(str, each)) for each in sizes] or ["dense"]
+    grids = [node.kwargs["grid"][:3] for node in sparse_nodes(graph_module)]
+    return ["x".join(map(str, sizes)) for sizes in grids] or ["dense"]
 
 
 def itself(graph_module: fx.GraphModule) -> list[fx.GraphModule]:

@@ -159,10 +159,9 @@ def staged(
     engine: str, when: tuple[int, int] | None, previous: Tensor | None = None, densities: list[float] = DENSITIES
 ) -> tuple[Tensor, Tensor]:
     """`svg::profile` of the planted heads, which are a spatial and a temporal one: (plan, errors)."""
-    grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
     stage = None if when is None else torch.tensor(when, dtype=torch.int32)
     options = (densities, 16, False, None, engine, ops.ABI)
-    plan, errors, _ = torch.ops.svg.profile(*planted(LAYOUT), None, *grid, *options, stage, previous, None)
+    plan, errors, _ = torch.ops.svg.profile(*planted(LAYOUT), None, LAYOUT.grid, *options, stage, previous, None)
     assert (plan.dtype, errors.dtype, plan.shape, errors.shape) == (torch.int32, torch.float32, (1, 2, 2), (1, 2, 2))
     return plan, errors
 
@@ -242,11 +241,11 @@ def test_stages_that_do_not_fit_are_refused(
 
 def test_steps_change_without_a_recompile() -> None:
     query, key, value = planted(LAYOUT)
-    grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
+    grid = LAYOUT.grid
 
     def step(query: Tensor, when: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         options = (DENSITIES, 16, False, None, "auto", ops.ABI, when, previous, None)
-        return torch.ops.svg.profile(query, key, value, None, *grid, *options)
+        return torch.ops.svg.profile(query, key, value, None, grid, *options)
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True)

@@ -248,14 +248,14 @@ def test_operands_with_gaps_and_padded_rows_are_read_as_they_lie(dynamic: bool) 
     """The ops by themselves, as a program may call them: without the rewrite, which settles what they read."""
 
     def attend(rows: Tensor, weight: Tensor) -> Tensor:
-        grid = (5, 6, 7, 0, False, 16)
+        grid = [5, 6, 7, 0, 0, 16]
         # Strides that Inductor would like to pad, a product that it may lay out as it likes, and a slice of wider rows.
         wide = (rows * 2.0).unflatten(-1, (3, 2, 40))
         query = (rows @ weight).unflatten(-1, (2, 40)).transpose(1, 2)
         key, value = wide[:, :, 1].transpose(1, 2), wide[:, :, 2].transpose(1, 2)[..., :32]
         options = ([0.4], 32, True, None, "auto", ops.ABI, None, None, None)
-        plan, *_ = torch.ops.svg.profile(query, key, value, None, *grid, *options)
-        return torch.ops.svg.attention(query.sin(), key, value, plan, None, *grid, None, "auto", ops.ABI)
+        plan, *_ = torch.ops.svg.profile(query, key, value, None, grid, *options)
+        return torch.ops.svg.attention(query.sin(), key, value, plan, None, grid, None, "auto", ops.ABI)
 
     with absent_gpu() as machine:
         rows, weight = (machine.tensor(torch.empty(*sizes)) for sizes in ((3, 210, 240), (240, 80)))

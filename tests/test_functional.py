@@ -133,10 +133,10 @@ def test_what_is_no_plan_is_an_error_that_says_which_head(plan: Tensor, message:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_of_the_cpu_checks_plans(engine: str) -> None:
-    grid = (5, 4, 3, 0, False, 8)
+    grid = [5, 4, 3, 0, 0, 8]
     for plan, message in ILLEGAL:
         with pytest.raises(LayoutError, match=message):
-            torch.ops.svg.attention(ROWS, ROWS, ROWS, plan, None, *grid, None, engine, ops.ABI)
+            torch.ops.svg.attention(ROWS, ROWS, ROWS, plan, None, grid, None, engine, ops.ABI)
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
@@ -165,7 +165,7 @@ def test_no_samples_and_no_heads_give_nothing(shape: tuple[int, ...], masked: bo
     assert attend(rows, plan, key_mask=key_mask).shape == shape
     for engine in ENGINES:
         more = ([0.3], 8, True, None, engine, ops.ABI, None, None, None)
-        plan, errors, _ = torch.ops.svg.profile(rows, rows, rows, key_mask, 5, 4, 3, 0, False, 8, *more)
+        plan, errors, _ = torch.ops.svg.profile(rows, rows, rows, key_mask, [5, 4, 3, 0, 0, 8], *more)
         assert plan.shape == errors.shape == (*shape[:2], 2)
 
 

@@ -211,10 +211,6 @@ def emulated(late_products: bool, *args: Any) -> Tensor:
         return hopper_attention.hopper_attention(*args)
 
 
-def grid_of(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
-    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
-
-
 @settings(max_examples=12, deadline=None)
 @given(
     problem=problems(key_masks=("none",)),
@@ -238,7 +234,7 @@ def test_the_source_matches_the_oracle(
     layout = replace(problem.layout, text_len=text_len)
     problem = replace(problem, layout=layout, head_dim=head_dim, strides=(query_strides, *strides))
     tensors, plan = problem.tensors(torch.float16), problem.plan()
-    out = emulated(late_products, *tensors, plan, None, *grid_of(layout), scale)
+    out = emulated(late_products, *tensors, plan, None, layout.grid, scale)
     assert_matches_oracle(out, *tensors, plan, layout, scale=scale)
 
 
@@ -254,7 +250,7 @@ def test_many_tiles(layout: VideoLayout, late_products: bool) -> None:
     tensors = [torch.randn(1, layout.tokens, 3, 128).half().transpose(1, 2) for _ in range(3)]
     widths = [layout.half_width_for(0.6, kind) for kind in (0, 1)]
     plan = torch.tensor([[[0, widths[0]], [1, widths[1]], [2, 0]]], dtype=torch.int32)
-    out = emulated(late_products, *tensors, plan, None, *grid_of(layout), None)
+    out = emulated(late_products, *tensors, plan, None, layout.grid, None)
     assert_matches_oracle(out, *tensors, plan, layout)
 
 
@@ -276,5 +272,5 @@ def test_what_is_not_supported_is_said() -> None:
         assert reason in supports(*args)
     with pytest.raises(LayoutError, match=r"compute capability 9\.0"):
         hopper_attention.hopper_attention(
-            *rows, torch.zeros(1, 2, 2, dtype=torch.int32), None, 3, 2, 2, 0, False, 128, None
+            *rows, torch.zeros(1, 2, 2, dtype=torch.int32), None, [3, 2, 2, 0, 0, 128], None
         )

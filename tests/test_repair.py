@@ -97,18 +97,14 @@ def test_sampled_rows_are_never_worse(count: int, channels: int, seed: int) -> N
     assert (mended - dense).square().sum() <= (1 + 1e-5) * (sparse - dense).square().sum()
 
 
-def grid(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
-    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
-
-
 def fitted(problem: Problem, density: float, sampled_rows: int, engine: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """(plan, errors, exact, fit, out) of both ops."""
     operands, mask = problem.tensors(dtype), problem.mask()
-    layout, tail = grid(problem.layout), (None, engine, ops.ABI)
+    layout, tail = problem.layout.grid, (None, engine, ops.ABI)
     options = ([density], sampled_rows, False, *tail, None, None, None, None)
-    plan, errors, exact, fit, _ = torch.ops.svg.profile_and_fit(*operands, mask, *layout, *options)
-    out = torch.ops.svg.attention(*operands, plan, mask, *layout, *tail)
-    torch.ops.svg.repair_(out, exact, fit, *layout[:5], *tail[1:])
+    plan, errors, exact, fit, _ = torch.ops.svg.profile_and_fit(*operands, mask, layout, *options)
+    out = torch.ops.svg.attention(*operands, plan, mask, layout, *tail)
+    torch.ops.svg.repair_(out, exact, fit, layout, *tail[1:])
     return plan, errors, exact, fit, out
 
 
@@ -123,7 +119,7 @@ def test_both_ops_against_the_oracle(problem: Problem, density: float, sampled_r
     query, key, value = problem.tensors(dtype)
     layout, mask = problem.layout, problem.mask()
     plain, old, _ = torch.ops.svg.profile(
-        query, key, value, mask, *grid(layout), [density], sampled_rows, False, None, "cpu", ops.ABI, *[None] * 3
+        query, key, value, mask, layout.grid, [density], sampled_rows, False, None, "cpu", ops.ABI, *[None] * 3
     )
     assert torch.equal(plan, plain)
     assert torch.equal(errors[..., :2], old)
@@ -157,7 +153,7 @@ def test_rows_of_a_kept_fit_and_of_another_width() -> None:
 
     def call(when: tuple[int, int], *kept: Tensor | None) -> tuple[Tensor, ...]:
         stage = torch.tensor(when, dtype=torch.int32)
-        return torch.ops.svg.profile_and_fit(*operands, None, *grid(LAYOUT), [0.3, 0.6], *tail, stage, *kept, None)
+        return torch.ops.svg.profile_and_fit(*operands, None, LAYOUT.grid, [0.3, 0.6], *tail, stage, *kept, None)
 
     plan, _, exact, fit, _ = call((0, 1), None, None)
     assert fit.any()
@@ -182,7 +178,7 @@ def test_a_head_that_is_not_finite_is_dense_and_left_alone() -> None:
     query, key, value = problem.tensors()
     value[0, 0, 40] = float("nan")
     options = ([0.3], 16, False, None, "cpu", ops.ABI, None, None, None, None)
-    plan, _, exact, fit, _ = torch.ops.svg.profile_and_fit(query, key, value, None, *grid(LAYOUT), *options)
+    plan, _, exact, fit, _ = torch.ops.svg.profile_and_fit(query, key, value, None, LAYOUT.grid, *options)
     assert plan[0, 0, 0] == HeadKind.DENSE
     assert plan[0, 1, 0] != HeadKind.DENSE
     assert not fit[0, 0].any()
@@ -217,9 +213,9 @@ def test_the_ops_are_well_formed() -> None:
     problem = Problem(LAYOUT, 2, 2, 16, ("bshd",) * 3, "some", 2)
     operands, mask = problem.tensors(), problem.mask()
     options = ([0.3], 16, False, None, "auto", ops.ABI, None, None, None, None)
-    profile = (*operands, mask, *grid(LAYOUT), *options)
+    profile = (*operands, mask, LAYOUT.grid, *options)
     _, _, exact, fit, _ = torch.ops.svg.profile_and_fit(*profile)
-    repair = (operands[0].clone(), torch.zeros_like(exact), fit, *grid(LAYOUT)[:5], "auto", ops.ABI)
+    repair = (operands[0].clone(), torch.zeros_like(exact), fit, LAYOUT.grid, "auto", ops.ABI)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     # Exact rows may be NaN, which is equal to nothing, itself included.
     torch.library.opcheck(torch.ops.svg.profile_and_fit.default, profile, test_utils=tests)

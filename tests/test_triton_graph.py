@@ -55,11 +55,11 @@ def attend(
     _, batch, frames, height, width, heads, dim = tokens.shape
     rows = frames * height * width
     query, key, value = (part.reshape(batch, rows, heads, dim).transpose(1, 2) for part in tokens.unbind(0))
-    grid = (frames, height, width, 0, False, 128)
+    grid = [frames, height, width, 0, 0, 128]
     plan, *_ = torch.ops.svg.profile(
-        query, key, value, key_mask, *grid, [0.3, 0.5], 64, True, None, "auto", ops.ABI, when, previous, share
+        query, key, value, key_mask, grid, [0.3, 0.5], 64, True, None, "auto", ops.ABI, when, previous, share
     )
-    return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "auto", ops.ABI)
+    return torch.ops.svg.attention(query, key, value, plan, key_mask, grid, None, "auto", ops.ABI)
 
 
 def traced(*, dynamic: bool, masked: bool, staged: bool = False, patches: dict[str, Any] | None = None) -> GraphModule:

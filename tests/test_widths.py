@@ -184,10 +184,9 @@ def test_plans_and_shares_do_not_follow_the_default_dtype(heads: int, seed: int)
 
 def test_uniform_half_widths_take_no_share() -> None:
     operands = [torch.randn(1, 1, LAYOUT.tokens, 16) for _ in range(3)]
-    grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
     options = ([0.3], 8, False, None, "cpu", ops.ABI, None, None, torch.ones(1))
     with pytest.raises(LayoutError, match="adaptive half-widths alone"):
-        torch.ops.svg.profile(*operands, None, *grid, *options)
+        torch.ops.svg.profile(*operands, None, LAYOUT.grid, *options)
 
 
 def test_a_layer_that_loses_more_has_a_larger_share() -> None:
@@ -249,9 +248,9 @@ def engine_plan(engine: str, when: tuple[int, int], previous: Tensor | None) -> 
     generator = torch.Generator().manual_seed(0)
     operands = [torch.randn(1, 3, LAYOUT.tokens, 16, generator=generator) for _ in range(3)]
     operands[0] *= torch.tensor([0.2, 1.0, 3.0])[:, None, None]
-    grid = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
+    grid = LAYOUT.grid
     options = ([0.2, 0.5], 32, True, None, engine, ops.ABI, torch.tensor(when, dtype=torch.int32), previous, None)
-    plan, errors, missing = torch.ops.svg.profile(*operands, None, *grid, *options)
+    plan, errors, missing = torch.ops.svg.profile(*operands, None, grid, *options)
     assert missing.shape == (1, 3, 2, len(LADDER))
     return plan, errors
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from svg_compile.layout import HeadKind, VideoLayout
-from svg_compile.mask import band_block, band_rank
+from svg_compile.mask import tokens_at
 
 # Query rows of a tile at least: with a smaller `block`, rows of several blocks share a tile and its edges are masked.
 MIN_TILE = 64
@@ -40,8 +40,7 @@ def token_order(layout: VideoLayout, kind: HeadKind) -> TokenOrder:
     """The order of a spatial or temporal head."""
     tile = max(layout.block, MIN_TILE)
     video = torch.arange(layout.video, device="cpu")
-    frame, place = video // layout.area, video % layout.area
-    rank = band_rank(frame, place, layout.frames, layout.area, int(kind))
+    _, _, rank, block = tokens_at(layout, kind, layout.video_start + video)
     body = torch.empty(layout.body, dtype=torch.int64, device="cpu")
     body[rank[layout.area :]] = video[layout.area :]
 
@@ -63,6 +62,6 @@ def token_order(layout: VideoLayout, kind: HeadKind) -> TokenOrder:
         body=body + layout.video_start,
         rows=tokens + layout.video_start,
         counts=tuple(counts.tolist()),
-        row_block=band_block(rank, layout.area, layout.block)[tokens],
+        row_block=block[tokens],
         slot=slot,
     )

@@ -7,7 +7,6 @@ mass outside of every half-width, and the rows of heads whose plan has another h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -19,7 +18,7 @@ from svg_compile.kernels.plan import ProfiledRows, plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.kernels.widths import LADDER, ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
-from svg_compile.mask import attends, band_block, band_rank
+from svg_compile.mask import mask_of, tokens_at
 
 # A sum of weights below this may have lost weights to underflow, as they are relative to the dense maximum.
 _LEAST_SUM = 1e-30
@@ -169,32 +168,10 @@ def _ladder_edges(layout: VideoLayout, density: float, kind: HeadKind, count: in
 
     0 and the number of blocks plus 1 stand for none.
     """
-    tokens = _tokens(layout)
-    rows = _sampled_positions(layout, count)
     widths = torch.tensor(ladder(layout, density)[kind], device="cpu")
-    block = tokens.block[kind][rows][:, None]
+    block = tokens_at(layout, kind, _sampled_positions(layout, count)).block[:, None]
     last = -(-layout.body // layout.block) + 1
     return (block - widths).clamp(0, last), (block + widths + 2).clamp(0, last)
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Of each position of the sequence: whether it is text, its frame, and its block in the order of both kinds."""
-
-    is_text: Tensor
-    frame: Tensor
-    block: tuple[Tensor, Tensor]
-
-
-@lru_cache(maxsize=8)
-def _tokens(layout: VideoLayout) -> _Tokens:
-    video = torch.arange(layout.tokens, device="cpu") - layout.video_start
-    is_text = (video < 0) | (video >= layout.video)
-    video = video.clamp(0, layout.video - 1)
-    frame, place = video // layout.area, video % layout.area
-    ranks = (band_rank(frame, place, layout.frames, layout.area, int(kind)) for kind in _BANDS)
-    spatial, temporal = (band_block(rank, layout.area, layout.block) for rank in ranks)
-    return _Tokens(is_text, frame, (spatial, temporal))
 
 
 def _sampled_positions(layout: VideoLayout, count: int) -> Tensor:
@@ -205,10 +182,9 @@ def _sampled_positions(layout: VideoLayout, count: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _band_mask(layout: VideoLayout, kind: HeadKind, half_width: int, count: int) -> Tensor:
     """What the sampled rows attend, bool [R, N]."""
-    tokens, rows = _tokens(layout), _sampled_positions(layout, count)
-    block = tokens.block[kind]
-    mask: Tensor = attends(False, tokens.is_text, tokens.frame, block[rows][:, None], block, half_width)
-    return mask
+    return mask_of(
+        layout, kind, half_width, _sampled_positions(layout, count), torch.arange(layout.tokens, device="cpu")
+    )
 
 
 @lru_cache(maxsize=8)

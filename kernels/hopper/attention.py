@@ -9,6 +9,7 @@ The kernel has been compiled and emulated, and has not run on a GPU yet: docs/ke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -70,18 +71,14 @@ def hopper_attention(
     value: Tensor,
     plan: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     scale: Optional[float],
 ) -> Tensor:
     """Sparse attention by the plan (see the module), eagerly: q, k, v [B, H, N, D] -> [B, H, N, D]."""
     reason = supports(query, key, value, key_mask)
     if reason is not None:
         raise LayoutError(f"{reason}.")
+    frames, height, width, text_len, text_first, block = grid
     batch, heads, _, head_dim = query.shape
     area, span = height * width, max(frames - 1, 1)
     box = box_frames(frames, BLOCK_N)
@@ -105,7 +102,7 @@ def hopper_attention(
     hopper_attention_fwd_kernel[(tiles * batch * heads,)](
         query, *descriptors, out, flat_plan, order, *query.stride(), *out.stride(), *flat_plan.stride(),
         batch * heads, heads, frames, area, text_len, unit,
-        SIGN=sign, TEXT_FIRST=text_first, BAND=block, HEAD_DIM=head_dim, BOX_FRAMES=box, BLOCK_M=BLOCK_M,
+        SIGN=sign, TEXT_FIRST=bool(text_first), BAND=block, HEAD_DIM=head_dim, BOX_FRAMES=box, BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N, STAGES=STAGES[head_dim], REGISTERS=REGISTERS, num_warps=4,
     )  # fmt: skip
     return out

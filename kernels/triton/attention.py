@@ -244,12 +244,7 @@ def sparse_attention(
     value: Tensor,
     plan: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     scale: Optional[float],
     tiles: Sequence[TileConfig] = (),
 ) -> Tensor:
@@ -257,6 +252,7 @@ def sparse_attention(
 
     tiles: what to launch, or to choose from; by default what the table says.
     """
+    frames, height, width, text_len, text_first, block = grid
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
     tiles = tiles or attention_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
@@ -275,17 +271,17 @@ def sparse_attention(
             key_mask, hidden, *key_mask.stride(), query.shape[2], BLOCK=MASK_BLOCK
         )
 
-    def grid(meta: Mapping[str, int]) -> tuple[int]:
+    def programs(meta: Mapping[str, int]) -> tuple[int]:
         rows = meta["BLOCK_M"]
         return ((cdiv(text_len, rows) + cdiv(area, rows) + cdiv((frames - 1) * area, rows)) * batch * heads,)
 
     launch(
-        sparse_attention_fwd_kernel, grid, tiles,
+        sparse_attention_fwd_kernel, programs, tiles,
         query, key, value, out, flat_plan, order, plan if key_mask is None else key_mask, hidden,
         *query.stride(), *key.stride(), *value.stride(), *out.stride(), *flat_plan.stride(),
         *((0, 0) if key_mask is None else key_mask.stride()),
         batch * heads, heads, frames, area, text_len, unit,
-        SIGN=sign, TEXT_FIRST=text_first, BAND=block, HAS_KEY_MASK=key_mask is not None,
+        SIGN=sign, TEXT_FIRST=bool(text_first), BAND=block, HAS_KEY_MASK=key_mask is not None,
         HEAD_DIM=head_dim, VALUE_DIM=value_dim, **split_channels(head_dim, value_dim),
     )  # fmt: skip
     return out

@@ -87,12 +87,7 @@ def profile_and_fit(
     key: Tensor,
     value: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     sampled_rows: int,
     adaptive: bool,
@@ -103,9 +98,8 @@ def profile_and_fit(
     share: Optional[Tensor] = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Plan, errors, exact rows, fits and missing mass, as `svg::profile_and_fit` gives them; sizes may be SymInts."""
-    grid = (frames, height, width, text_len, text_first, block)
     options = (densities, sampled_rows, adaptive, scale, when, previous)
-    parts = profile_parts(query, key, value, key_mask, *grid, *options, share=share, plan_rows=True)
+    parts = profile_parts(query, key, value, key_mask, grid, *options, share=share, plan_rows=True)
     batch, heads, channels = query.shape[0], query.shape[1], int(value.shape[3])
     rows = query.new_empty(batch * heads, 3, parts.rows, channels, dtype=torch.float32)
     launcher(sampled_rows_fwd_kernel)[(batch * heads * parts.row_tiles,)](

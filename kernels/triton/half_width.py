@@ -16,39 +16,28 @@ from svg_compile.layout import HeadKind, VideoLayout
 
 
 def half_widths(
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     device: torch.device,
 ) -> Tensor:
     """int32 [n, 3] on `device`: a row for each of n densities, indexed by HeadKind; the sizes may be SymInts."""
-    grid = (frames, height, width, text_len, text_first, block)
     if any(isinstance(size, torch.SymInt) for size in grid):
-        return torch.ops.svg.half_widths(*grid, densities, device)
-    return _filled(VideoLayout(*grid), densities, device)
+        return torch.ops.svg.half_widths(grid, densities, device)
+    return _filled(VideoLayout.of(grid), densities, device)
 
 
 @torch.library.custom_op("svg::half_widths", mutates_args=())
 def _half_widths(
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     device: torch.device,
 ) -> Tensor:
     """`half_widths` at run time. Opaque to Inductor."""
-    return _filled(VideoLayout(frames, height, width, text_len, text_first, block), densities, device)
+    return _filled(VideoLayout.of(grid), densities, device)
 
 
 @_half_widths.register_fake
-def _(frames, height, width, text_len, text_first, block, densities, device):  # type: ignore[no-untyped-def]
+def _(grid, densities, device):  # type: ignore[no-untyped-def]
     return torch.empty(len(densities), 3, dtype=torch.int32, device=device)
 
 
@@ -60,12 +49,7 @@ def _filled(layout: VideoLayout, densities: Sequence[float], device: torch.devic
 
 
 def ladders(
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
@@ -73,30 +57,24 @@ def ladders(
 
     A row for each of n densities; the last cost is the density itself. The sizes may be SymInts.
     """
-    grid = (frames, height, width, text_len, text_first, block)
     if any(isinstance(size, torch.SymInt) for size in grid):
-        found: tuple[Tensor, Tensor] = torch.ops.svg.ladders(*grid, densities, device)
+        found: tuple[Tensor, Tensor] = torch.ops.svg.ladders(grid, densities, device)
         return found
-    return _filled_ladders(VideoLayout(*grid), densities, device)
+    return _filled_ladders(VideoLayout.of(grid), densities, device)
 
 
 @torch.library.custom_op("svg::ladders", mutates_args=())
 def _ladders(
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """`ladders` at run time. Opaque to Inductor."""
-    return _filled_ladders(VideoLayout(frames, height, width, text_len, text_first, block), densities, device)
+    return _filled_ladders(VideoLayout.of(grid), densities, device)
 
 
 @_ladders.register_fake
-def _(frames, height, width, text_len, text_first, block, densities, device):  # type: ignore[no-untyped-def]
+def _(grid, densities, device):  # type: ignore[no-untyped-def]
     rungs = 2 * len(LADDER)
     return (
         torch.empty(len(densities), rungs, dtype=torch.int32, device=device),

@@ -80,12 +80,7 @@ def profile_parts(
     key: Tensor,
     value: Tensor,
     key_mask: Optional[Tensor],
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
-    block: int,
+    grid: Sequence[int],
     densities: Sequence[float],
     sampled_rows: int,
     adaptive: bool,
@@ -100,17 +95,17 @@ def profile_parts(
     when int32 [2], previous int32 [B, H, 2], share float32 [B], in any strides; see the module. plan_rows: the rows'
     outputs are needed by the plan's half-widths. Sizes may be SymInts.
     """
+    frames, height, width, text_len, text_first, block = grid
     batch, heads = query.shape[0], query.shape[1]
     head_dim, value_dim = checked_head_dims(query, key, value, frames)
     tiles = profile_tiles(query.device, query.dtype, max(head_dim, value_dim), autotunes(query))
     block_m, splits = tiles[0].block_m, key_splits(query.device)
     area, video = height * width, frames * height * width
-    grid = (frames, height, width, text_len, text_first, block)
     count = torch.sym_min(sampled_rows, video)
     row_tiles = cdiv(count, block_m)
     sampled = sampled_video_token(torch.arange(count, device=query.device), count, video)
     # One buffer, for it stands in for what is not given, too.
-    widths = in_one_buffer(half_widths(*grid, densities, query.device))
+    widths = in_one_buffer(half_widths(grid, densities, query.device))
     parts = batch * heads * row_tiles * splits
     partial = query.new_empty(parts, 3, block_m, value_dim, dtype=torch.float32)
     sums = query.new_empty(parts, 3, 2, block_m, dtype=torch.float32)
@@ -126,7 +121,7 @@ def profile_parts(
     sizes = (heads, frames, area, text_len, count, row_tiles, unit)
     channels = split_channels(head_dim, value_dim)
     constants = {
-        "SIGN": sign, "TEXT_FIRST": text_first, "BAND": block, "HAS_KEY_MASK": key_mask is not None, **stages,
+        "SIGN": sign, "TEXT_FIRST": bool(text_first), "BAND": block, "HAS_KEY_MASK": key_mask is not None, **stages,
         "HEAD_DIM": head_dim, "SPLITS": splits,
     }  # fmt: skip
 
@@ -149,7 +144,7 @@ def profile_parts(
         none = errors.new_empty(batch, heads, 2, 0)
         return Parts(plan, errors, none, partial, sums, count, row_tiles, block_m, splits)
 
-    rungs, cost = ladders(*grid, densities, query.device)
+    rungs, cost = ladders(grid, densities, query.device)
     missing = query.new_empty(parts, _RUNGS, block_m, dtype=torch.float32)
     # No tile has keys of two blocks; a product takes at least 16.
     tile = replace(tiles[0], block_n=max(16, min(tiles[0].block_n, block)))

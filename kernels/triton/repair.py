@@ -11,6 +11,8 @@ all of them before it writes one.
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -109,15 +111,12 @@ def repair_(
     out: Tensor,
     exact: Tensor,
     fit: Tensor,
-    frames: int,
-    height: int,
-    width: int,
-    text_len: int,
-    text_first: bool,
+    grid: Sequence[int],
 ) -> None:
     """Repair `out` [B, H, N, D], in any strides, in place (see the module); sizes may be SymInts."""
     batch, heads = out.shape[:2]
     channels, count = int(out.shape[3]), exact.shape[2]
+    frames, height, width, text_len, text_first, _ = grid
     video, video_start = frames * height * width, text_len if text_first else 0
     mapped = (fit != 0).flatten(2).any(-1).flatten().to(torch.int32)
     parts = split_channels(channels, channels)

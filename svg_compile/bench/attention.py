@@ -117,20 +117,20 @@ def _repair_calls(
     repaired over and over.
     """
     layout, tail = request.shape.layout, (None, "auto", ops.ABI)
-    grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
+    grid = layout.grid
     options = ([float(density)], request.sampled_rows, True, *tail, *[None] * 4)
 
     def profile_and_fit() -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = repair_ops.PROFILE(query, key, value, None, *grid, *options)
+        found: tuple[Tensor, ...] = repair_ops.PROFILE(query, key, value, None, grid, *options)
         return found
 
     def repair(out: Tensor) -> Tensor:
-        repair_ops.REPAIR(out, exact, fit, *grid[:5], *tail[1:])
+        repair_ops.REPAIR(out, exact, fit, grid, *tail[1:])
         return out
 
     def layer() -> Tensor:
         plan = profile_and_fit()[0]
-        return repair(torch.ops.svg.attention(query, key, value, plan, None, *grid, *tail))
+        return repair(torch.ops.svg.attention(query, key, value, plan, None, grid, *tail))
 
     with torch.no_grad():
         plan, _, exact, fit, _ = profile_and_fit()

@@ -22,7 +22,7 @@ from svg_compile.errors import SvgError
 from svg_compile.functional import sparse_attention
 from svg_compile.kernels.triton.configs import TileConfig
 from svg_compile.layout import HeadKind, VideoLayout
-from svg_compile.mask import attends, band_block, band_rank
+from svg_compile.mask import attends, tokens_at
 
 BANDS = (HeadKind.SPATIAL, HeadKind.TEMPORAL)
 
@@ -48,12 +48,6 @@ class Problem:
     @property
     def layout(self) -> VideoLayout:
         return self.shape.layout
-
-    @property
-    def grid(self) -> tuple[int, int, int, int, bool, int]:
-        """The layout as the kernels take it."""
-        layout = self.layout
-        return (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
 
     @property
     def plan(self) -> Tensor:
@@ -103,12 +97,12 @@ def _tiled(tile: TileConfig, problem: Problem) -> Callable[[], Tensor]:
         raise Unavailable("tiles are the Triton kernel's, which runs on GPUs only")
     from svg_compile.kernels.triton.attention import sparse_attention as launch
 
-    plan, grid = problem.plan, problem.grid
+    plan, grid = problem.plan, problem.layout.grid
 
     def call() -> Tensor:
         # As inside the op: otherwise each call would pay about a millisecond that only tracing needs.
         with plain_triton():
-            return launch(problem.query, problem.key, problem.value, plan, None, *grid, None, (tile,))
+            return launch(problem.query, problem.key, problem.value, plan, None, grid, None, (tile,))
 
     return _tried(call)
 
@@ -122,8 +116,8 @@ def _hopper(problem: Problem) -> Callable[[], Tensor]:
     reason = supports(problem.query, problem.key, problem.value, None)
     if reason is not None:
         raise Unavailable(reason)
-    plan, grid = problem.plan, problem.grid
-    return _tried(lambda: hopper_attention(problem.query, problem.key, problem.value, plan, None, *grid, None))
+    plan, grid = problem.plan, problem.layout.grid
+    return _tried(lambda: hopper_attention(problem.query, problem.key, problem.value, plan, None, grid, None))
 
 
 def _transpose(problem: Problem) -> Callable[[], Tensor]:
@@ -161,12 +155,9 @@ def _flex(options: Mapping[str, str], problem: Problem) -> Callable[[], Tensor]:
     if options and (problem.query.device.type != "cuda" or not _has_flash_attention_4()):
         raise Unavailable("runs on GPUs only, with the package flash-attn-4")
     layout, device = problem.layout, problem.query.device
-    video = (torch.arange(layout.tokens, device=device) - layout.video_start).clamp(0, layout.video - 1)
-    text = torch.arange(layout.tokens, device=device) - layout.text_start
-    is_text = (text >= 0) & (text < layout.text_len)
-    frame, place = video // layout.area, video % layout.area
-    ranks = [band_rank(frame, place, layout.frames, layout.area, int(kind)) for kind in BANDS]
-    blocks = torch.stack([band_block(rank, layout.area, layout.block) for rank in ranks])
+    positions = torch.arange(layout.tokens, device=device)
+    is_text, frame, _, _ = tokens_at(layout, HeadKind.SPATIAL, positions)
+    blocks = torch.stack([tokens_at(layout, kind, positions).block for kind in BANDS])
     kind = torch.tensor(problem.kinds, device=device)
     half_width = torch.tensor(problem.half_widths, device=device)
 

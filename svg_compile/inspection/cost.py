@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from svg_compile._compat.graphs import CPU_FLASH_ATTENTION, fake_mode_of, keep_torch_state, symbolic_run
 from svg_compile.config import SvgConfig
 from svg_compile.layout import HeadKind
+from svg_compile.passes.as_sdpa import as_sdpa
 
 if TYPE_CHECKING:
     from svg_compile.decisions import Site
@@ -152,7 +153,7 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
     counter = _counter()
     try:
-        with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
+        with as_sdpa(graph_module), keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
             _OnFakes(graph_module, fake_mode).run(*inputs)
         return int(counter.get_total_flops())
     except Exception:

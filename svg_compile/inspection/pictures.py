@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svg_compile.errors import SvgError
 from svg_compile.layout import HeadKind, VideoLayout
-from svg_compile.mask import attends, band_block, band_rank
+from svg_compile.mask import mask_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,23 +23,13 @@ _COLOUR = "#0b5cad"
 def mask_shares(layout: VideoLayout, kind: HeadKind, half_width: int, cells: int = _CELLS) -> Tensor:
     """The mask as a square picture: the share of each cell's (query, key) pairs that is attended."""
     if layout.tokens <= cells * _SAMPLES:
-        attended = _mask(layout, kind, half_width, torch.arange(layout.tokens)).float()
+        every = torch.arange(layout.tokens)
+        attended = mask_of(layout, kind, half_width, every, every).float()
         return attended if layout.tokens <= cells else _reduced(attended, cells)
     step = layout.tokens / (cells * _SAMPLES)
     at = ((torch.arange(cells * _SAMPLES) + 0.5) * step).long()
-    return _mask(layout, kind, half_width, at).float().unflatten(0, (cells, -1)).unflatten(2, (cells, -1)).mean((1, 3))
-
-
-def _mask(layout: VideoLayout, kind: HeadKind, half_width: int, at: Tensor) -> Tensor:
-    """The mask for the tokens at some positions, as queries and as keys."""
-    is_text = (at >= layout.text_start) & (at < layout.text_start + layout.text_len)
-    video = (at - layout.video_start).clamp(0, layout.video - 1)
-    frame, place = video // layout.area, video % layout.area
-    rank = band_rank(frame, place, layout.frames, layout.area, int(kind))
-    block = band_block(rank, layout.area, layout.block)
-    near = block[:, None], block[None], half_width
-    seen: Tensor = attends(is_text[:, None], is_text[None], frame[None], *near)
-    return seen
+    attended = mask_of(layout, kind, half_width, at, at).float()
+    return attended.unflatten(0, (cells, -1)).unflatten(2, (cells, -1)).mean((1, 3))
 
 
 def _reduced(attended: Tensor, cells: int) -> Tensor:

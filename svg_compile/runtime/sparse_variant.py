@@ -164,8 +164,7 @@ def _copied(outputs: Sequence[Tensor]) -> _Tensors:
 def _layouts(grids: tuple[tuple[int | None, ...], ...], sizes: tuple[int, ...]) -> tuple[VideoLayout, ...]:
     """The grids of the layers of a graph. sizes: those that are symbolic, None in `grids`, in order."""
     rest = iter(sizes)
-    filled: Any = ((next(rest) if size is None else size for size in grid) for grid in grids)
-    return tuple(VideoLayout(*grid) for grid in filled)
+    return tuple(VideoLayout.of([next(rest) if size is None else size for size in grid]) for grid in grids)
 
 
 @lru_cache(maxsize=64)

@@ -27,8 +27,7 @@ VIDEO = VideoLayout(9, 24, 41, text_len=114)
 def attend(
     query: Tensor, key: Tensor, value: Tensor, plan: Tensor, layout: VideoLayout, key_mask: Tensor | None = None
 ) -> Tensor:
-    grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
-    return torch.ops.svg.attention(query, key, value, plan, key_mask, *grid, None, "triton", ops.ABI)
+    return torch.ops.svg.attention(query, key, value, plan, key_mask, layout.grid, None, "triton", ops.ABI)
 
 
 def rand(layout: VideoLayout, heads: int = 2, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -155,12 +154,12 @@ def test_strides_do_not_change_a_bit() -> None:
 def test_opcheck() -> None:
     layout = VideoLayout(3, 4, 5, text_len=3, block=16)
     tensors, plan = rand(layout, 2), plan_of((0, 1), (1, 1))
-    grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
+    grid = layout.grid
     for key_mask in (None, torch.rand(1, layout.tokens, device="cuda") < 0.8):
         torch.library.opcheck(
-            torch.ops.svg.attention.default, (*tensors, plan, key_mask, *grid, None, "triton", ops.ABI)
+            torch.ops.svg.attention.default, (*tensors, plan, key_mask, grid, None, "triton", ops.ABI)
         )
-        profile = (*tensors, key_mask, *grid, [0.5, 0.7], 8, True, None, "triton", ops.ABI)
+        profile = (*tensors, key_mask, grid, [0.5, 0.7], 8, True, None, "triton", ops.ABI)
         anew = torch.tensor([1, 1], dtype=torch.int32, device="cuda")
         for when, previous in ((None, None), (anew, None), (anew, plan)):
             torch.library.opcheck(torch.ops.svg.profile.default, (*profile, when, previous, None))

@@ -61,10 +61,10 @@ def test_strides_that_inductor_chooses(mode: str | None) -> None:
         rows = torch.nn.functional.layer_norm(x @ weight, (3 * 2 * 72,)).unflatten(-1, (3, 2, 72))
         query, key, value = (part.transpose(1, 2) for part in rows.unbind(2))
         key = torch.nn.functional.pad(key, (0, 5))[..., :72] * 1.5
-        grid = (5, 6, 7, 0, False, 16)
+        grid = [5, 6, 7, 0, 0, 16]
         options = ([0.4], 32, True, None, "auto", ops.ABI, None, None, None)
-        plan, *_ = torch.ops.svg.profile(query, key, value, None, *grid, *options)
-        return torch.ops.svg.attention(query.sin(), key, value, plan, None, *grid, None, "auto", ops.ABI)
+        plan, *_ = torch.ops.svg.profile(query, key, value, None, grid, *options)
+        return torch.ops.svg.attention(query.sin(), key, value, plan, None, grid, None, "auto", ops.ABI)
 
     x = torch.randn(2, 210, 48, device="cuda")
     weight = torch.randn(48, 3 * 2 * 72, device="cuda")

@@ -31,14 +31,10 @@ KEY_STRIDES = ("contiguous", "bshd", "fused_qkv")
 VIDEO = VideoLayout(9, 24, 41, text_len=114)
 
 
-def grid_of(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
-    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
-
-
 def attend(
     query: Tensor, key: Tensor, value: Tensor, plan: Tensor, layout: VideoLayout, scale: float | None = None
 ) -> Tensor:
-    return hopper_attention.hopper_attention(query, key, value, plan, None, *grid_of(layout), scale)
+    return hopper_attention.hopper_attention(query, key, value, plan, None, layout.grid, scale)
 
 
 def rand(layout: VideoLayout, heads: int, head_dim: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -144,7 +140,7 @@ def test_model_sizes_agree_with_the_portable_kernel(layout: VideoLayout, head_di
     """Hundreds of tiles a program, thousands of programs; both errors are roundings of bfloat16."""
     tensors, plan = rand(layout, 3, head_dim), sparse_plan(layout)
     out = attend(*tensors, plan, layout).float()
-    portable = sparse_attention(*tensors, plan, None, *grid_of(layout), None).float()
+    portable = sparse_attention(*tensors, plan, None, layout.grid, None).float()
     assert torch.isfinite(out).all()
     torch.testing.assert_close(out, portable, atol=2e-3, rtol=2e-2)
 
@@ -199,6 +195,6 @@ def test_what_is_not_supported_is_said() -> None:
     query, key, value = rand(VIDEO, 1, 64)
     seen = torch.ones(1, VIDEO.tokens, dtype=torch.bool, device="cuda")
     with pytest.raises(LayoutError, match="no key mask"):
-        hopper_attention.hopper_attention(query, key, value, plan_of((2, 0)), seen, *grid_of(VIDEO), None)
+        hopper_attention.hopper_attention(query, key, value, plan_of((2, 0)), seen, VIDEO.grid, None)
     with pytest.raises(LayoutError, match="key has strides"):
         attend(query, strided(key, "spread"), value, plan_of((2, 0)), VIDEO)

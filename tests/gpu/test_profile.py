@@ -13,13 +13,9 @@ from svg_compile.layout import HeadKind, VideoLayout
 VIDEO = VideoLayout(9, 24, 41, text_len=114)
 
 
-def grid_of(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
-    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
-
-
 def profile(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, key_mask: Tensor | None = None) -> Tensor:
     options = ([0.3], 64, False, None, "triton", ops.ABI, None, None, None)
-    return torch.ops.svg.profile(query, key, value, key_mask, *grid_of(layout), *options)[0]
+    return torch.ops.svg.profile(query, key, value, key_mask, layout.grid, *options)[0]
 
 
 def planted(layout: VideoLayout, head_dim: int, dtype: torch.dtype) -> list[Tensor]:
@@ -53,7 +49,7 @@ def test_errors_match_the_oracle(sampled_rows: int, masked: bool) -> None:
     shape = (2, VIDEO.tokens, 3, 64)
     tensors = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3)]
     key_mask = torch.rand(2, VIDEO.tokens, device="cuda") < 0.9 if masked else None
-    plan, errors, _ = profile_heads(*tensors, key_mask, *grid_of(VIDEO), [0.3], sampled_rows, False, None)
+    plan, errors, _ = profile_heads(*tensors, key_mask, VIDEO.grid, [0.3], sampled_rows, False, None)
     exact = reference.profile_errors(*tensors, VIDEO, density=0.3, sampled_rows=sampled_rows, key_mask=key_mask)
     torch.testing.assert_close(errors.double(), exact, rtol=0.02, atol=1e-6)
     assert torch.equal(plan, reference.plan_from_errors(errors.double(), VIDEO, 0.3))
@@ -61,7 +57,7 @@ def test_errors_match_the_oracle(sampled_rows: int, masked: bool) -> None:
 
 def test_ties_are_spatial() -> None:
     tensors = [torch.randn(1, 2, VIDEO.tokens, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-    plan, errors, _ = profile_heads(*tensors, None, *grid_of(VIDEO), [1.0], 64, False, None)
+    plan, errors, _ = profile_heads(*tensors, None, VIDEO.grid, [1.0], 64, False, None)
     assert torch.equal(errors, torch.zeros_like(errors))
     assert plan[..., 0].eq(HeadKind.SPATIAL).all()
 
@@ -96,10 +92,10 @@ def test_one_captured_graph_serves_every_step() -> None:
     when = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
     previous = torch.full((1, 3, 2), 2, dtype=torch.int32, device="cuda")
     options = (densities, 64, False, None, "triton", ops.ABI, when, previous, None)
-    torch.ops.svg.profile(*tensors, None, *grid_of(VIDEO), *options)
+    torch.ops.svg.profile(*tensors, None, VIDEO.grid, *options)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        plan, errors, _ = torch.ops.svg.profile(*tensors, None, *grid_of(VIDEO), *options)
+        plan, errors, _ = torch.ops.svg.profile(*tensors, None, VIDEO.grid, *options)
     for index, anew, kinds in ((1, 1, (0, 1, 2)), (2, 0, (1, 0, 1)), (0, 0, (2, 1, 0)), (0, 1, (0, 1, 2))):
         when.copy_(torch.tensor([index, anew], dtype=torch.int32))
         previous[0, :, 0] = torch.tensor((1, 0, 1) if index == 2 else (2, 1, 0), dtype=torch.int32, device="cuda")
@@ -108,7 +104,7 @@ def test_one_captured_graph_serves_every_step() -> None:
         widths.append(VIDEO.full_half_width)
         assert plan[0].tolist() == [[kind, widths[kind]] for kind in kinds]
         if anew:
-            plain, plain_errors, _ = profile_heads(*tensors, None, *grid_of(VIDEO), [densities[index]], 64, False, None)
+            plain, plain_errors, _ = profile_heads(*tensors, None, VIDEO.grid, [densities[index]], 64, False, None)
             assert torch.equal(plan, plain)
             torch.testing.assert_close(errors, plain_errors, rtol=0, atol=0, equal_nan=True)
         else:

@@ -35,8 +35,7 @@ def attend(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
-    return triton_attention.sparse_attention(query, key, value, plan, key_mask, *grid, scale)
+    return triton_attention.sparse_attention(query, key, value, plan, key_mask, layout.grid, scale)
 
 
 def check(problem: Problem, dtype: torch.dtype, scale: float | None = None) -> None:

@@ -23,10 +23,6 @@ LAYOUT = VideoLayout(5, 4, 4, text_len=5, block=4)
 RUNGS = 2 * len(widths.LADDER)
 
 
-def grid(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
-    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
-
-
 def rand(layout: VideoLayout, head_dim: int, dtype: torch.dtype = torch.float32, heads: int = 3) -> list[Tensor]:
     """q, k, v [2, heads, N, D], whose heads are sharp to a different degree."""
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +37,7 @@ def planned(
 ) -> Tensor:
     """The kernel's plan for errors [B, H, 2] and missing mass [B, H, 2, rungs]."""
     batch, heads, _ = errors.shape
-    rungs, cost = ladders(*grid(layout), [density], errors.device)
+    rungs, cost = ladders(layout.grid, [density], errors.device)
     uniform = plan_from_errors(errors, layout, density)
     plan = torch.full_like(uniform, -1)
     shares = errors if share is None else share
@@ -93,7 +89,7 @@ def test_the_profile_by_need_is_the_oracles(
     key_mask = torch.ones(2, layout.tokens, dtype=torch.bool) if masked else None
     if key_mask is not None:
         key_mask[0, 3::5] = False
-    parts = profile_parts(*operands, key_mask, *grid(layout), [0.4], sampled_rows, True, None)
+    parts = profile_parts(*operands, key_mask, layout.grid, [0.4], sampled_rows, True, None)
     options = {"density": 0.4, "sampled_rows": sampled_rows, "key_mask": key_mask, "scale": None}
     exact = reference.profile_rows(*operands, layout, adaptive=True, **options)
     near = 20 * torch.finfo(dtype).eps
@@ -101,7 +97,7 @@ def test_the_profile_by_need_is_the_oracles(
     assert len({tuple(head) for head in parts.plan.flatten(0, 1).tolist()}) > 2
     assert torch.equal(parts.plan, exact.plan)
 
-    plan, errors, rows, fit, _ = profile_and_fit(*operands, key_mask, *grid(layout), [0.4], sampled_rows, True, None)
+    plan, errors, rows, fit, _ = profile_and_fit(*operands, key_mask, layout.grid, [0.4], sampled_rows, True, None)
     assert torch.equal(plan, exact.plan)
     assert torch.equal(errors[..., :2], parts.errors)
     assert float((rows.double() - exact.dense).abs().max()) <= near
@@ -119,11 +115,11 @@ def test_plans_are_kept_whole_and_each_density_has_its_ladder() -> None:
 
     def call(index: int, anew: int, previous: Tensor | None) -> Tensor:
         when = torch.tensor([index, anew], dtype=torch.int32)
-        return profile_parts(*operands, None, *grid(LAYOUT), [0.4, 0.7], 12, True, None, when, previous).plan
+        return profile_parts(*operands, None, LAYOUT.grid, [0.4, 0.7], 12, True, None, when, previous).plan
 
     plans = [call(index, 1, None) for index in range(2)]
     for index, density in enumerate((0.4, 0.7)):
-        alone = profile_parts(*operands, None, *grid(LAYOUT), [density], 12, True, None)
+        alone = profile_parts(*operands, None, LAYOUT.grid, [density], 12, True, None)
         assert torch.equal(plans[index], alone.plan)
         assert torch.equal(call(index, 1, plans[1 - index]), alone.plan)
         assert torch.equal(call(1 - index, 0, plans[index]), plans[index])
@@ -133,6 +129,6 @@ def test_plans_are_kept_whole_and_each_density_has_its_ladder() -> None:
 def test_a_head_that_is_not_finite_is_dense() -> None:
     operands = rand(LAYOUT, 16)
     operands[2][0, 1, 9] = float("nan")
-    plan = profile_parts(*operands, None, *grid(LAYOUT), [0.4], 12, True, None).plan
+    plan = profile_parts(*operands, None, LAYOUT.grid, [0.4], 12, True, None).plan
     assert plan[0, 1].tolist() == [HeadKind.DENSE, LAYOUT.full_half_width]
     assert (plan[0, ::2, 0] != HeadKind.DENSE).all()

@@ -33,10 +33,9 @@ def profile(
     previous: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The plan and the errors; `densities` in place of `density`."""
-    grid = (layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block)
     options = (densities or (density,), sampled_rows, False, scale)
     stage = None if when is None else torch.tensor(when, dtype=torch.int32)
-    plan, errors, _ = triton_profile.profile_heads(query, key, value, key_mask, *grid, *options, stage, previous)
+    plan, errors, _ = triton_profile.profile_heads(query, key, value, key_mask, layout.grid, *options, stage, previous)
     return plan, errors
 
 

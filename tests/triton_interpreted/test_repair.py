@@ -17,10 +17,6 @@ from svg_compile.layout import HeadKind, VideoLayout
 LAYOUT = VideoLayout(4, 3, 4, text_len=5, block=4)
 
 
-def grid(layout: VideoLayout) -> tuple[int, int, int, int, bool, int]:
-    return layout.frames, layout.height, layout.width, layout.text_len, layout.text_first, layout.block
-
-
 def rand(layout: VideoLayout, head_dim: int, dtype: torch.dtype = torch.float32, strides: str = "bshd") -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (2, 2, layout.tokens, head_dim)
@@ -56,8 +52,8 @@ def test_profile_fit_and_repair_match_the_oracle(
     if key_mask is not None:
         key_mask[0, 3::5] = False
     options = ((0.4,), sampled_rows, False, None)
-    plan, errors, exact, fit, _ = profile_and_fit(*operands, key_mask, *grid(layout), *options)
-    old = profile_heads(*operands, key_mask, *grid(layout), *options)
+    plan, errors, exact, fit, _ = profile_and_fit(*operands, key_mask, layout.grid, *options)
+    old = profile_heads(*operands, key_mask, layout.grid, *options)
     assert torch.equal(plan, old[0])
     assert torch.equal(errors[..., :2], old[1])
     outputs = reference.uniform_rows(
@@ -72,9 +68,9 @@ def test_profile_fit_and_repair_match_the_oracle(
             _, left = reference_repair.fit_head(*found)
             assert float(errors[batch, head, 2]) == pytest.approx(left, rel=100 * near, abs=1e-7)
 
-    sparse = sparse_attention(*operands, plan, key_mask, *grid(layout), None)
+    sparse = sparse_attention(*operands, plan, key_mask, layout.grid, None)
     out = sparse.clone()
-    repair_(out, exact, fit, *grid(layout)[:5])
+    repair_(out, exact, fit, layout.grid)
     expected = reference_repair.repaired(sparse, exact, fit, layout)
     eps = torch.finfo(dtype).eps
     assert float((out - expected).abs().max()) <= 2 * eps * float(expected.abs().max()) + 1e-5
@@ -84,20 +80,20 @@ def test_profile_fit_and_repair_match_the_oracle(
 
 def test_density_one_leaves_everything_as_it_is() -> None:
     operands = rand(LAYOUT, 16)
-    plan, errors, exact, fit, _ = profile_and_fit(*operands, None, *grid(LAYOUT), (1.0,), 16, False, None)
+    plan, errors, exact, fit, _ = profile_and_fit(*operands, None, LAYOUT.grid, (1.0,), 16, False, None)
     assert not errors.any()
     assert exact.isnan().all()
     assert not fit.any()
-    sparse = sparse_attention(*operands, plan, None, *grid(LAYOUT), None)
+    sparse = sparse_attention(*operands, plan, None, LAYOUT.grid, None)
     out = sparse.clone()
-    repair_(out, exact, fit, *grid(LAYOUT)[:5])
+    repair_(out, exact, fit, LAYOUT.grid)
     assert torch.equal(out, sparse)
 
 
 def test_a_head_that_is_not_finite_is_left_alone() -> None:
     operands = rand(LAYOUT, 16)
     operands[2][0, 1, 9] = float("nan")
-    plan, _, exact, fit, _ = profile_and_fit(*operands, None, *grid(LAYOUT), (0.4,), 12, False, None)
+    plan, _, exact, fit, _ = profile_and_fit(*operands, None, LAYOUT.grid, (0.4,), 12, False, None)
     assert plan[0, 1, 0] == HeadKind.DENSE
     assert exact[0, 1].isnan().all()
     assert not fit[0, 1].any()
@@ -110,7 +106,7 @@ def test_fits_are_kept_with_their_kinds_and_for_their_widths() -> None:
 
     def call(index: int, anew: int, *kept: Tensor | None) -> tuple[Tensor, ...]:
         when = torch.tensor([index, anew], dtype=torch.int32)
-        return profile_and_fit(*operands, None, *grid(LAYOUT), *options, when, *kept)
+        return profile_and_fit(*operands, None, LAYOUT.grid, *options, when, *kept)
 
     plan, _, exact, fit, _ = call(0, 1, None, None)
     assert fit.any()
@@ -134,7 +130,7 @@ def test_half_precision_stays_finite_and_strides_are_read(strides: str) -> None:
     out = strided(source, strides)
     if out.data_ptr() == source.data_ptr():
         out = source.clone()
-    repair_(out, exact, fit, *grid(LAYOUT)[:5])
+    repair_(out, exact, fit, LAYOUT.grid)
     assert torch.equal(out[:, 0], source[:, 0])
     assert (out[:, 1, : LAYOUT.video] == torch.finfo(torch.float16).max).all()
     assert torch.equal(out[:, 1, LAYOUT.video :], source[:, 1, LAYOUT.video :])

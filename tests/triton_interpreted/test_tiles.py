@@ -37,15 +37,12 @@ def rand() -> list[torch.Tensor]:
     return [torch.randn(1, 2, LAYOUT.tokens, 16, generator=generator) for _ in range(3)]
 
 
-GRID = (LAYOUT.frames, LAYOUT.height, LAYOUT.width, LAYOUT.text_len, LAYOUT.text_first, LAYOUT.block)
-
-
 @pytest.mark.parametrize("shape", shapes(ATTENTION, ATTENTION_CHOICES), ids=str)
 def test_attention(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_attention, "attention_tiles", lambda *case: (TileConfig(*shape, 1, 1),))
     tensors = rand()
     plan = torch.tensor([[[0, 4], [1, 4]]], dtype=torch.int32)
-    out = triton_attention.sparse_attention(*tensors, plan, None, *GRID, None)
+    out = triton_attention.sparse_attention(*tensors, plan, None, LAYOUT.grid, None)
     assert_matches_oracle(out, *tensors, plan, LAYOUT)
 
 
@@ -53,7 +50,7 @@ def test_attention(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> N
 def test_profile(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_profile, "profile_tiles", lambda *case: (TileConfig(*shape, 1, 1),))
     tensors = rand()
-    plan, errors, _ = triton_profile.profile_heads(*tensors, None, *GRID, [0.4], 70, False, None)
+    plan, errors, _ = triton_profile.profile_heads(*tensors, None, LAYOUT.grid, [0.4], 70, False, None)
     exact = reference.profile_errors(*tensors, LAYOUT, density=0.4, sampled_rows=70)
     torch.testing.assert_close(errors.double(), exact, rtol=1e-4, atol=1e-7)
     assert torch.equal(plan, reference.plan_from_errors(exact, LAYOUT, 0.4))

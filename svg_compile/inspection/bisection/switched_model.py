@@ -9,7 +9,7 @@ that several graphs, one graph for several layers, and a recompile are all alike
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,8 +76,7 @@ class _Attention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, plan: Tensor, key_mask: Tensor | None, **options: Any
     ) -> Tensor:
         if self.site.at in self.state.sparse:
-            layout = VideoLayout(**{part.name: options[part.name] for part in fields(VideoLayout)})
-            self.state.plans[self.site.at] = (plan, layout)
+            self.state.plans[self.site.at] = (plan, VideoLayout.of(options["grid"]))
             attended: Tensor = torch.ops.svg.attention.default(query, key, value, plan, key_mask, **options)
             return attended
         mask = None if key_mask is None else key_mask[:, None, None, :]

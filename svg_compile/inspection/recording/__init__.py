@@ -147,6 +147,8 @@ class _Recorder:
         """The layout of an attention: its graph's, with the given sizes where the graph's are symbolic."""
         names = [field.name for field in dataclasses.fields(VideoLayout)]
         known = {name: size for name, size in zip(names, grid, strict=True) if size is not None}
+        if "text_first" in known:
+            known["text_first"] = bool(known["text_first"])
         other = {name: size for name, size in self.given.items() if known.get(name, size) != size}
         if other:
             graph = ", ".join(f"{name}={known[name]}" for name in other)

@@ -13,7 +13,7 @@ from svg_compile.errors import LayoutError
 from svg_compile.inspection.pictures import attended_colours, new_figure
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import HeadKind, VideoLayout
-from svg_compile.mask import attends, band_block, band_rank
+from svg_compile.mask import mask_of, tokens_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def sample_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query[batch, head].index_select(0, queries.to(query.device)).float() @ key[batch, head].float().T * scale
     kind, half_width = plan[batch, head].tolist()
-    seen = _seen(layout, HeadKind(kind), half_width, queries)
+    seen = mask_of(layout, kind, half_width, queries, torch.arange(layout.tokens))
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask[batch], float("-inf"))
         seen = seen & key_mask[batch].cpu()
@@ -82,9 +82,8 @@ def draw_attention(query: Tensor, key: Tensor, layout: VideoLayout, plan: Tensor
 
     sampled = sample_attention(query, key, layout, plan, **more)
     kind, half_width = plan[more.get("batch", 0), more.get("head", 0)].tolist()
-    temporal = int(kind == HeadKind.TEMPORAL)
-    order = _order(layout, temporal)
-    rows = _video_rank(layout, temporal)[sampled.queries - layout.video_start].argsort()
+    order = _order(layout, kind)
+    rows = tokens_at(layout, kind, sampled.queries).rank.argsort()
     count, tokens = sampled.seen.shape
     extent = (0, tokens, count, 0)
     figure = new_figure(figsize=(10.5, 4.9))
@@ -106,7 +105,7 @@ def draw_attention(query: Tensor, key: Tensor, layout: VideoLayout, plan: Tensor
     density = layout.density(half_width, kind)
     left.set_title(f"mask: {HeadKind(kind).name.lower()}{width}, density {density:.3f}", fontsize=10)
     right.set_title(f"attention: the mask keeps {sampled.kept:.1%} of it", fontsize=10)
-    ticks = _ticks(layout, temporal)
+    ticks = _ticks(layout, kind)
     for axes in (left, right):
         axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks], rotation=90, fontsize=8)
         axes.set_xlabel("keys, in the order of the head", fontsize=9)
@@ -115,26 +114,20 @@ def draw_attention(query: Tensor, key: Tensor, layout: VideoLayout, plan: Tensor
     return figure
 
 
-def _video_rank(layout: VideoLayout, temporal: int) -> Tensor:
-    """The rank of each video token in the order of a head, int64."""
-    video = torch.arange(layout.video)
-    rank: Tensor = band_rank(video // layout.area, video % layout.area, layout.frames, layout.area, temporal)
-    return rank
-
-
-def _order(layout: VideoLayout, temporal: int) -> Tensor:
+def _order(layout: VideoLayout, kind: int) -> Tensor:
     """All positions: text at its side, frame 0, then the body by rank."""
-    body = layout.area + _video_rank(layout, temporal)[layout.area :].argsort()
-    video = layout.video_start + torch.cat([torch.arange(layout.area), body])
+    video = layout.video_start + torch.arange(layout.video)
+    first, body = video.split((layout.area, layout.body))
+    video = torch.cat([first, body[tokens_at(layout, kind, body).rank.argsort()]])
     text = layout.text_start + torch.arange(layout.text_len)
     return torch.cat([text, video] if layout.text_first else [video, text])
 
 
-def _ticks(layout: VideoLayout, temporal: int) -> list[tuple[int, str]]:
+def _ticks(layout: VideoLayout, kind: int) -> list[tuple[int, str]]:
     """Where in that order the text, frame 0 and some frames, or rows of a picture, begin."""
     start = layout.video_start
     ticks = [(start, "frame 0")]
-    if temporal:
+    if kind == HeadKind.TEMPORAL:
         every = max(1, -(-layout.height // 8))
         rows = range(0, layout.height, every)
         ticks += [(start + layout.area + row * layout.width * (layout.frames - 1), f"row {row}") for row in rows]
@@ -145,16 +138,3 @@ def _ticks(layout: VideoLayout, temporal: int) -> list[tuple[int, str]]:
         ticks = [tick for tick in ticks if abs(tick[0] - layout.text_start) > layout.tokens / 40]
         ticks.append((layout.text_start, "text"))
     return ticks
-
-
-def _seen(layout: VideoLayout, kind: HeadKind, half_width: int, queries: Tensor) -> Tensor:
-    """The mask of some video queries over all keys, bool [M, N]."""
-    if kind is HeadKind.DENSE:
-        return torch.ones(len(queries), layout.tokens, dtype=torch.bool)
-    positions = torch.arange(layout.tokens)
-    is_text = (positions >= layout.text_start) & (positions < layout.text_start + layout.text_len)
-    video = (positions - layout.video_start).clamp(0, layout.video - 1)
-    block = band_block(_video_rank(layout, int(kind)), layout.area, layout.block)[video]
-    frame, rows = video // layout.area, queries[:, None]
-    seen: Tensor = attends(is_text[rows], is_text[None], frame[None], block[rows], block[None], half_width)
-    return seen
