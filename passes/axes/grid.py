@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from svg_compile._compat.sizes import equal, holds, size_hint
+from svg_compile._compat.sizes import at_most, equal, holds, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, joined, length, same_axis
-from svg_compile.passes.axes.part_of_keys import part_of, with_keys_beside, worth_it
+from svg_compile.passes.axes.part_of_keys import Part, part_of, with_keys_beside, worth_it
 from svg_compile.passes.axes.read_grid import Grid, Refusal, read_grid, same_grid
 from svg_compile.passes.axes.segments import lost_to, made_before_a_break, segments_of, video_of, why_unknown
 from svg_compile.passes.axes.selections import whole_of
@@ -67,7 +67,11 @@ def _grid_of_part(
     fits = marked is not None and holds(equal, marked.tokens, tokens[1]) and holds(equal, marked.queries, tokens[0])
     if part is None:
         proven = _other_tokens(visit.query, visit.key) or _other_tokens(visit.query, visit.value)
-        return marked if marked is not None and fits and not proven else Refusal(Reason.CROSS_ATTENTION)
+        if marked is not None and fits and not proven:
+            return marked
+        beside = Part(tokens[1] - tokens[0], 0)
+        why = lost_to(query) if holds(at_most, *tokens) and worth_it(beside, tokens[1]) else None
+        return Refusal(Reason.CROSS_ATTENTION if why is None else Reason.UNKNOWN_GRID, why or "")
     if not worth_it(part, tokens[1]):
         queries, keys = map(size_hint, tokens)
         more = f"the queries are {queries} of the keys' {keys} tokens, too few to be computed with the others"

@@ -70,7 +70,7 @@ def _another_video_of_equal_length_looks(x: Tensor, y: Tensor, text: Tensor) -> 
     return _over(tokens(y), torch.cat([text, tokens(x)], 1))
 
 
-@model("CROSS_ATTENTION", video(), TEXT)
+@model("UNKNOWN_GRID", video(), TEXT)
 def _video_backwards_looks(x: Tensor, text: Tensor) -> Tensor:
     return _over(tokens(x).flip(1), torch.cat([text, tokens(x)], 1))
 
@@ -105,12 +105,12 @@ def _every_other_frame_looks(x: Tensor) -> Tensor:
     return _over(tokens(x[:, :, ::2]), tokens(x))
 
 
-@model("CROSS_ATTENTION", video(8))
+@model("UNKNOWN_GRID", video(8))
 def _all_frames_but_one_in_the_middle_look(x: Tensor) -> Tensor:
     return _over(torch.cat([tokens(x)[:, : 3 * AREA], tokens(x)[:, 4 * AREA :]], 1), tokens(x))
 
 
-@model("CROSS_ATTENTION", video(8))
+@model("UNKNOWN_GRID", video(8))
 def _every_other_token_but_as_many_as_frames_behind(x: Tensor) -> Tensor:
     return _over(tokens(x).unflatten(1, (-1, 4))[:, :, 1:].flatten(1, 2), tokens(x))
 
