@@ -65,6 +65,6 @@ PACKED = torch.randn(B, N, C)
 # Each registers its models.
 for part in (
     *("in_order", "reordered", "rebuilt", "written", "filled", "not_one_video", "pieces", "beside", "counted"),
-    "squares",
+    *("squares", "part_of_keys"),
 ):
     importlib.import_module(f"{__name__}.{part}")
