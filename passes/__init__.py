@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import fx
 
 from svg_compile._compat.graphs import fake_mode_of
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Decisions, Reason
+from svg_compile.passes.as_sdpa import as_sdpa
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.axes.ledger import GraphCall
 from svg_compile.passes.expose_plans import expose_plans
@@ -49,7 +50,26 @@ def run_passes(
     if observer is not None:
         observer.graph("dynamo", graph_module)
     fake_mode = fake_mode_of(graph_module)
-    if fake_mode is None or (call is None and not any(attention_nodes(graph_module))):
+    if fake_mode is None:
+        return Decisions()
+    with as_sdpa(graph_module):
+        report = _on_sdpa(graph_module, config, fake_mode, rewrite, observer, markers, call)
+    if rewrite and observer is not None and report.sites:
+        observer.graph("rewrite_attention", graph_module)
+    return report
+
+
+def _on_sdpa(
+    graph_module: fx.GraphModule,
+    config: SvgConfig,
+    fake_mode: Any,
+    rewrite: bool,
+    observer: PassObserver | None,
+    markers: Mapping[str, Marker] | None,
+    call: GraphCall | None,
+) -> Decisions:
+    """`run_passes` where every attention that is known is a call of SDPA."""
+    if call is None and not any(attention_nodes(graph_module)):
         return Decisions()
     examples = None if call is None else call.inputs
     rises = rises_among(graph_module, examples)
@@ -82,6 +102,4 @@ def run_passes(
         rewrite_attention(candidates, config)
         if report.rewritten:
             expose_plans(graph_module, config, fake_mode)
-        if observer is not None:
-            observer.graph("rewrite_attention", graph_module)
     return report

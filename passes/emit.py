@@ -17,11 +17,15 @@ _ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "cu
 
 
 class Emitter(fx.proxy.GraphAppendingTracer):
-    """Appends nodes at the insertion point of a graph; `like` is the node that they stand for."""
+    """Appends nodes at the insertion point of a graph.
 
-    def __init__(self, graph: fx.Graph, like: fx.Node) -> None:
+    like: the node that they stand for, a tensor. origin: the node of whose line and module they are, `like` by default.
+    """
+
+    def __init__(self, graph: fx.Graph, like: fx.Node, origin: fx.Node | None = None) -> None:
         super().__init__(graph)
-        self.origin = {name: like.meta[name] for name in _ORIGIN if name in like.meta}
+        source = like if origin is None else origin
+        self.origin = {name: source.meta[name] for name in _ORIGIN if name in source.meta}
         self.fake_mode = example(like).fake_mode
 
     def proxy_of(self, value: Any) -> Any:

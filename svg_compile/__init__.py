@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from svg_compile.inspection.recording.recorded import Recording
     from svg_compile.inspection.report import Report
     from svg_compile.inspection.tracing import explain
+    from svg_compile.passes.attention_operators import register_attention_op
     from svg_compile.passes.axes.rules.rowwise import register_rowwise_op
     from svg_compile.runtime.sources import attach, denoising
 
@@ -30,6 +31,7 @@ _LAZY = {
     "explain": "svg_compile.inspection.tracing",
     "profile_heads": "svg_compile.functional",
     "record": "svg_compile.inspection.recording",
+    "register_attention_op": "svg_compile.passes.attention_operators",
     "register_rowwise_op": "svg_compile.passes.axes.rules.rowwise",
     "repaired_attention": "svg_compile.functional",
     "sparse_attention": "svg_compile.functional",
@@ -57,6 +59,7 @@ __all__ = [
     "explain",
     "profile_heads",
     "record",
+    "register_attention_op",
     "register_rowwise_op",
     "repaired_attention",
     "sparse_attention",

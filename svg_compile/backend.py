@@ -32,6 +32,7 @@ from svg_compile.decisions import BLOCK_REMEDY, BY_FLEX, Decisions
 from svg_compile.errors import NothingRewritten
 from svg_compile.inspection.dump import GraphDump, asked_for
 from svg_compile.inspection.render.text import to_text
+from svg_compile.passes.as_sdpa import unread
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.regional.forward import attached_under_way, marks_under_way, note_parted, numbered, refused_under_way
 from svg_compile.regional.whole_model import note_break, watched_under_way
@@ -193,10 +194,13 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
         if not _multiplies(graph_module):
             # A fragment between graph breaks, not a transformer.
             return
-        why = (
-            "the graph holds no scaled_dot_product_attention. If the model uses another attention backend (flash, "
-            "sage, xformers, flex), select the native one (diffusers: model.set_attention_backend('native')); if its "
-            "attention runs between graph breaks, look for them with TORCH_LOGS=graph_breaks"
+        others = unread(graph_module)
+        why = f"attention by {', by '.join(others)}. " if others else ""
+        why += (
+            "the graph holds no attention that is known (scaled_dot_product_attention, FlashAttention). If the model "
+            "uses another attention backend (sage, xformers, flex), select the native one (diffusers: "
+            "model.set_attention_backend('native')); if its attention runs between graph breaks, look for them with "
+            "TORCH_LOGS=graph_breaks"
         )
         if (now := torch.nn.functional.scaled_dot_product_attention) is not SDPA:
             by = f"{getattr(now, '__module__', '?')}.{getattr(now, '__qualname__', type(now).__name__)}"

@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from svg_compile._compat.operators import definition_of
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
+from svg_compile.passes.attention_operators import AttentionCall, axes_of_result, heads_first, read_call, sdpa_arguments
 from svg_compile.passes.axes import selections
 from svg_compile.passes.axes.alias_update import Write, kind_of_write, same_place, written_axes
 from svg_compile.passes.axes.axis import Axis, atoms_of
@@ -144,6 +145,9 @@ class AxisTracker(TorchDispatchMode):
         elif "scaled_dot_product" in schema.name:
             self.attended(bound["query"], bound["key"], bound["value"], leaves[0])
             operands = []
+        elif isinstance(call := read_call(func, args, kwargs), AttentionCall):
+            self._attended_by(call, leaves[0])
+            operands = []
         else:
             self.without_rule[str(func)] += 1
         if func.overloadpacket in FACTORIES:
@@ -185,6 +189,14 @@ class AxisTracker(TorchDispatchMode):
         """`out` is attention; values of many positions are mixed in it, one that is the only one is spread."""
         self.name(out, attended(self.of, query, key, value, out))
         self.carry_selected([query, value] if size_hint(value.shape[-2]) == 1 else [query], [out])
+
+    def _attended_by(self, call: AttentionCall, out: Tensor) -> None:
+        """`out` is the result of another library's attention."""
+        with self:
+            (query, key, value), _ = sdpa_arguments(call)
+        axes = attended(self.of, query, key, value, heads_first(call, out))
+        self.name(out, axes_of_result(call, axes))
+        self.carry_selected([call.query, call.value] if size_hint(value.shape[-2]) == 1 else [call.query], [out])
 
     def carry_selected(self, operands: Iterable[Tensor], results: Iterable[Tensor], joined: int | None = None) -> None:
         """What was selected for the operands is selected in the results, wherever it is broadcast to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,38 @@ def writes_operands(operator: Any) -> bool:
     packet = getattr(operator, "_opoverload", operator)
     overloads = [getattr(packet, name) for name in packet.overloads()] if hasattr(packet, "overloads") else [packet]
     return any(overload._schema.is_mutable for overload in overloads if hasattr(overload, "_schema"))
+
+
+def _overload(operator: Any) -> Any:
+    """The one overload that a call without a name of one means, None where there is none."""
+    packet = getattr(operator, "_opoverload", operator)
+    overload = getattr(packet, "default", packet) if hasattr(packet, "overloads") else packet
+    return overload if isinstance(getattr(overload, "_schema", None), torch.FunctionSchema) else None
+
+
+def parameters_of(operator: Any) -> list[str] | None:
+    """The names of an operator's parameters; None where it is none."""
+    overload = _overload(operator)
+    return None if overload is None else [each.name for each in overload._schema.arguments]
+
+
+def results_of(operator: Any) -> int:
+    """How many values an operator returns."""
+    overload = _overload(operator)
+    return 0 if overload is None else len(overload._schema.returns)
+
+
+def arguments_of(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]] | None:
+    """By parameter: (what a call passes for it, its default). None for what is no operator, or no call of it."""
+    overload = _overload(operator)
+    if overload is None or len(args) > len(overload._schema.arguments):
+        return None
+    found: dict[str, tuple[Any, Any]] = {}
+    for number, parameter in enumerate(overload._schema.arguments):
+        default = parameter.default_value if parameter.has_default_value() else None
+        positional = number < len(args)
+        found[parameter.name] = (args[number] if positional else kwargs.get(parameter.name, default), default)
+    return found if set(kwargs) <= set(found) else None
 
 
 def definition_of(operator: Any) -> Callable[..., Any] | None:

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from svg_compile._compat.graphs import CPU_FLASH_ATTENTION, fake_mode_of, keep_torch_state, symbolic_run
 from svg_compile.config import SvgConfig
 from svg_compile.layout import HeadKind
+from svg_compile.passes.as_sdpa import as_sdpa
 
 if TYPE_CHECKING:
     from svg_compile.decisions import Site
@@ -128,9 +129,11 @@ def site_cost(site: Site, config: SvgConfig) -> SiteCost:
         tuple(band_for(site, density, kind) for density in config.densities)
         for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL)
     )
-    profile = pairs * min(config.sampled_rows, site.tokens) * site.tokens // config.profile_every
+    # Keys that are no queries are computed as if they were.
+    full = pairs * site.layout.tokens**2
+    profile = pairs * min(config.sampled_rows, site.layout.video) * site.layout.tokens // config.profile_every
     least = (min(bands, key=lambda band: band.density).density for bands in zip(spatial, temporal))
-    return SiteCost(dense, tuple(round(share * dense) + profile for share in least), spatial, temporal)
+    return SiteCost(dense, tuple(round(share * full) + profile for share in least), spatial, temporal)
 
 
 def band_for(site: Site, density: float, kind: HeadKind) -> Band:
@@ -150,7 +153,7 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
     counter = _counter()
     try:
-        with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
+        with as_sdpa(graph_module), keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
             _OnFakes(graph_module, fake_mode).run(*inputs)
         return int(counter.get_total_flops())
     except Exception:

@@ -31,6 +31,7 @@ from svg_compile._compat.pytree import tree_flatten, tree_leaves
 from svg_compile._compat.storages import storage_of
 from svg_compile.inspection.alike import Facts, tensor_facts
 from svg_compile.inspection.cost import counting_flops
+from svg_compile.passes.attention_operators import attention_operator
 
 # How many blocks of a run really run here.
 _REAL = 2
@@ -186,7 +187,8 @@ class _Recorder:
     def _hear(self, operator: Any, args: Any, kwargs: Any, out: Any) -> None:
         """An operator was called."""
         name = qualified_name(operator) or ""
-        self._attended |= not self._inside and any(part in name for part in _ATTENTION)
+        attention = any(part in name for part in _ATTENTION) or attention_operator(operator) is not None
+        self._attended |= attention and not self._inside
         self._reads += bool(set(_READING) & set(operator.tags))
         given = {storage_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         if writes_operands(operator):

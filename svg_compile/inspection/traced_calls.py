@@ -17,6 +17,8 @@ from svg_compile.inspection.callers import Callers, place, stack
 from svg_compile.inspection.held_tensors import held_tensors
 from svg_compile.inspection.opened import tensors_in
 from svg_compile.layout import VideoLayout
+from svg_compile.passes.attention_operators import AttentionCall, heads_first, read_call
+from svg_compile.passes.axes.axis import Axis
 from svg_compile.passes.axes.grid import grid_of
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, Ledger
 from svg_compile.passes.axes.read_grid import Grid
@@ -81,12 +83,18 @@ class TracedCalls:
         """Python code has called an operator between the graphs."""
         here = place()
         if _ATTENTION in (qualified_name(operator) or "") and len(args) > 2:
-            self._attention(args, here)
+            self._attention(args[:3], [list(self.ledger.of(each)) for each in args[:3]], here)
+        elif isinstance(call := read_call(operator, args, kwargs), AttentionCall):
+            operands = (call.query, call.key, call.value)
+            axes = [_heads_first(list(self.ledger.of(each)), call) for each in operands]
+            self._attention([heads_first(call, each) for each in operands], axes, here)
         self.ledger.hear(operator, args, kwargs, out, here)
 
-    def _attention(self, args: Any, here: str) -> None:
-        query, key, value = args[:3]
-        axes = AttentionAxes(tuple(self.ledger.of(query)), tuple(self.ledger.of(key)), tuple(self.ledger.of(value)))
+    def _attention(self, operands: Sequence[Tensor], of: Sequence[Sequence[Axis]], here: str) -> None:
+        """Attention of query, key and value [B, H, N, D], with their axes."""
+        query, key, _ = operands
+        of_query, of_key, of_value = map(tuple, of)
+        axes = AttentionAxes(of_query, of_key, of_value)
         tokens = query.shape[-2], key.shape[-2]
         found = grid_of(axes, tokens, self.config) if query.dim() == 4 else None
         layout, reason, detail = None, Reason.BETWEEN_GRAPHS, self._why_between()
@@ -112,8 +120,15 @@ class TracedCalls:
             detail=detail,
             stack=stack(),
             before=found.before if isinstance(found, Grid) else 0,
+            unasked=found.unasked if isinstance(found, Grid) else (0, 0),
         )
         self._note(_BETWEEN, site)
+
+
+def _heads_first(axes: list[Axis], call: AttentionCall) -> list[Axis]:
+    """The axes of an operand by the dimensions [B, H, N, D]."""
+    axes = axes if call.lengths is None else [(), *axes]
+    return [axes[0], axes[2], axes[1], axes[3]] if call.operator.layout == "BNHD" else axes
 
 
 def _state_of(model: Any) -> Iterable[Tensor]:

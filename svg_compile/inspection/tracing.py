@@ -31,12 +31,13 @@ from svg_compile.inspection.report import Report
 from svg_compile.inspection.shortened import KEPT, Shortened, breaks_in_a_block, expanded, shorten, told
 from svg_compile.inspection.traced_calls import TracedCalls
 from svg_compile.inspection.traced_clone import traced_clone
+from svg_compile.passes.as_sdpa import unread
 from svg_compile.passes.axes.ledger import GraphCall, input_facts
 
 log = logging.getLogger(__name__)
 # A run must have so many blocks more than are traced of it, for the look at it costs a little, too.
 _PAYS = 4
-_NO_ATTENTION = "no scaled_dot_product_attention was traced: is another attention backend selected?"
+_NO_ATTENTION = "no scaled_dot_product_attention or FlashAttention was traced: is another attention backend selected?"
 _NO_GRADIENTS = (
     "gradients are on here: this is what happens without, as at inference (torch.no_grad()); with them all stays dense"
 )
@@ -161,6 +162,7 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
         graphs.append(graph)
         if flex_calls(graph_module):
             notes.append(f"no rows: {BY_FLEX}")
+        notes.extend(f"no rows: attention by {each}" for each in unread(graph_module))
         if listener is not None:
             listener(graph_module, example_inputs)
         facts, answered = input_facts(graph_module), answer(graph_module, mode)

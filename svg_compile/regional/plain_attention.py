@@ -2,9 +2,10 @@
 
 Hooks at every layer (layerwise casting, leaf-level and sequential offloading), caches that switch compiling off in
 their forward (MagCache) and Dynamo's recompile limit leave no graph of the block that a marker could stand in. There
-the attention is compiled by itself: while the marked module runs, its calls of `scaled_dot_product_attention` go to
-one small compiled function, which marks the query with the grid; the passes, the schedule, plans and recordings are
-those of any other graph. The rest of the module runs as Python.
+the attention is compiled by itself: while the marked module runs, its calls of `scaled_dot_product_attention`, or of
+another operator that `passes.attention_operators` reads, go to one small compiled function, which marks the query with
+the grid; the passes, the schedule, plans and recordings are those of any other graph. The rest of the module runs as
+Python.
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from torch.overrides import TorchFunctionMode
 
 from svg_compile._compat.compiled import CompileCall
 from svg_compile._compat.graphs import SDPA
+from svg_compile._compat.operators import results_of
 from svg_compile._compat.subclasses import referable
 from svg_compile.config import split_options
+from svg_compile.passes.attention_operators import (
+    AttentionCall,
+    one_sequence,
+    read_call,
+    result_of,
+    sdpa_arguments,
+)
 from svg_compile.passes.grid_marker import OF_BLOCK, Marker, entries_of
 from svg_compile.regional.blocks import is_in
 from svg_compile.regional.forward import Attending, Forward
@@ -90,20 +99,29 @@ class PlainAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not SDPA:
+        read = None if func is SDPA else read_call(func, args, kwargs)
+        call = read if isinstance(read, AttentionCall) and one_sequence(read) else None
+        if func is not SDPA and call is None:
             return func(*args, **kwargs)
         entries, self.calls = entries_of(self.marker), self.calls + 1
         text, sizes = entries[self.calls - 1] if self.calls <= len(entries) else ("", ())
         if not sizes:
             return func(*args, **kwargs)
+        if call is not None:
+            args, kwargs = sdpa_arguments(call)
         kwargs = dict(kwargs)
         query, *args = args if args else (kwargs.pop("query"),)
         self.forward.attending = self.attending
         try:
             # All of the module's grids are the same: the first numbers that its marker carries.
-            return self.attend(text, self.sizes[: len(sizes)], query, *args, **kwargs)
+            out = self.attend(text, self.sizes[: len(sizes)], query, *args, **kwargs)
         finally:
             self.forward.attending = None
+        if call is None:
+            return out
+        # Contiguous, as the operator stores it. Its other results are missing: code that reads one fails.
+        out = result_of(call, out).contiguous()
+        return out if call.operator.alone else (out, *[None] * (results_of(func) - 1))
 
 
 class PlainAttentions:

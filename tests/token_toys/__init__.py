@@ -64,5 +64,5 @@ PACKED = torch.randn(B, N, C)
 
 # Each registers its models.
 PARTS = ("in_order", "reordered", "rebuilt", "written", "filled", "not_one_video", "pieces", "padded", "beside")
-for part in (*PARTS, "counted", "squares"):
+for part in (*PARTS, "counted", "squares", "part_of_keys"):
     importlib.import_module(f"{__name__}.{part}")

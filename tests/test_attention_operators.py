@@ -1,0 +1,255 @@
+"""Attention by operators of other libraries: read as SDPA's where they compute the same, else left as they are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import svg_compile
+from other_attention import CALLS, define_flash, heads_first, rows_first, some_attention
+from svg_compile.passes import attention_operators, run_passes
+from test_plain_attention import ALWAYS, outside, sparse_forwards
+from test_regions import OPTIONS, Blocks
+from toy import ToyVideoDiT, latents
+from traced import CONFIG, sites_of, verdict
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+define_flash()
+GRID = "5*7*3"
+flash = torch.ops.flash_attn._flash_attn_forward
+packed = torch.ops.flash_attn._flash_attn_varlen_forward
+of_torch = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_operators, "_REGISTERED", {})
+    CALLS.clear()
+    svg_compile.register_attention_op(rows_first, causal=None, neutral={"window": -1})
+    svg_compile.register_attention_op(
+        torch.ops.svg_tests.heads_first, query="query", key="key", value="value", layout="BHND", scale=None, causal=None
+    )
+
+
+def rows(attend: Callable[..., Tensor]) -> Attend:
+    """[B, H, N, D] around an attention of [B, N, H, D]."""
+    return lambda *qkv: attend(*(each.transpose(1, 2) for each in qkv)).transpose(1, 2)
+
+
+def by_flash(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+    arguments = {"causal": False, "window_size_left": -1, "window_size_right": -1, "softcap": 0.0, "alibi_slopes": None}
+    out: Tensor = flash(q, k, v, 0.0, q.shape[-1] ** -0.5, **{**arguments, **more}, return_softmax=False)[0]
+    return out
+
+
+def by_packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None) -> Tensor:
+    """FlashAttention's function of packed sequences, [B, N, H, D] packed and unpacked."""
+    samples, tokens = q.shape[:2]
+    ends = torch.tensor([0] + (lengths or [tokens] * samples)).cumsum(0, dtype=torch.int32)
+    flat = (each.flatten(0, 1) for each in (q, k, v))
+    out: Tensor = packed(*flat, ends, ends, tokens, tokens, 0.0, q.shape[-1] ** -0.5, False)[0]
+    return out.unflatten(0, (samples, tokens))
+
+
+SCALES = {"with a scale": 0.4}
+READ: dict[str, Attend] = {
+    "rows first": rows(lambda q, k, v: rows_first(q, k, v, None, -1)[0]),
+    "with a scale": rows(lambda q, k, v: rows_first(q, k, v, SCALES["with a scale"], window=-1)[0]),
+    "heads first": lambda q, k, v: heads_first(q, k, v),
+    "flash": rows(by_flash),
+    "packed flash": rows(by_packed),
+    "torch's own": lambda q, k, v: of_torch(q, k, v, 0.0, False)[0],
+}
+
+
+def compiled(attend: Attend, **options: Any) -> Any:
+    chosen = {"min_tokens": 1, "block": 8, "on_error": "raise", "dense_steps": 0, "dense_layers": 0, **options}
+    return torch.compile(ToyVideoDiT(attend=attend), backend="svg", dynamic=False, options=chosen)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_its_attention_is_made_sparse(name: str) -> None:
+    attend, inputs = READ[name], latents()
+    eager = ToyVideoDiT(attend=attend)(inputs)
+    assert [verdict(site) for site in sites_of(ToyVideoDiT(attend=attend), inputs)] == [GRID] * 2
+    CALLS.clear()
+    torch.testing.assert_close(compiled(attend, density=1.0)(inputs), eager, rtol=1e-4, atol=1e-4)
+    sparse = compiled(attend, density=0.4)(inputs)
+    assert not CALLS
+    native = compiled(partial(F.scaled_dot_product_attention, scale=SCALES.get(name)), density=0.4)(inputs)
+    torch.testing.assert_close(sparse, native, rtol=1e-4, atol=1e-4)
+    assert (sparse - eager).abs().max() > 1e-3
+
+
+REFUSED: dict[str, tuple[Attend, list[str], str]] = {
+    "a window": (rows(lambda *qkv: by_flash(*qkv, window_size_left=16)), [], "window_size_left=16"),
+    "a cap": (rows(lambda *qkv: by_flash(*qkv, softcap=30.0)), [], "softcap=30.0"),
+    "slopes": (rows(lambda *qkv: by_flash(*qkv, alibi_slopes=torch.ones(2))), [], "alibi_slopes="),
+    "causal": (rows(lambda *qkv: by_flash(*qkv, causal=True)), ["CAUSAL"] * 2, "causal"),
+    "a window of a registered one": (rows(lambda *qkv: rows_first(*qkv, None, 3)[0]), [], "window=3"),
+    "two sequences": (rows(lambda *qkv: by_packed(*qkv, lengths=[50, 55])), [], "several sequences"),
+    "an unknown one": (rows(some_attention), [], r"svg_tests::some_attention.*register_attention_op"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_asks_for_more_is_left_as_it_is_with_a_reason(name: str) -> None:
+    attend, expected, reason = REFUSED[name]
+    inputs = latents()
+    eager = ToyVideoDiT(attend=attend)(inputs)
+    assert [verdict(site) for site in sites_of(ToyVideoDiT(attend=attend), inputs)] == expected
+    CALLS.clear()
+    with pytest.warns(UserWarning, match=reason):
+        out = compiled(attend, density=0.2)(inputs)
+    torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-4)
+    assert sum(CALLS.values()) == 2
+    if not expected:
+        assert any(
+            note.startswith("no rows: attention by ")
+            for note in svg_compile.explain(ToyVideoDiT(attend=attend), inputs, options={"min_tokens": 1}).notes
+        )
+
+
+def test_a_call_whose_other_result_is_used_is_left_as_it_is() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, sums = rows_first(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, -1)
+        return out.transpose(1, 2) + sums.unsqueeze(-1)
+
+    assert sites_of(ToyVideoDiT(attend=attend), latents()) == []
+
+
+def test_padding_behind_a_packed_sequence_is_no_key() -> None:
+    """Rows behind the sequence's end are undefined: the operator does not write them."""
+
+    class Padded(nn.Module):
+        def forward(self, x: Tensor, end: Tensor) -> Tensor:
+            q = x.flatten(2).transpose(1, 2).unsqueeze(2)
+            ends = torch.cat([end.new_zeros(1), end]).to(torch.int32)
+            flat = q.flatten(0, 1)
+            return packed(flat, flat, flat, ends, ends, 105, 105, 0.0, 0.5, False)[0]
+
+    inputs, end = latents().clone(), torch.tensor([90])
+    inputs.flatten(2)[..., 90:] = 100.0
+    model, chosen = Padded(), {"min_tokens": 1, "block": 8, "dense_steps": 0, "dense_layers": 0, "density": 1.0}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="svg")
+        out = torch.compile(model, backend="svg", options=chosen)(inputs, end)
+    assert not CALLS
+    torch.testing.assert_close(out[:90], model(inputs, end)[:90], rtol=1e-4, atol=1e-4)
+
+
+def test_diffusers_operator_around_flash_attention_3_is_known() -> None:
+    """It has no kernel for CPUs: looked at, not run."""
+    from diffusers.models.attention_dispatch import _wrapped_flash_attn_3
+
+    model = ToyVideoDiT(attend=rows(lambda *qkv: _wrapped_flash_attn_3(*qkv)[0]))
+    report = svg_compile.explain(model, latents(), options={"min_tokens": 1, "dense_layers": 0})
+    assert [verdict(site) for site in report.sites] == [GRID] * 2
+
+
+class Mixed(nn.Module):
+    """Self-attention over a video, and cross-attention to a text, by one operator."""
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.toy, self.attend = ToyVideoDiT(1, attend=attend), attend
+
+    def forward(self, video: Tensor, text: Tensor) -> Tensor:
+        x = self.toy(video)
+        q, k = (each.unflatten(-1, (2, 16)).transpose(1, 2) for each in (x, text))
+        return self.attend(q, k, k).transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.parametrize("name", ["rows first", "heads first", "flash"])
+def test_cross_attention_stays_the_operators_own(name: str) -> None:
+    model, inputs, text = Mixed(READ[name]), latents(), torch.randn(1, 7, 32)
+    eager = model(inputs, text)
+    assert [verdict(site) for site in sites_of(model, inputs, text)] == [GRID, "CROSS_ATTENTION"]
+    CALLS.clear()
+    chosen = {"min_tokens": 1, "block": 8, "dense_steps": 0, "dense_layers": 0, "density": 1.0, "on_error": "raise"}
+    out = torch.compile(model, backend="svg", options=chosen)(inputs, text)
+    assert sum(CALLS.values()) == 1
+    torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_look_leaves_the_graph_as_it_was(name: str) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def backend(graph_module: torch.fx.GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        before = str(graph_module.graph)
+        assert run_passes(graph_module, CONFIG, rewrite=False).rewritten == 2
+        seen.append((before, str(graph_module.graph)))
+        return graph_module.forward
+
+    torch.compile(ToyVideoDiT(attend=READ[name]), backend=backend)(latents())
+    ((before, after),) = seen
+    assert before == after
+
+
+class ByOperator(nn.Module):
+    def __init__(self, qkv: nn.Module, attend: Attend) -> None:
+        super().__init__()
+        self.qkv, self.attend = qkv, attend
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (3 * self.qkv(x)).chunk(3, dim=-1))
+        return self.attend(q, k, v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("name", ["rows first", "heads first", "flash", "packed flash"])
+def test_it_is_sparse_where_the_block_runs_as_plain_python(name: str) -> None:
+    model = Blocks()
+    for block in model.blocks:
+        block.attn = ByOperator(block.attn.qkv, READ[name])
+        outside(block)
+        block.compile(backend="svg", dynamic=False, options={**OPTIONS, **ALWAYS})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="svg")
+        assert sparse_forwards(model) > 0
+    assert not CALLS
+
+
+@pytest.mark.parametrize("name", ["rows first", "packed flash"])
+def test_between_graphs_it_has_a_row(name: str) -> None:
+    parted = torch.compiler.disable(READ[name])
+    report = svg_compile.explain(ToyVideoDiT(attend=parted), latents(), options={"min_tokens": 1, "block": 8})
+    (site,) = report.sites
+    assert (site.reason, site.calls) == (svg_compile.Reason.BETWEEN_GRAPHS, 2)
+    assert site.layout is not None
+    assert (site.layout.frames, site.layout.height, site.layout.width) == (5, 7, 3)
+
+
+def test_explain_counts_its_products() -> None:
+    counted = [
+        svg_compile.explain(ToyVideoDiT(attend=READ[name]), latents(), options={"min_tokens": 1}).cost.model
+        for name in ("flash", "heads first")
+    ]
+    native = svg_compile.explain(ToyVideoDiT(), latents(), options={"min_tokens": 1}).cost.model
+    assert counted == [native, native]
+
+
+WRITES = {"query": "self", "key": "src", "value": "src", "scale": None, "causal": None}
+
+
+@pytest.mark.parametrize(
+    ("operator", "more", "error"),
+    [
+        ("svg_tests::rows_first", {}, (TypeError, "expected an operator")),
+        (torch.add, {}, (TypeError, "expected an operator")),
+        (rows_first, {"layout": "NBHD"}, (ValueError, "layout is one of BNHD, BHND")),
+        (rows_first, {}, (ValueError, "has no parameter 'causal'; it has q, k, v, softmax_scale, window")),
+        (torch.ops.aten.copy_, WRITES, (ValueError, "writes its operands")),
+    ],
+)
+def test_what_cannot_be_registered_is_an_error(operator: Any, more: dict[str, Any], error: tuple[Any, str]) -> None:
+    with pytest.raises(error[0], match=error[1]):
+        svg_compile.register_attention_op(operator, **more)
