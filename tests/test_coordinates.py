@@ -132,7 +132,7 @@ def test_what_is_no_raster_is_none(name: str) -> None:
 def test_a_tensor_is_looked_at_once_until_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
     whole = position_inputs.raster_of
-    monkeypatch.setattr(coordinates, "raster_of", lambda positions: looks.append(1) or whole(positions))
+    monkeypatch.setattr(position_inputs, "raster_of", lambda positions: looks.append(1) or whole(positions))
     positions = ids().float()
     assert raster_seen(positions) == raster_seen(positions) == Raster(FRAMES, HEIGHT, WIDTH, 0)
     assert len(looks) == 1

@@ -126,11 +126,7 @@ def _measure(
         calls = {name: _forward(each(), target) for name, each in make.items()}
         difference = _difference(calls)
         before = clocks(options.device, calls["dense"])
-        if not options.once:
-            times = interleaved(calls, options.repeats, options.device, options.seconds)
-        profiled = {name: parts(call, options.device, model.ffn) for name, call in calls.items()}
-        if options.once:
-            times = {name: Times((sum(each.ms.values()),)) for name, each in profiled.items()}
+        times, profiled = _timed(calls, model, options)
         found = {
             name: _variant(times[name], profiled[name], _peak(call, options.device), *seconds[name])
             for name, call in calls.items()
@@ -155,6 +151,15 @@ def _measure(
         "clocks": [before, after],
         "machine": machine(options.device),
     }
+
+
+def _timed(
+    calls: dict[str, Callable[[], Any]], model: Model, options: Options
+) -> tuple[dict[str, Times], dict[str, Parts]]:
+    """How long each call takes, and its parts; with `options.once` both of the same forward."""
+    turns = {} if options.once else interleaved(calls, options.repeats, options.device, options.seconds)
+    profiled = {name: parts(call, options.device, model.ffn) for name, call in calls.items()}
+    return turns or {name: Times((sum(each.ms.values()),)) for name, each in profiled.items()}, profiled
 
 
 def _variant(
