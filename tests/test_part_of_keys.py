@@ -14,7 +14,7 @@ from block_model import Block
 from lowering import kind, watch
 from svg_compile import VideoLayout
 from svg_compile.kernels import reference, reference_repair
-from svg_compile.passes.axes.axis import Kind, Origin
+from svg_compile.passes.axes.axis import Atom, Concat, Kind, Origin, length
 from svg_compile.passes.axes.new_axes import axis_of, free_axis
 from svg_compile.passes.axes.part_of_keys import Part, part_of
 from svg_compile.passes.axes.pieces import cut
@@ -201,8 +201,6 @@ VIDEO_AXIS, TEXT_AXIS = _atom("video", 105), _atom("text", 11)
 
 
 def joint(*segments: tuple) -> tuple:
-    from svg_compile.passes.axes.axis import Concat, length
-
     return (Concat(segments, sum(length(segment) for segment in segments)),)
 
 
@@ -226,6 +224,7 @@ def piece(axis: tuple, start: int, stop: int) -> tuple:
         (joint(piece(VIDEO_AXIS, 0, 84), TEXT_AXIS), joint(VIDEO_AXIS, TEXT_AXIS), None),
         (piece(VIDEO_AXIS, 0, 84), piece(VIDEO_AXIS, 21, 105), None),
         (_atom("other", 105), joint(TEXT_AXIS, VIDEO_AXIS), None),
+        ((), joint(TEXT_AXIS, VIDEO_AXIS, (Atom(1),)), None),
         (free_axis(105), joint(TEXT_AXIS, VIDEO_AXIS), None),
     ],
 )

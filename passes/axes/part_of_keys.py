@@ -58,7 +58,8 @@ def _part_at(asked: Sequence[_Run], keys: Sequence[_Run], at: int) -> Part | Non
     for place, (one, other) in enumerate(zip(asked, there)):
         begins = holds(equal, one.start, other.start) or (place == 0 and holds(at_most, other.start, one.start))
         ends = holds(equal, one.stop, other.stop) or (place == len(asked) - 1 and holds(at_most, one.stop, other.stop))
-        if not (begins and ends and same_axis(one.whole, other.whole)):
+        # An axis of one position says nothing of which it is.
+        if not (one.whole and begins and ends and same_axis(one.whole, other.whole)):
             return None
     front = sum(run.stop - run.start for run in keys[:at]) + asked[0].start - there[0].start
     behind = sum(run.stop - run.start for run in keys[at + len(asked) :]) + there[-1].stop - asked[-1].stop
