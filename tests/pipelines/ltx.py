@@ -8,7 +8,7 @@ import torch
 
 import models
 import pipelines
-from pipelines.parts import TEXT, clip, draw, flow, picture, prompts, quiet, seeded, text_mask
+from pipelines.parts import TEXT, Letters, clip, draw, flow, picture, prompts, quiet, seeded, t5, text_mask
 from pipelines.rows import Row
 
 # The autoencoders of both make a latent of 8 frames and of 32 x 32 pixels: 5 x 7 x 3 latents, each a token.
@@ -43,6 +43,23 @@ def _condition(**given: Any) -> dict[str, Any]:
     from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
     return _text(conditions=[LTXVideoCondition(**given)])
+
+
+def _long() -> dict[str, Any]:
+    # Of three steps two run: the pipeline leaves the scheduler's last one out.
+    return _SIZE | {
+        "prompt": "a dog|a cat",
+        "cond_image": picture(224, 96),
+        "max_sequence_length": TEXT,
+        "temporal_tile_size": 40,
+        "temporal_overlap": 8,
+        "num_inference_steps": 3,
+        "skip_steps_sigma_threshold": None,
+    }
+
+
+def _long_pipe() -> Any:
+    return _pipe("LTXI2VLongMultiPromptPipeline", text_encoder=t5(), tokenizer=Letters())
 
 
 def _ltx2(cls: str, **more: Any) -> Any:
@@ -102,6 +119,10 @@ def _reference() -> Any:
 
 _BESIDE = "tokens of the condition beside the video are attended in full; dense where they are over 30% of the sequence"
 _REFERENCE = "a reference as long as the video stands beside it: more than is worth attending in full"
+_LONG = (
+    "the image stands behind the video, too, and in later windows the frames repeated of the window before: all are "
+    "attended in full; dense where they are over 30% of the sequence (29% by default)"
+)
 _PICTURE = draw(1, 3, 224, 96).clamp(0, 1)
 ROWS = (
     Row("LTX-Video T2V", "LTXPipeline", pipelines.spec("ltx").build, _text, quick=True),
@@ -111,6 +132,7 @@ ROWS = (
         lambda: _condition(image=picture(224, 96), frame_index=0)),
     Row("LTX-Video condition, a later frame", "LTXConditionPipeline", lambda: _pipe("LTXConditionPipeline"),
         lambda: _condition(image=picture(224, 96), frame_index=16), text=21, text_first=True, note=_BESIDE),
+    Row("LTX-Video long, several prompts", "LTXI2VLongMultiPromptPipeline", _long_pipe, _long, text=21, note=_LONG),
     Row("LTX-2 T2V", "LTX2Pipeline", lambda: _ltx2("LTX2Pipeline"), _ltx2_text),
     Row("LTX-2 I2V", "LTX2ImageToVideoPipeline", lambda: _ltx2("LTX2ImageToVideoPipeline"),
         lambda: _ltx2_text(image=_PICTURE, image_crf=0, **_ALONE)),

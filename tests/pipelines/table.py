@@ -43,8 +43,6 @@ _TAIL = """
 - MiniMax-H3 has modular blocks in the place of a pipeline, and was not run there. Its transformer puts text and video
   into one buffer by index, and stays dense.
 - Kandinsky 6 SR and Wan-Animate 2 attend by FlexAttention with masks of their own.
-- LTX-Video long, with several prompts (`LTXI2VLongMultiPromptPipeline`): frames of the window before stand behind those
-  of a window, with coordinates of their own. Where they are over 30% of the sequence it stays dense; no row says more.
 - Not run: LTX-2 with upsampling, HDR or diffusion forcing, Helios pyramid, SANA-WM, Cosmos 3 with sound or actions.
 
 What became of models as their authors and ComfyUI ship them: [code by others](models-others.md).
