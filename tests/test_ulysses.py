@@ -22,14 +22,14 @@ MODELS = ("Wan", "LTX")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 
-def processes(case: str, count: int = 2, model: str = "Wan") -> list[dict[str, Any]]:
-    """What each process of a run found, by rank."""
+def processes(*arguments: str, count: int = 2, script: Path = TESTS / "ulysses.py") -> list[dict[str, Any]]:
+    """What each process of a run of a script with these arguments found, by rank."""
     pytest.importorskip("diffusers", minversion="0.41")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(TESTS / "ulysses.py"), case, model]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(script), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
@@ -70,7 +70,7 @@ def test_four_processes_of_one_head_each_equal_one_process(case: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["whole", "blocks"])
 def test_another_model_whose_tokens_diffusers_spreads(case: str) -> None:
-    for each in processes(case, model="LTX"):
+    for each in processes(case, "LTX"):
         assert each["off"] < 1e-4
         assert each["said"] == []
         assert each["dense"].count(False) == 4
