@@ -62,7 +62,8 @@ class Reason(enum.Enum):
     BETWEEN_GRAPHS = (
         "attention that runs between graphs, in plain Python",
         "take away the graph break (torch.nn.attention.sdpa_kernel makes none, torch.backends.cuda.sdp_kernel does), "
-        "or compile the model's blocks one by one and call svg_compile.attach(pipe), which serves it there",
+        "or compile the model's blocks one by one and call svg_compile.attach(pipe), which serves it there "
+        "unless options={'eager_attention': False} asks for none",
     )
     SYMBOLIC = (
         "its grid depends on sizes that are not inputs of the graph it stands in",

@@ -83,3 +83,7 @@ def test_explain_says_whose_hooks_it_leaves_off(put: Callable[[Any], None]) -> N
     (note,) = report.notes
     assert "runs as plain Python" in note
     assert "forward of " in note
+    assert "is compiled by itself" in note
+    assert "options={'eager_attention': False} leaves it dense" in note
+    (note,) = svg_compile.explain(model, **inputs, options={**OPTIONS, "eager_attention": False}).notes
+    assert "stays dense, as options={'eager_attention': False} asks" in note

@@ -10,17 +10,19 @@ from typing import Any
 
 from torch import nn
 
+from svg_compile._compat.spread import is_gathered
 from svg_compile.decisions import Site
 from svg_compile.inspection.bare_clone import is_own_method
 
 
 def hides_grid(model: nn.Module) -> bool:
-    """Whether a hook of a step cache, of offloading or of context parallelism stands around a module's forward.
+    """Whether a hook of a step cache, of offloading, FSDP or context parallelism stands around a module's forward.
 
     Such hooks break the model's graph at the module, or exchange tokens between processes in it.
     """
     return any(
-        "forward" in vars(module) and not is_own_method(vars(module)["forward"], module) for module in model.modules()
+        is_gathered(module) or ("forward" in vars(module) and not is_own_method(vars(module)["forward"], module))
+        for module in model.modules()
     )
 
 
