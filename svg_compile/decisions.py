@@ -85,7 +85,7 @@ BY_FLEX = (
     "padding, select the native attention instead (diffusers: model.set_attention_backend('native'))"
 )
 
-# Added to what a backend says of a graph that may be a block of a model: there the grid is not to be seen.
+# Added to what a backend says of a graph that may be a block of a model: there the graph does not show the grid.
 BLOCK_REMEDY = (
     "If this graph is one block of a model that is compiled block by block, call svg_compile.attach(pipe) before the "
     "first run: the whole model shows what the block does not."
@@ -122,7 +122,7 @@ class Site:
 
     @property
     def needs_whole_model(self) -> bool:
-        """Whether a graph of more of the model could show the grid that was not to be seen in this one."""
+        """Whether a graph of more of the model could show the grid that this one does not."""
         return self.reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID)
 
     @property

@@ -179,7 +179,7 @@ def _forward_of(module: nn.Module, path: str) -> types.FunctionType | None:
     forward, kept = vars(module).get("forward"), dict(vars(module))
     while forward is not None and not is_own_method(forward, module):
         # What torch.compile returned for a forward keeps the forward; so do hooks, by functools.update_wrapper, which
-        # may name the hook itself, or beside it on the module.
+        # may name the hook itself, or be another attribute of the module.
         inner = getattr(forward, "_torchdynamo_orig_callable", None)
         if inner is None and _is_harmless(getattr(forward, "func", forward)):
             inner = getattr(forward, "__wrapped__", None) or kept.pop(KEPT_FORWARD, None)

@@ -93,7 +93,7 @@ def trace(
     """`explain`, telling `listener` each graph and its example inputs as they come.
 
     values: whether Python code of the model may read a tensor's values (an input's, a weight's); others are unknown.
-    costs: count FLOPs. every_block: trace each block, also where some are seen to run as those before them do; so it is
+    costs: count FLOPs. every_block: trace each block, also where some run as those before them do; so it is
     with a listener.
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1" or torch.compiler.is_dynamo_compiling():
@@ -111,7 +111,7 @@ def trace(
 
 @dataclass(frozen=True)
 class _ToTrace:
-    """What `trace` is given."""
+    """The arguments of `trace`."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
@@ -200,7 +200,7 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
 
 
 def _left_off(model: Callable[..., Any], config: SvgConfig) -> list[str]:
-    """A note on the hooks of libraries that the clone is without, and so on what may run as plain Python beside it."""
+    """A note on the hooks of libraries that the clone lacks, and so on what may run as plain Python."""
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     replaced = [(path, module) for path, module in modules if "forward" in vars(module)]
     wrapped = [path or "the model" for path, module in replaced if not is_own_method(vars(module)["forward"], module)]

@@ -31,7 +31,7 @@ def why_not_in_parallel(model: nn.Module, sites: tuple[Site, ...]) -> str | None
 
     Ulysses gives each process a run of tokens [B, N, C], and attention the whole sequence, which is then in the order
     that it has without: process after process. That holds where the sequence is the video alone. Where text stands in
-    it, it may be [text, video] of each process in turn; and tokens that are cut along another axis come back shuffled.
+    it, it may be [text, video] of each process in turn; and tokens cut along another axis come in another order.
     """
     splits = list(_splits(model))
     if not splits:
