@@ -72,7 +72,7 @@ def ports_of(graph_module: fx.GraphModule) -> PlanPorts:
 
 
 def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any) -> None:
-    """Add the ports for every `svg::profile` of the graph itself; lints and recompiles it. Child graphs are left as they are."""
+    """Add the ports for every `svg::profile` of the graph itself; lints and recompiles it, not child graphs."""
     graph = graph_module.graph
     profiles = [node for node in graph.nodes if node.op == "call_function" and node.target in _PROFILES]
     keeps = config.profile_every > 1
