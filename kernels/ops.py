@@ -6,22 +6,22 @@
 
 grid is [frames, height, width, text_len, text_first, block], as `VideoLayout.grid` gives it; sizes may be symbolic.
 q, k, v are [B, H, N, D] in any strides; out is [B, H, N, D] over [B, N, H, D] storage, as the models keep it; plan is
-int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True where a key may be seen; errors are
-float32 [B, H, 2], what the profile found for (spatial, temporal) at the half-widths that the density buys all heads.
-With `adaptive` the heads of a sample share the pairs by need (kernels/widths.py), without it they have these.
-missing is float32 [B, H, 2, rungs], the mean square of the mass that each half-width of the ladder leaves out; it has
-no rungs where `adaptive` is false.
+int32 [B, H, 2] = (kind, half-width in blocks); key_mask is bool [B, N], True for visible keys; errors are float32
+[B, H, 2], the profiled errors of (spatial, temporal) at the uniform half-widths of the density. Without `adaptive` all
+heads have these half-widths; with it the heads of a sample share its pairs by need (kernels/widths.py). missing is
+float32 [B, H, 2, rungs], the mean square of the mass that each half-width of the ladder leaves out; without `adaptive`
+it has no rungs.
 
-What differs from step to step is data. `when`, int32 [2] on the tensors' device, is (which of the densities holds now,
-1 to profile or 0 to keep what `previous` says); None stands for (0, 1). `previous` is a plan, int32 [B, H, 2]. Without
-`adaptive` only its kinds are read, as half-widths are those of the current density; with it the whole plan is kept, and
-whoever changes the density has to profile anew. Without `previous` every call profiles. Where a plan was kept errors
-are NaN, and missing holds nothing of this step. `share`, float32 [B], is the mean density of each sample's heads as a
-multiple of the one that holds, for `adaptive` alone; None stands for 1. Whoever writes `when` answers for the index: on
-a GPU nobody looks whether it is in range.
+Values that change from step to step are tensors. `when`, int32 [2] on the tensors' device, is (index of the current
+density, 1 to profile or 0 to keep `previous`); None means (0, 1). `previous` is a plan, int32 [B, H, 2]. Without
+`adaptive` only its kinds are read, as half-widths follow from the current density; with it the whole plan is kept, and
+a change of the density needs a new profile. Without `previous` every call profiles. Where a plan is kept, errors are
+NaN, and missing has no value of this step. `share`, float32 [B], with `adaptive` only, is the mean density of each
+sample's heads as a multiple of the current density; None means 1. The writer of `when` must pass a valid index: a GPU
+does not check its range.
 
-Everything that changes a result is an argument, so that Inductor's caches, which hash the graph, tell two results
-apart; `abi` stands for the implementation: a hash of their sources.
+Everything that changes a result is an argument, because Inductor's caches hash the graph; `abi` is a hash of the ops'
+source files and identifies the implementation.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _checksum(files: Sequence[Path]) -> int:
 
 
 ABI = _checksum(source_files())
-# The ops read every stride, so Inductor may hand over its operands as they lie; the default tag would have it copy
-# them once for each op.
+# The ops accept any strides, so Inductor may pass operands in the layout that they have; with the default tag it would
+# copy them once for each op.
 ANY_STRIDES = (torch.Tag.flexible_layout,)
 
 
@@ -89,7 +89,7 @@ def _attention_host(
 ) -> Tensor:
     """`svg::attention` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
     layout = VideoLayout.of(grid)
-    # Here, not in the public function: data can be looked at in a compiled graph, too.
+    # Checked here, not in the public function: here the data can be read in a compiled graph, too.
     if plan.device.type == "cpu":
         check_plan(plan)
     if engine == "reference":
@@ -226,7 +226,7 @@ def check_stages(
     previous: Optional[Tensor],
     share: Optional[Tensor],
 ) -> None:
-    """LayoutError for a profile's stages that do not fit its tensors; the numbers in them stay unread."""
+    """LayoutError if `densities`, `when`, `previous` or `share` do not fit the query; their values are not read."""
     if not densities:
         raise LayoutError("svg::profile needs at least one density.")
     if share is not None and not adaptive:

@@ -12,12 +12,12 @@ from svg_compile.layout import HeadKind, VideoLayout
 
 
 class ProfiledRows(NamedTuple):
-    """What a profile finds.
+    """The result of a profile.
 
     plan: int32 [B, H, 2]. errors: [B, H, 2], the mean squared error of (spatial, temporal) attention on the sampled
-    rows, at the half-widths that the density buys all heads. missing: [B, H, 2, rungs], the mass that each half-width
-    leaves out (kernels/widths.py), without rungs where half-widths are uniform. dense, sparse: [B, H, R, D], the rows'
-    output by dense attention and by the plan.
+    rows, at the uniform half-widths of the density. missing: [B, H, 2, rungs], the mass that each half-width leaves out
+    (kernels/widths.py); no rungs with uniform half-widths. dense, sparse: [B, H, R, D], the rows' output by dense
+    attention and by the plan.
     """
 
     plan: Tensor
@@ -39,9 +39,9 @@ def plan_from_errors(errors: Tensor, layout: VideoLayout, density: float) -> Ten
 
 
 def plan_from_kinds(kind: Tensor, layout: VideoLayout, density: float) -> Tensor:
-    """The plan, int32 [B, H, 2], of heads of these kinds, integers [B, H]: the half-widths are those of `density`.
+    """The plan, int32 [B, H, 2], of heads of these kinds, integers [B, H], at the half-widths of `density`.
 
-    What is neither spatial nor temporal is dense.
+    Any other number than spatial or temporal means dense.
     """
     sparse = (kind == HeadKind.SPATIAL) | (kind == HeadKind.TEMPORAL)
     kind = torch.where(sparse, kind, int(HeadKind.DENSE)).long()
@@ -51,14 +51,14 @@ def plan_from_kinds(kind: Tensor, layout: VideoLayout, density: float) -> Tensor
 
 
 def kept_plan(previous: Tensor, layout: VideoLayout, density: float, adaptive: bool) -> Tensor:
-    """The plan, int32 [B, H, 2], of a step that is not profiled: with half-widths by need all of `previous`, else its
-    kinds at the half-widths of `density`.
+    """The plan, int32 [B, H, 2], of a step without a profile: `previous` itself with half-widths by need (`adaptive`),
+    otherwise its kinds at the half-widths of `density`.
     """
     return previous.contiguous().clone() if adaptive else plan_from_kinds(previous[..., 0], layout, density)
 
 
 def check_plan(plan: Tensor) -> None:
-    """Raise LayoutError where a plan [B, H, 2] on the CPU holds what is no kind, or a negative half-width."""
+    """Raise LayoutError if a plan [B, H, 2] on the CPU has an unknown kind or a negative half-width."""
     kinds, half_widths = plan.unbind(-1)
     wrong = ((kinds < 0) | (kinds >= len(HeadKind)) | (half_widths < 0)).nonzero().tolist()
     if wrong:

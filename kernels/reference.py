@@ -30,7 +30,7 @@ def attention_mask(
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
-    """softmax(QK^T * scale) V over the keys that `mask` shows, in float64; rows that see no key give 0.
+    """softmax(QK^T * scale) V over the keys where `mask` is True, in float64; rows without a visible key give 0.
 
     query [..., M, D], key [..., N, D], value [..., N, Dv], mask broadcastable to [..., M, N] -> float64 [..., M, Dv].
     """
@@ -38,7 +38,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
     weights = torch.softmax(scores, dim=-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
-    # A hidden key may hold NaN: 0 * NaN is NaN, so hidden values are cleared row by row where that matters.
+    # The value of a hidden key may be NaN, and 0 * NaN is NaN: replace it, and restore NaN in rows that attend it.
     if not bool(torch.isfinite(value).all()):
         clean = value.nan_to_num(0.0, 0.0, 0.0)
         touched = ((weights != 0) & mask).double() @ (~torch.isfinite(value)).double()
@@ -102,7 +102,7 @@ def uniform_rows(
 def profile_errors(query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, **options: Any) -> Tensor:
     """Mean squared error against dense of (spatial, temporal) attention on the sampled rows, float64 [B, H, 2].
 
-    Takes what `uniform_rows` does.
+    Takes the options of `uniform_rows`.
     """
     outputs = uniform_rows(query, key, value, layout, **options)
     return (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))
@@ -118,9 +118,9 @@ def missing_mass(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """What the rungs of `kernels.widths.ladder` leave out, float64 [B, H, 2, rungs].
+    """The mass that the rungs of `kernels.widths.ladder` leave out, float64 [B, H, 2, rungs].
 
-    The mean square, over the sampled rows, of the dense attention weight that lies outside of each half-width.
+    The mean square, over the sampled rows, of the dense attention weight outside of each half-width.
     """
     rows = sampled_positions(layout, sampled_rows, query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -147,9 +147,9 @@ def profile_rows(
     share: Tensor | None = None,
     **options: Any,
 ) -> ProfiledRows:
-    """The profile in float64, int32 its plan; takes what `uniform_rows` does.
+    """The profile in float64 (its plan in int32); takes the options of `uniform_rows`.
 
-    adaptive: half-widths by need; share: float32 [B], of the pairs that the density pays for.
+    adaptive: half-widths by need; share: float32 [B], each sample's mean density as a multiple of `density`.
     """
     outputs = uniform_rows(query, key, value, layout, **options)
     errors = (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))

@@ -1,4 +1,4 @@
-"""The oracle of the repair (kernels/repair.py): ridge regression fitted anew for every row left out, in float64."""
+"""The oracle of the repair (kernels/repair.py): ridge regression, refitted for every left-out row, in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from svg_compile.layout import VideoLayout
 
 
 def ridge(sparse: Tensor, off: Tensor, penalty: float, share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(W [D, D], mean x, mean y [D]) of rows x and y [R, D], each of weight `share`."""
+    """(W [D, D], mean x [D], mean y [D]) for rows x and y [R, D], each of weight `share`."""
     mean_x, mean_y = sparse.mean(0), off.mean(0)
     x, y = (sparse - mean_x) * share**0.5, (off - mean_y) * share**0.5
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
@@ -21,7 +21,7 @@ def ridge(sparse: Tensor, off: Tensor, penalty: float, share: float) -> tuple[Te
 
 
 def left_out_error(sparse: Tensor, off: Tensor, penalty: float) -> float:
-    """The mean over rows of |error|^2 of each row by the fit of all others; inf for a single row."""
+    """The mean over rows of a row's |error|^2 under the fit to all other rows; inf for a single row."""
     rows = len(sparse)
     if rows == 1:
         return float("inf")
@@ -52,7 +52,7 @@ def fit_head(dense: Tensor, sparse: Tensor) -> tuple[Tensor, float]:
 def profile_and_fit(
     query: Tensor, key: Tensor, value: Tensor, layout: VideoLayout, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `svg::profile_and_fit` gives, float64: plan, errors, exact, fit, missing. Takes what `profile_rows` does."""
+    """The results of `svg::profile_and_fit` in float64: plan, errors, exact, fit, missing. Options: `profile_rows`."""
     plan, errors, missing, dense, sparse = profile_rows(query, key, value, layout, **options)
     exact, channels = dense.clone(), value.shape[3]
     fit = exact.new_zeros(*plan.shape[:2], channels + 2, channels)
@@ -66,7 +66,7 @@ def profile_and_fit(
 
 
 def repaired(out: Tensor, exact: Tensor, fit: Tensor, layout: VideoLayout) -> Tensor:
-    """`out` [B, H, N, D] repaired, float64: what `svg::repaired_attention` makes of sparse attention."""
+    """`out` [B, H, N, D] repaired, float64: the result of `svg::repair_` on sparse attention."""
     channels = out.shape[3]
     matrix, mean_x, mean_y = fit.double().split((channels, 1, 1), dim=2)
     result = out.double().clone()

@@ -1,18 +1,18 @@
-"""The ops that a rewritten graph has for the repair of its heads, beside `svg::attention` of `kernels.ops`.
+"""The ops of the repair in a rewritten graph, next to `svg::attention` of kernels/ops.py.
 
     svg::profile_and_fit(q, k, v, key_mask, grid, densities, sampled_rows, adaptive, scale, engine, abi, when,
                          previous, previous_fit, share) -> plan, errors, exact, fit, missing
     svg::repair_(out, exact, fit, grid, engine, abi), in place
 
-The first stands in the place of `svg::profile`, the second behind `svg::attention`. plan, missing and share are those
-of `svg::profile`. errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then what the head's
-repair leaves on rows that are left out of its fit (without a repair, the error of its kind). exact is float32
-[B, H, R, D], the dense output of the R sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each head
-(kernels/repair.py). Both leave alone what is not to be changed: exact is NaN and fit is 0 in heads that run dense and
-where the mask loses nothing, and fit is 0 in heads that a repair does not help on rows left out.
+The first replaces `svg::profile`, the second follows `svg::attention`. plan, missing and share are those of
+`svg::profile`. errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then the leave-one-out error
+of the head's repair (without a repair, the error of its kind). exact is float32 [B, H, R, D], the dense output of the R
+sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each head (kernels/repair.py). exact is NaN and fit is
+0 in heads that run dense or whose mask has no error, so they stay unchanged; fit alone is 0 in heads that the repair
+does not improve on left-out rows.
 
-Where a plan is kept, fits are `previous_fit`, in heads whose half-width is still the one of the profile, and there are
-no exact rows: they were those of another step.
+Where a plan is kept, fits are `previous_fit` in heads whose plan is the profiled one, else 0, and exact is NaN, as the
+exact rows were those of another step.
 """
 
 from __future__ import annotations

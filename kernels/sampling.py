@@ -6,9 +6,9 @@ _UNIT = 65536
 
 
 def sampled_video_token(index, count, video):
-    """Video token (0 <= token < `video`) that stands for stratum `index` of `count` <= `video`.
+    """Video token (0 <= token < `video`) sampled from stratum `index` of `count` <= `video`.
 
-    Like the mask, it is +, *, // on non-negative operands: Python ints, int64 tensors and `triton.jit` agree.
+    Like the mask it uses only +, *, //, % on non-negative operands: Python ints, int64 tensors and `triton.jit` agree.
     """
     jitter = ((index + 1) * _GOLDEN) % _UNIT
     return (index * video + (jitter * video) // _UNIT) // count

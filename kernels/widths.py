@@ -1,21 +1,22 @@
-"""Half-widths by need: the heads of a layer share the pairs that a density pays for, so that they lose least together.
+"""Half-widths by need: the heads of a layer share the pairs of its density so that their total error is least.
 
-The profile tells for each head, kind and rung of a ladder of half-widths what share of its dense attention weights
-falls outside of the band: m_i(w) on sampled row i. It also knows the squared error e of both kinds at the half-width u
-that the density buys, the one all heads have with `widths="uniform"`. The error at another half-width is estimated as
+For each head, kind and rung of a ladder of half-widths the profile measures the fraction of the dense attention weights
+outside of the band: m_i(w) on sampled row i. It also measures the squared error e of both kinds at the uniform
+half-width u of the density, the one of all heads with `widths="uniform"`. The error at another half-width is estimated
+as
 
     e(w) = e(u) * sum_i m_i(w)^2 / sum_i m_i(u)^2
 
-as an output is off by the mass that is missing times how far the missing values lie from the mean. (The errors of all
-rungs could be measured instead; the pictures came out worse by it, see docs/fidelity.md.) Each head then takes the kind
-and rung that make e(w) + price * pairs(w) least, at one price for all heads of a sample, found by bisection so that
-their mean density is at most the one asked. What is left of the pairs goes to the heads that gain most for them. If the
-estimates do not add up to less than those of the uniform half-widths, these are kept, where the pairs pay for them or
-for no other choice either.
+because an output's error is the missing mass times the distance of the missing values from the mean. (Measuring the
+errors of all rungs instead gave worse pictures, see docs/fidelity.md.) Each head then takes the kind and rung that
+minimise e(w) + price * pairs(w), at one price for all heads of a sample, found by bisection so that their mean density
+is at most the requested one. Remaining pairs go to the heads that gain most per pair. If the estimates do not add up to
+less than those of the uniform half-widths, the uniform half-widths are kept, provided that they are within the budget
+or that the choice is not either.
 
-A layer may be given more or fewer pairs than the density asks for: its `share`, a multiple of that density, one for
-each sample. `shares_of_layers` gives the layers of a model theirs by the same rule, from what each estimated in the
-step before: one price for the heads of all layers, so that the mean over layers is the density.
+A layer may get more or fewer pairs than the density: its `share` is a multiple of the density, one for each sample.
+`shares_of_layers` computes the shares of a model's layers by the same rule, from the estimates of the previous step:
+one price for the heads of all layers, so that the mean over layers is the density.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from torch import Tensor
 from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.layout import HeadKind, VideoLayout
 
-# Densities of the rungs as multiples of the one asked, at most 1; the rung of 1.0 is the uniform half-width.
+# Densities of the rungs as multiples of the requested one, clipped to 1; the rung of 1.0 is the uniform half-width.
 LADDER = (0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.3, 3.2)
 UNIFORM = LADDER.index(1.0)
-# Steps of the search for the price, in powers of two between these of the largest error.
+# Bisection steps for the price, whose log2, relative to the largest error, is between these bounds.
 STEPS = 24
 LEAST_PRICE, MOST_PRICE = -40.0, 20.0
-# What a budget may be exceeded by, for rounding.
+# Factor by which a budget may be exceeded by rounding.
 SLACK = 1 + 1e-6
-# Heads at most that are given what the search leaves over.
+# Maximum number of heads that get the pairs left over by the search.
 FILLS = 8
 
 
@@ -51,7 +52,7 @@ def ladder(layout: VideoLayout, density: float) -> tuple[tuple[int, ...], tuple[
 
 
 def ladder_cost(layout: VideoLayout, density: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The densities that the half-widths of `ladder` reach."""
+    """The densities of the half-widths of `ladder`."""
     spatial, temporal = (
         tuple(layout.density(half_width, kind) for half_width in rungs)
         for kind, rungs in enumerate(ladder(layout, density))
@@ -66,7 +67,7 @@ def plan_by_need(
 
     missing: [B, H, 2, rungs], the sampled rows' mean square of the mass that the half-widths of `ladder` leave out.
     share: float32 [B], the mean density of each sample's heads as a multiple of `density`; 1 by default.
-    A head neither of whose errors is finite is dense, as with uniform half-widths, and outside of the count.
+    A head neither of whose errors is finite is dense, as with uniform half-widths, and not counted in the budget.
     """
     uniform = plan_from_errors(errors, layout, density)
     counted = uniform[..., 0] != HeadKind.DENSE
@@ -86,7 +87,7 @@ def plan_by_need(
         rung = _filled(rung, need, cost, budget - spent(rung))
     first = torch.where(uniform[..., 0] == HeadKind.TEMPORAL, rungs + UNIFORM, UNIFORM).long()
     total, before = (need.gather(-1, choice[..., None]).sum((1, 2)) for choice in (rung, first))
-    # A share is a quotient of costs: its product may fall short of them by rounding.
+    # A share is a quotient of costs: budget = density * share may be below the cost by rounding.
     most = budget * SLACK
     better = (spent(rung) <= most) & ((total < before) | (spent(first) > most))
     chosen = torch.stack((rung // rungs, widths[rung]), dim=-1).to(torch.int32)
@@ -95,20 +96,20 @@ def plan_by_need(
 
 @lru_cache(maxsize=256)
 def _costs(layout: VideoLayout, density: float, device: torch.device) -> Tensor:
-    """`ladder_cost`, float32 [2 * rungs], on a device; made once, since a copy to a GPU waits for it."""
+    """`ladder_cost`, float32 [2 * rungs], on a device; cached, since a copy to a GPU synchronises."""
     with torch.inference_mode(False):
         return torch.tensor(ladder_cost(layout, density), device=device, dtype=torch.float32).flatten()
 
 
 def _scaled_needs(need: Tensor, counted: Tensor) -> Tensor:
-    """Estimates [B, H, 2 * rungs] over the largest finite one of the sample, 0 in heads that do not count [B, H]."""
+    """Estimates [B, H, 2 * rungs] divided by the largest finite one of the sample; 0 in heads not `counted` [B, H]."""
     need = torch.where(counted[..., None], need, 0.0)
     known = torch.where(need.isfinite(), need, 0.0)
     return need / known.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _at_one_price(need: Tensor, cost: Tensor, counted: Tensor, budget: Tensor) -> Tensor:
-    """The rung [B, H] of each head at the least price for which the counted ones [B, H] cost at most the budget [B].
+    """The rung [B, H] of each head, at the lowest price for which the `counted` heads [B, H] cost at most `budget` [B].
 
     need [B, H, rungs], at most 1 where it is finite; cost [rungs].
     """
@@ -127,9 +128,9 @@ def shares_of_layers(
 ) -> Tensor:
     """The share of each layer, float32 [layers, B], from the errors [B, H, 2] and missing mass [B, H, 2, rungs] of all.
 
-    The heads of all layers of a sample pay one price; a layer's share is the mean density of its heads then, as a
-    multiple of the mean over all. So the shares, weighted by the layers' heads, have a mean of 1. A layer without heads
-    that count has a share of 1. Nothing waits for the device.
+    All heads of all layers of a sample have one price; a layer's share is the mean density of its heads at this price,
+    divided by the mean over all heads. So the shares, weighted by the layers' heads, have a mean of 1. A layer without
+    counted heads has a share of 1. No sync with the device.
     """
     needs = [estimated_errors(e.float(), m.float()) for e, m in zip(errors, missing, strict=True)]
     counted = torch.cat([e.isfinite().any(-1) for e in errors], dim=1)
@@ -148,7 +149,8 @@ def shares_of_layers(
 def estimated_errors(errors: Tensor, missing: Tensor) -> Tensor:
     """Estimates [B, H, 2 * rungs] for errors [B, H, 2] at the uniform rung and missing mass [B, H, 2, rungs].
 
-    Infinite where nothing can be said: for a kind whose error is not finite, and below a rung that misses nothing.
+    Infinite where no estimate exists: for a kind whose error is not finite, and for a rung that misses mass where the
+    uniform one misses none.
     """
     at_uniform = missing[..., UNIFORM : UNIFORM + 1]
     ratio = torch.where(missing > 0, missing / at_uniform, 0.0)
@@ -158,7 +160,7 @@ def estimated_errors(errors: Tensor, missing: Tensor) -> Tensor:
 
 
 def _filled(rung: Tensor, need: Tensor, cost: Tensor, rest: Tensor) -> Tensor:
-    """`rung` [B, H] with one head of each sample moved to where it gains most for its pairs, within the rest [B]."""
+    """`rung` [B, H] with one head of each sample moved to the rung of highest gain per pair, within `rest` [B]."""
     gain = need.gather(-1, rung[..., None]) - need
     more = cost - cost[rung][..., None]
     worth = (gain > 0) & (more > 0) & (more <= rest[:, None, None])

@@ -13,10 +13,10 @@ from svg_compile.decisions import Decisions, Reason
 from svg_compile.passes.as_sdpa import as_sdpa
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.axes.ledger import GraphCall
-from svg_compile.passes.coordinates import Found, build_on, ids_among, rasters_among, rises_among
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import attention_nodes, find_attention
 from svg_compile.passes.grid_marker import Marker
+from svg_compile.passes.position_inputs import Found, build_on, ids_among, rasters_among, rises_among
 from svg_compile.passes.rewrite_attention import rewrite_attention
 
 # Where the values of position inputs may prove what the graph does not.
@@ -53,7 +53,10 @@ def run_passes(
     if fake_mode is None:
         return Decisions()
     with as_sdpa(graph_module):
-        return _on_sdpa(graph_module, config, fake_mode, rewrite, observer, markers, call)
+        report = _on_sdpa(graph_module, config, fake_mode, rewrite, observer, markers, call)
+    if rewrite and observer is not None and report.sites:
+        observer.graph("rewrite_attention", graph_module)
+    return report
 
 
 def _on_sdpa(
@@ -99,6 +102,4 @@ def _on_sdpa(
         rewrite_attention(candidates, config)
         if report.rewritten:
             expose_plans(graph_module, config, fake_mode)
-        if observer is not None:
-            observer.graph("rewrite_attention", graph_module)
     return report

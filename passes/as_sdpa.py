@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from svg_compile._compat.graphs import SDPA, graph_modules
 from svg_compile._compat.operators import qualified_name
-from svg_compile._compat.sizes import size_hint
+from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.passes.attention_call import example
 from svg_compile.passes.attention_operators import (
     AttentionCall,
@@ -143,7 +143,7 @@ def _emit(emitter: Emitter, call: AttentionCall, result: Tensor) -> fx.Node:
     call = _each(call, emitter.proxy_of)
     (query, key, value), more = sdpa_arguments(call)
     # SDPA's default, False, where it is not needed: a graph that holds it is of grouped queries.
-    grouped = {} if shown(query).shape[1] == shown(key).shape[1] else {"enable_gqa": True}
+    grouped = {} if holds(equal, shown(query).shape[1], shown(key).shape[1]) else {"enable_gqa": True}
     # Autocast casts SDPA's operands, and not those of other operators.
     with torch.autocast(shown(query).device.type, enabled=False):
         sdpa = emitter.call(SDPA, query, key, value, **more, **grouped)

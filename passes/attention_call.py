@@ -28,6 +28,18 @@ def example(value: Any) -> Any:
     return value.meta["example_value"] if isinstance(value, fx.Node) else value
 
 
+def heads_each(call: Call) -> int | None:
+    """How many heads of the query share one of key and value: 1, or with grouped queries more; None if that is open."""
+    query, key, value = (example(call[name]) for name in ("query", "key", "value"))
+    if not all(holds(equal, key.shape[dim], value.shape[dim]) for dim in (0, 1)):
+        return None
+    heads, groups = query.shape[1], key.shape[1]
+    if holds(equal, heads, groups):
+        return 1
+    known = isinstance(heads, int) and isinstance(groups, int) and call["enable_gqa"] is True
+    return heads // groups if known and groups and heads % groups == 0 else None
+
+
 def refused_call(call: Call, out: Tensor, config: SvgConfig, bias_hides: bool = False) -> tuple[Reason, str] | None:
     """What of the call itself, apart from the tokens, cannot be rewritten. bias_hides: see `token_mask`."""
     query, key, value = (example(call[name]) for name in ("query", "key", "value"))
@@ -39,10 +51,9 @@ def refused_call(call: Call, out: Tensor, config: SvgConfig, bias_hides: bool = 
         return Reason.DROPOUT, f"dropout_p={call['dropout_p']}"
     if not query.dim() == key.dim() == value.dim() == 4:
         return Reason.RANK, f"query {list(query.shape)}, key {list(key.shape)}"
-    alike = all(holds(equal, query.shape[d], t.shape[d]) for t in (key, value) for d in range(query.dim() - 2))
-    if call["enable_gqa"] is not False or not alike:
+    if not holds(equal, query.shape[0], key.shape[0]) or heads_each(call) is None:
         return Reason.GROUPED_QUERY, f"query {list(query.shape)}, key {list(key.shape)}"
-    if call["attn_mask"] is not None and token_mask(call["attn_mask"], query, bias_hides) is None:
+    if call["attn_mask"] is not None and token_mask(call["attn_mask"], key, bias_hides) is None:
         mask = example(call["attn_mask"])
         return Reason.MASK, f"{mask.dtype} {list(mask.shape)}".replace("torch.", "")
     dtypes = [tensor.dtype for tensor in (query, key, value, out)]

@@ -32,17 +32,17 @@ class TokenMask:
     pairs: fx.Node | None = None
 
 
-def token_mask(mask: fx.Node, query: Tensor, bias_hides: bool = False) -> TokenMask | None:
-    """Read the mask of an attention of query [B, H, N, D]; None where it hides anything but tokens.
+def token_mask(mask: fx.Node, keys: Tensor, bias_hides: bool = False) -> TokenMask | None:
+    """Read the mask of an attention over keys [B, H, N, D]; None where it hides anything but tokens.
 
     bias_hides: each value of a mask that is no boolean one is proven to be 0 or to hide a key.
     """
     shown = _shown(mask)
     source = _unrepeated(mask)
     if source is not None and (shown.dtype is torch.bool or (bias_hides and shown.dtype.is_floating_point)):
-        if _one_value_a_key(_shown(source), query):
+        if _one_value_a_key(_shown(source), keys):
             return TokenMask(source)
-    if shown.dim() != 4 or not all(holds(equal, size, query.shape[2]) for size in shown.shape[2:]):
+    if shown.dim() != 4 or not all(holds(equal, size, keys.shape[2]) for size in shown.shape[2:]):
         return None
     joined = mask
     while _is_cast(joined):
@@ -54,7 +54,7 @@ def token_mask(mask: fx.Node, query: Tensor, bias_hides: bool = False) -> TokenM
             continue
         # Whatever else had these nodes in hand could have written into them, and the halves were alike no more.
         alone = set(rows.users) <= {joined, columns} and set(columns.users) == {joined}
-        if alone and _transposes(columns, rows) and _rows_alike(rows, query) and _feeds_attention_alone(joined):
+        if alone and _transposes(columns, rows) and _rows_alike(rows, keys) and _feeds_attention_alone(joined):
             return TokenMask(rows, joined)
     return None
 
@@ -81,31 +81,31 @@ def _unrepeated(node: fx.Node) -> fx.Node | None:
     return source if _feeds_attention_alone(node) and set(source.users) == {node} else None
 
 
-def _hides_keys(mask: Tensor, query: Tensor) -> bool:
-    return mask.dtype is torch.bool and _one_value_a_key(mask, query)
+def _hides_keys(mask: Tensor, keys: Tensor) -> bool:
+    return mask.dtype is torch.bool and _one_value_a_key(mask, keys)
 
 
-def _one_value_a_key(mask: Tensor, query: Tensor) -> bool:
+def _one_value_a_key(mask: Tensor, keys: Tensor) -> bool:
     if mask.dim() != 4:
         return False
     batch, heads, rows, columns = mask.shape
-    one_batch = holds(equal, batch, 1) or holds(equal, batch, query.shape[0])
-    return one_batch and holds(equal, heads, 1) and holds(equal, rows, 1) and holds(equal, columns, query.shape[2])
+    one_batch = holds(equal, batch, 1) or holds(equal, batch, keys.shape[0])
+    return one_batch and holds(equal, heads, 1) and holds(equal, rows, 1) and holds(equal, columns, keys.shape[2])
 
 
-def _rows_alike(node: fx.Node, query: Tensor) -> bool:
+def _rows_alike(node: fx.Node, keys: Tensor) -> bool:
     """A mask of keys, or one repeated over rows (and over the batch)."""
-    if _hides_keys(_shown(node), query):
+    if _hides_keys(_shown(node), keys):
         return True
     if node.op != "call_method" or node.target not in ("repeat", "expand"):
         return False
     source = node.args[0]
-    if not isinstance(source, fx.Node) or not _hides_keys(_shown(source), query):
+    if not isinstance(source, fx.Node) or not _hides_keys(_shown(source), keys):
         return False
     shown = _shown(node)
-    batch = holds(equal, shown.shape[0], 1) or holds(equal, shown.shape[0], query.shape[0])
+    batch = holds(equal, shown.shape[0], 1) or holds(equal, shown.shape[0], keys.shape[0])
     return (
-        batch and shown.dim() == 4 and holds(equal, shown.shape[1], 1) and holds(equal, shown.shape[3], query.shape[2])
+        batch and shown.dim() == 4 and holds(equal, shown.shape[1], 1) and holds(equal, shown.shape[3], keys.shape[2])
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.operators import arguments_of, parameters_of, qualified_name, results_of, writes_operands
+from svg_compile._compat.sizes import equal, holds
 
 LAYOUTS = ("BNHD", "BHND")
 T = TypeVar("T")
@@ -216,7 +217,7 @@ def axes_of_result(call: AttentionCall, axes: Sequence[T]) -> list[T]:
 def one_sequence(call: AttentionCall) -> bool:
     """Whether packed operands of a call, as tensors, hold one sequence; true where they are not packed."""
     return call.lengths is None or all(
-        isinstance(each, Tensor) and each.dim() == 1 and each.shape[0] == 2 for each in call.lengths
+        isinstance(each, Tensor) and each.dim() == 1 and holds(equal, each.shape[0], 2) for each in call.lengths
     )
 
 

@@ -16,17 +16,12 @@ builds on values must look again at each call: others are another grid.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 import torch
-from torch import Tensor, fx
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor
 
-from svg_compile._compat.dynamo import example_of
-from svg_compile._compat.graphs import known_value, version_of
-from svg_compile._compat.subclasses import is_quantised
+from svg_compile._compat.graphs import known_value
 
 # (time, row, column), and at most one more component, which is the same for all tokens.
 _COMPONENTS = (3, 4)
@@ -59,7 +54,7 @@ def raster_of(positions: Tensor) -> Raster | None:
 
     positions: [N, 3], [B, N, 3], [B, 3, N], [B, N, 3, 2] or [B, 3, N, 2] of any dtype but bool and complex, or with 4
     components of which one never changes. Each sample, and each of the two bounds, must be a raster of the same grid.
-    On a GPU this waits for the values; `raster_seen` remembers.
+    On a GPU this waits for the values; `position_inputs.raster_seen` remembers.
     """
     places = _places(positions)
     known = known_value(positions) if places else None
@@ -155,135 +150,18 @@ class Ids:
     digest: bytes
 
 
-def ids_of(tensor: Tensor, positions: Iterable[Tensor]) -> Ids | None:
-    """The ids that a tensor holds that has the components of one of the positions, and other tokens than that.
-
-    None where it has not, holds anything but whole numbers, as latents do, or its values are not known.
-    """
-    return _whole_numbers(tensor) if any(_stands_beside(tensor, each) for each in positions) else None
-
-
-# By tensor: the version of its values and the ids that they are.
-_IDS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+def whole_numbers(tensor: Tensor) -> Ids | None:
+    """The ids that a tensor of whole numbers holds; None where it holds others, or its values are not known."""
+    known = known_value(tensor)
+    if known is None:
+        return None
+    values = known.detach().to("cpu", torch.float64).contiguous()
+    return Ids(hashlib.sha256(values.numpy().tobytes()).digest()) if bool((values == values.round()).all()) else None
 
 
-def _whole_numbers(tensor: Tensor) -> Ids | None:
-    version = None if tensor.is_inference() else version_of(tensor)
-    seen = _IDS.get(tensor)
-    if seen is not None and version is not None and seen[0] == version:
-        found: Ids | None = seen[1]
-        return found
-    known = None if is_quantised(tensor) else known_value(tensor)
-    values = None if known is None else known.detach().to("cpu", torch.float64).contiguous()
-    whole = values is not None and bool((values == values.round()).all())
-    ids = Ids(hashlib.sha256(values.numpy().tobytes()).digest()) if whole and values is not None else None
-    _IDS[tensor] = version, ids
-    return ids
-
-
-def _stands_beside(tensor: Tensor, positions: Tensor) -> bool:
+def stands_beside(tensor: Tensor, positions: Tensor) -> bool:
     """Whether a small tensor could be concatenated with positions along their tokens."""
     if tensor.dim() != positions.dim() or tensor.dtype is torch.bool or tensor.is_complex():
         return False
     others = [dim for dim in range(tensor.dim()) if tensor.shape[dim] != positions.shape[dim]]
     return 0 < tensor.numel() <= _MOST_IDS and len(others) == 1 and _places(positions)[:1] != []
-
-
-Found = Union[Raster, Rise, Ids]
-# By tensor: the version of its values and what they hold.
-_SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def raster_seen(positions: Tensor) -> Raster | None:
-    """`raster_of`, looked up where the same tensor was looked at before and was not written since.
-
-    A denoising loop gives each step the same tensor, so a GPU is waited for once a run.
-    """
-    found = _seen(positions)
-    return found if isinstance(found, Raster) else None
-
-
-def rise_seen(positions: Tensor) -> Rise | None:
-    """`rise_of`, looked up likewise."""
-    found = _seen(positions)
-    return found if isinstance(found, Rise) else None
-
-
-def _seen(positions: Tensor) -> Found | None:
-    if is_quantised(positions):
-        return None
-    if positions.is_inference():
-        # It does not count how often it was written.
-        return rise_of(positions) or raster_of(positions)
-    version = version_of(positions)
-    known = _SEEN.get(positions)
-    if known is None or known[0] != version:
-        known = _SEEN[positions] = (version, rise_of(positions) or raster_of(positions))
-    found: Found | None = known[1]
-    return found
-
-
-def rasters_among(
-    graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None = None
-) -> Mapping[fx.Node, Raster]:
-    """The inputs of a graph whose values, in the call at hand, are positions in raster order.
-
-    inputs: those of the call; None where the graph is being compiled for it, and Dynamo knows them.
-    """
-    return {node: raster for node, example in _examples(graph_module, inputs) if (raster := raster_seen(example))}
-
-
-def rises_among(graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None = None) -> Mapping[fx.Node, Rise]:
-    """The inputs of a graph whose values, in the call at hand, number frames of which some stand behind the others."""
-    return {node: rise for node, example in _examples(graph_module, inputs) if (rise := rise_seen(example))}
-
-
-def ids_among(
-    graph_module: fx.GraphModule,
-    rasters: Mapping[fx.Node, Raster],
-    inputs: Mapping[fx.Node, Tensor] | None = None,
-) -> Mapping[fx.Node, Ids]:
-    """The inputs of a graph that are ids beside the positions of a raster."""
-    examples = dict(_examples(graph_module, inputs))
-    positions = [examples[node] for node in rasters]
-    others = [(node, example) for node, example in examples.items() if node not in rasters]
-    return {node: ids for node, example in others if (ids := ids_of(example, positions)) is not None}
-
-
-def _examples(
-    graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None
-) -> Iterator[tuple[fx.Node, Tensor]]:
-    for node in graph_module.graph.find_nodes(op="placeholder"):
-        example = example_of(node) if inputs is None else inputs.get(node)
-        if example is not None and not isinstance(example, torch.nn.Parameter):
-            yield node, example
-
-
-@dataclass(frozen=True)
-class Positions:
-    """What a rewritten graph builds on: its input number `place` holds this. Other values need another graph."""
-
-    place: int
-    found: Found
-
-    def hold(self, inputs: Sequence[object]) -> bool:
-        """Whether a call's inputs are positions of that grid."""
-        value = inputs[self.place]
-        if not isinstance(value, Tensor):
-            return False
-        return (_whole_numbers(value) if isinstance(self.found, Ids) else _seen(value)) == self.found
-
-
-_KEY = "svg_positions"
-
-
-def positions_of(graph_module: fx.GraphModule) -> tuple[Positions, ...]:
-    """The inputs whose values the rewrite of a graph builds on."""
-    found: tuple[Positions, ...] = graph_module.meta.get(_KEY, ())
-    return found
-
-
-def build_on(graph_module: fx.GraphModule, values: Mapping[fx.Node, Found]) -> None:
-    """Note that a graph was rewritten on these values of its inputs."""
-    places = {node: place for place, node in enumerate(graph_module.graph.find_nodes(op="placeholder"))}
-    graph_module.meta[_KEY] = tuple(Positions(places[node], found) for node, found in values.items())

@@ -3,9 +3,9 @@
     before   one scaled_dot_product_attention call a node, its axes inferred by `token_axes`
     after    a `Candidate` a call: the operands, the grid and the key mask, or a `Reason`
 
-Rewritten only where everything is proven: query, key and value run over the same sequence of one video grid in
-raster order with text or little else beside it; the mask is none or hides keys alone; no causality, dropout, grouped
-queries or gradients. What is not proven is refused.
+Rewritten only where everything is proven: key and value run over one sequence, query over the same or a part of it, and
+that is one video grid in raster order with text or little else beside it; the mask is none or hides keys alone; no
+causality, dropout or gradients. What is not proven is refused.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Candidate:
             detail=self.detail,
             stack=stack_of(self.node),
             before=0 if self.grid is None else size_hint(self.grid.before),
+            unasked=(0, 0) if self.grid is None else tuple(map(size_hint, self.grid.unasked)),  # type: ignore[arg-type]
         )
 
 
@@ -168,7 +169,7 @@ def _decide(
             reason, detail = refusal
     if reason is None and grid is not None and not settled(at_most, config.min_tokens, grid.tokens):
         reason, detail = Reason.TOO_SHORT, f"{size_hint(grid.tokens)} < {config.min_tokens}"
-    if reason is None and grid is not None and not computable(module.graph, (*grid.sizes, grid.before)):
+    if reason is None and grid is not None and not computable(module.graph, (*grid.sizes, grid.before, *grid.unasked)):
         reason = Reason.SYMBOLIC
     return Candidate(module, node, call, grid, reason, detail, sequence, bias_hides)
 
@@ -190,4 +191,5 @@ def _agree(given: VideoLayout | None, marked: Grid) -> bool:
     if given is None:
         return True
     layout = Grid(given.frames, given.height, given.width, given.text_len, given.text_first)
+    marked = replace(marked, unasked=(0, 0))
     return same_grid(layout, marked if given.text_len else replace(marked, text_len=0, text_first=False, before=0))

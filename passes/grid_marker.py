@@ -7,6 +7,7 @@ one entry for each attention of the module, in order:
     grid                  frames, height and width are the next three of `sizes`
     grid text first       and the number of text tokens before (or: last) the video is the one after these
     grid text both        and how many of them stand before the video the one after that
+    ... of keys           of each of these: the two after that are the keys in front of and behind the queries
     CROSS_ATTENTION       refused, by the name of the `Reason`
 
 With "block: " before it, it is of the attentions that the compiled block calls itself, in no module within.
@@ -32,7 +33,9 @@ _LIBRARY = torch.library.Library("svg", "FRAGMENT")
 _LIBRARY.define("mark(Tensor(a) tensor, str text, Tensor[] sizes) -> Tensor(a)")
 OF_BLOCK = "block: "
 _GRID, _FIRST, _LAST, _BOTH = "grid", "grid text first", "grid text last", "grid text both"
+_OF_KEYS = " of keys"
 _NUMBERS = {_GRID: 3, _FIRST: 4, _LAST: 4, _BOTH: 5}
+_NUMBERS |= {text + _OF_KEYS: count + 2 for text, count in _NUMBERS.items()}
 _APART = 2**20
 
 
@@ -81,6 +84,9 @@ def marker_of(sites: Sequence[Site]) -> Marker:
         if site.before:
             sizes.append(site.before)
             texts[-1] = _BOTH
+        if any(site.unasked):
+            sizes += site.unasked
+            texts[-1] += _OF_KEYS
     return Marker(";".join(texts), tuple(sizes))
 
 
@@ -101,8 +107,11 @@ def grids_of(marker: Marker) -> tuple[Grid | Reason, ...]:
         if not sizes:
             found.append(Reason[text])
             continue
-        frames, height, width, text_len, before = (*sizes, 0, 0)[:5]
-        found.append(Grid(frames, height, width, text_len, text == _FIRST, before=before))
+        of_keys = text.endswith(_OF_KEYS)
+        own, unasked = (sizes[:-2], sizes[-2:]) if of_keys else (sizes, (0, 0))
+        frames, height, width, text_len, before = (*own, 0, 0)[:5]
+        first = text.removesuffix(_OF_KEYS) == _FIRST
+        found.append(Grid(frames, height, width, text_len, first, before=before, unasked=(unasked[0], unasked[1])))
     return tuple(found)
 
 

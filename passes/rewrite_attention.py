@@ -6,6 +6,7 @@
              with `repair`, svg.profile_and_fit in place of svg.profile, and svg.repair_(out, ...) behind
              and, where the mask hides rows as well: out.masked_fill(~mask[:, 0, 0, :, None], 0)
              where text stands on both sides, operands and result are reordered around it (`move_open`)
+             where the queries are a part of the keys, zeros stand for the others, and their rows are cut off again
 
 The node is replaced where it stands, for the graph is not functional (RoPE writes into slices before it). No
 placeholder is added: symbolic sizes are computed from those that the graph has.
@@ -14,6 +15,7 @@ placeholder is added: symbolic sizes are computed from those that the graph has.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -22,8 +24,9 @@ from svg_compile._compat.sizes import constant, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.kernels import repair_ops
 from svg_compile.kernels.ops import ABI
-from svg_compile.passes.attention_call import example
+from svg_compile.passes.attention_call import Call, example, heads_each
 from svg_compile.passes.attention_mask import TokenMask, token_mask
+from svg_compile.passes.axes.read_grid import Grid
 from svg_compile.passes.emit import Emitter, shown
 from svg_compile.passes.find_attention import Candidate
 from svg_compile.passes.move_open import move_of
@@ -55,11 +58,11 @@ def _replacement(emitter: Emitter, candidate: Candidate, config: SvgConfig) -> f
     """What stands in the place of the attention: its result, of the same dtype and strides."""
     call, grid, result = candidate.call, candidate.grid, example(candidate.node)
     assert grid is not None
-    query, key, value = (_cast(emitter.proxy_of(call[name]), result.dtype) for name in ("query", "key", "value"))
+    query, key, value = _operands(emitter, call, grid, result.dtype)
     sizes = [*(emit_size(emitter, size) for size in grid.sizes), int(grid.text_first), config.block]
     mask = None
     if call["attn_mask"] is not None:
-        mask = token_mask(call["attn_mask"], example(call["query"]), candidate.bias_hides)
+        mask = token_mask(call["attn_mask"], example(call["key"]), candidate.bias_hides)
     key_mask = None if mask is None else _key_mask(emitter, mask, query)
     move = move_of(emitter, grid)
     if move is not None:
@@ -88,13 +91,33 @@ def _replacement(emitter: Emitter, candidate: Candidate, config: SvgConfig) -> f
         # What SDPA gives for rows that see no key: 0.
         out = out.masked_fill(key_mask.logical_not().unsqueeze(1).unsqueeze(3), 0.0)
     order = _storage_order(result)
-    if order == _OP_ORDER and move is None:
+    if order == _OP_ORDER and move is None and not grid.of_part:
         return out
     # A model that reads the result by another storage order than [B, N, H, D], as a view does, goes on doing so. Tokens
     # that were moved are put back in the same copy.
     stored = out.permute(order)
-    stored = stored.contiguous() if move is None else move.put_back(stored, order.index(2))
+    if move is not None:
+        stored = move.put_back(stored, order.index(2))
+    if grid.of_part:
+        front, queries = (emit_size(emitter, size) for size in (grid.unasked[0], grid.queries))
+        stored = stored.narrow(order.index(2), front, queries)
+    if move is None or grid.of_part:
+        stored = stored.contiguous()
     return stored.permute(tuple(order.index(dim) for dim in range(4)))
+
+
+def _operands(emitter: Emitter, call: Call, grid: Grid, dtype: torch.dtype) -> Iterator[fx.Proxy]:
+    """Query, key and value of one dtype, with as many heads and as many tokens each."""
+    query, key, value = (_cast(emitter.proxy_of(call[name]), dtype) for name in ("query", "key", "value"))
+    if grid.of_part:
+        # A query of zeros looks at all that it sees alike; its row is cut off again.
+        front, behind = (emit_size(emitter, size) for size in grid.unasked)
+        query = emitter.call(torch.nn.functional.pad, query, (0, 0, front, behind))
+    yield query
+    each = heads_each(call)
+    for operand in (key, value):
+        # As attention itself takes grouped heads: each for so many heads of the query in a row.
+        yield operand if each in (1, None) else operand.repeat_interleave(each, 1)
 
 
 def _settled(emitter: Emitter, operand: fx.Proxy) -> fx.Proxy:

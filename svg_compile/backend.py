@@ -173,8 +173,8 @@ def _both_variants(
 
     Both now: guards on shapes reach Dynamo only while it waits for the backend.
     """
-    from svg_compile.passes.coordinates import positions_of
     from svg_compile.passes.expose_plans import ports_of
+    from svg_compile.passes.position_inputs import positions_of
 
     timestep, parameters = find_timestep(graph_module, report), parameter_places(graph_module)
     log.info("step from %s", "no input" if timestep is None else f"input {timestep.name!r}")

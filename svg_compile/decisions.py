@@ -46,7 +46,10 @@ class Reason(enum.Enum):
         "operands that are not [batch, heads, tokens, channels]",
         "give query, key and value four dimensions: q.unsqueeze(0), or q.unflatten(0, (batch, heads))",
     )
-    GROUPED_QUERY = ("grouped-query attention, or operands that broadcast", "use equal batch and head counts")
+    GROUPED_QUERY = (
+        "operands that broadcast",
+        "use equal batch counts, and as many heads for key and value as for the query, or fewer with enable_gqa=True",
+    )
     GRADIENT = ("an operand needs gradients", "run under torch.no_grad() or torch.inference_mode(): inference only")
     SCALE = ("a scale that is not a number", "pass scale as a float")
     DTYPE = ("an unsupported dtype", "use float32, bfloat16 or float16")
@@ -96,7 +99,8 @@ class Site:
     layer: its module path. layout: its grid where one was found, in traced sizes. source: file:line in the model's own
     code; stack: every line on the way to the call, outermost first. calls: how often one forward runs it, more than
     once where Dynamo shares one graph between layers. before: of the layout's text, the tokens that stand in front of
-    the video, and are moved behind the others.
+    the video, and are moved behind the others. unasked: of the layout's tokens, those at its beginning and at its end
+    that are keys alone, and no queries.
     """
 
     rewritten: bool
@@ -114,6 +118,7 @@ class Site:
     stack: tuple[str, ...] = ()
     calls: int = 1
     before: int = 0
+    unasked: tuple[int, int] = (0, 0)
 
     @property
     def needs_whole_model(self) -> bool:

@@ -40,6 +40,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collect_only_what_a_file_makes() -> Iterator[None]:
+    """Keep Python's collector from walking through torch, diffusers and the leftovers of other files each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
     """Compile as a new process would, and under no_grad, which sparse attention asks for."""

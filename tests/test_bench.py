@@ -222,6 +222,17 @@ def test_a_block_is_timed_part_by_part_and_a_run_projected() -> None:
     assert "projected: 50 steps, 5 dense" in table(result).markdown()
 
 
+def test_a_block_of_another_size_is_timed_in_one_forward(tmp_path: Path) -> None:
+    file = tmp_path / "block.json"
+    arguments = ["bench", "block", "--model", "small", "--latents", "8x32x32", "--once", "--density", "0.5"]
+    ran = CliRunner().invoke(main, [*arguments, "--device", "cpu", "--json", str(file)])
+    assert ran.exit_code == 0, ran.output
+    result = json.loads(file.read_text())
+    assert (result["latents"], result["tokens"], result["repeats"]) == ([8, 32, 32], 2048, 1)
+    for side in ("dense", "sparse"):
+        assert result[side]["ms"]["median"] == pytest.approx(sum(result[side]["parts"].values()))
+
+
 def test_projections_add_dense_and_sparse_steps() -> None:
     few = transformer.projected(models.MODELS["wan-14b"], 1000.0, 400.0)[0]
     assert few == {"steps": 50, "dense_steps": 5, "dense_seconds": 100.0, "svg_seconds": 46.0, "speedup": 100 / 46}

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from svg_compile.passes import coordinates
-from svg_compile.passes.coordinates import Raster, ids_of, raster_of, raster_seen
+from svg_compile.passes import position_inputs
+from svg_compile.passes.coordinates import Raster, raster_of
+from svg_compile.passes.position_inputs import ids_of, raster_seen
 
 FRAMES, HEIGHT, WIDTH = 3, 4, 5
 TOKENS = FRAMES * HEIGHT * WIDTH
@@ -130,8 +131,8 @@ def test_what_is_no_raster_is_none(name: str) -> None:
 
 def test_a_tensor_is_looked_at_once_until_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    whole = coordinates.raster_of
-    monkeypatch.setattr(coordinates, "raster_of", lambda positions: looks.append(1) or whole(positions))
+    whole = position_inputs.raster_of
+    monkeypatch.setattr(position_inputs, "raster_of", lambda positions: looks.append(1) or whole(positions))
     positions = ids().float()
     assert raster_seen(positions) == raster_seen(positions) == Raster(FRAMES, HEIGHT, WIDTH, 0)
     assert len(looks) == 1

@@ -76,7 +76,7 @@ CASES: dict[Reason, tuple[Callable[..., Tensor], tuple[Tensor, ...], SvgConfig]]
     Reason.CAUSAL: (lambda q, k, v: sdpa(q, k, v, is_causal=True), (video(),), CONFIG),
     Reason.DROPOUT: (lambda q, k, v: sdpa(q, k, v, dropout_p=0.1), (video(),), CONFIG),
     Reason.RANK: (lambda q, k, v: sdpa(*(t.flatten(0, 1) for t in (q, k, v))), (video(),), CONFIG),
-    Reason.GROUPED_QUERY: (lambda q, k, v: sdpa(q, k[:, :1], v[:, :1], enable_gqa=True), (video(),), CONFIG),
+    Reason.GROUPED_QUERY: (lambda q, k, v: sdpa(q, k[:, :1], v[:, :1]), (video(),), CONFIG),
     Reason.DTYPE: (lambda q, k, v: sdpa(q.double(), k.double(), v.double()), (video(),), CONFIG),
     Reason.HEAD_DIM: (lambda q, k, v: sdpa(q, k, v[..., :3]), (video(),), CONFIG),
     Reason.DEVICE: (sdpa, (video(),), config(engine="triton")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def test_python_versions_are_the_same_everywhere() -> None:
     assert tuple(re.findall(r"Python :: (3\.\d+)", settings)) == versions.PYTHONS
     assert f'requires-python = ">={versions.PYTHONS[0]}"' in settings
     assert {each.python for each in versions.MATRIX} == set(versions.PYTHONS)
+
+
+def test_faults_of_the_mutation_check_are_of_the_sources_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests" / "mutation")
+    faults = importlib.import_module("run").MUTANTS
+    assert len(faults) > 50
+    assert [fault.name for fault in faults if fault.old not in (ROOT / fault.file).read_text()] == []
 
 
 def test_every_page_is_in_the_site() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import event, example, given, settings
+from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from svg_compile.layout import VideoLayout
@@ -108,6 +109,21 @@ def test_a_claimed_grid_is_the_order_of_the_tokens(program: Any) -> None:
 @given(programs())
 def test_a_claimed_grid_is_the_order_of_the_tokens_of_many(program: Any) -> None:
     """The same without torch.compile, which takes most of the time: the rules alone, on fake tensors."""
+    claim_alone(program, 0, 0)
+
+
+@settings(max_examples=int(os.environ.get("SVG_TEST_PROGRAMS", "300")))
+@example(((4, 4, 4), [], *PLAIN, "first"), 5, 0)
+@example(((4, 4, 4), [], *PLAIN, "none"), 16, 0)
+@example(((4, 4, 4), [], *PLAIN, "none"), 8, 0)
+@given(programs(), st.sampled_from([0, 2, 4, 5, 8, 10, 12, 16]), st.sampled_from([0, 0, 5, 16]))
+def test_a_claimed_grid_of_fewer_queries_than_keys_is_the_order_of_the_keys(program: Any, front: int, end: int) -> None:
+    """The queries are the keys but the first and the last ones."""
+    claim_alone(program, front, end)
+
+
+def claim_alone(program: Any, front: int, end: int) -> None:
+    """Fails where a grid is claimed wrongly. front, end: how many keys there, at most, are no queries."""
     grid, steps, order, cuts, side = program
     real = inputs_of(grid)
     tracker = AxisTracker()
@@ -119,11 +135,15 @@ def test_a_claimed_grid_is_the_order_of_the_tokens_of_many(program: Any) -> None
             ]
             tracker.name(value, axes)
         with tracker:
-            query = sequence(*inputs, steps, order, cuts, side)
-    axes = tuple(tracker.of(query))
-    found = grid_of(AttentionAxes(axes, axes, axes), (query.shape[2], query.shape[2]), CONFIG)
+            key = sequence(*inputs, steps, order, cuts, side)
+            # Less than all of it.
+            front, end = (min(count, (key.shape[2] - 1) // 2) for count in (front, end))
+            query = key[:, :, front : key.shape[2] - end]
+    keys = tuple(tracker.of(key))
+    found = grid_of(AttentionAxes(tuple(tracker.of(query)), keys, keys), (query.shape[2], key.shape[2]), CONFIG)
     event(f"claimed: {isinstance(found, Grid)}")
     if isinstance(found, Grid):
+        assert found.unasked == (front, end)
         layout = VideoLayout(found.frames, found.height, found.width, found.text_len, found.text_first)
         query = sequence(*real, steps, order, cuts, side)
         assert_raster(together(query, found.before), grid, layout)

@@ -1,19 +1,19 @@
 """Sparse attention on CPUs, from ATen's flash attention on contiguous runs of keys.
 
-A head's queries and keys are gathered once into the order of its kind, keys as [text | frame 0 | body]. There the keys
-of a query are the prefix (text and frame 0) and one run of the body, so a head is a handful of flash calls, and their
+A head's queries and keys are gathered once into the order of its kind, keys as [text | frame 0 | body]. In this order a
+query attends the prefix (text and frame 0) and one run of the body, so a head takes a handful of flash calls, whose
 results are merged by log-sum-exp:
 
     prefix   all video queries on the prefix
     common   chunks of query tiles on the keys that every tile of a chunk attends, overlapping views as batch
-    ring     each tile on the rest of its run. What it lacks on the left and on the right of the common run adds up to
-             the same length for all tiles of a chunk, and in [left keys | right keys] is one run that slides with the
-             tile: a batch of overlapping views again
-    clipped  tiles whose run reaches over an end of the body, one by one
+    ring     each tile on the rest of its run: the keys left and right of the common run. Their total length is the same
+             for all tiles of a chunk, and in [left keys | right keys] they are one run that slides with the tile, so
+             this is a batch of overlapping views again
+    clipped  tiles whose run extends beyond an end of the body, one by one
 
-Flash packs its keys at each call and is fastest for many rows a batch entry, hence chunks. Hidden keys (`key_mask`) are
-left out of the gather, so a call is never masked, with one exception: where a tile holds several blocks (block below
-`MIN_TILE`), the steps of the band within the tile take a mask.
+Flash packs its keys at each call and is fastest with many rows per batch entry, hence chunks. Hidden keys (`key_mask`)
+are left out of the gather, so no call needs a mask, with one exception: a tile of several blocks (block below
+`MIN_TILE`) masks the keys that only some of its blocks attend.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from svg_compile.kernels.cpu.order import token_order
 from svg_compile.kernels.storage import empty_output
 from svg_compile.layout import HeadKind, VideoLayout
 
-# Bytes of one gathered tensor at most, unless one head has more; more heads are taken in turns. Small enough that the
-# allocator keeps the memory between calls: giving it back and touching fresh pages cost up to an eighth of the time.
+# Maximum bytes of one gathered tensor, unless a single head has more; the heads are processed in groups of this size.
+# Small enough that the allocator keeps the memory between calls: freeing it and touching fresh pages took up to an
+# eighth of the time.
 SCRATCH_BYTES = 1 << 21
 
 
@@ -47,8 +48,8 @@ def sparse_attention(
 ) -> Tensor:
     """Sparse attention by the plan: q, k, v [B, H, N, D] in any strides, plan int32 [B, H, 2] -> [B, H, N, D].
 
-    key_mask bool [B, N], True where a key may be seen. Every head may have its own kind and half-width. Hidden keys
-    are never read; rows that see no key give 0.
+    key_mask bool [B, N], True for visible keys. Every head may have its own kind and half-width. Hidden keys are never
+    read; rows without a visible key give 0.
     """
     output = empty_output(query, value)
     scale = query.shape[3] ** -0.5 if scale is None else scale
@@ -91,7 +92,7 @@ class _Heads:
     scale: float
 
     def attend_densely(self, visible: Tensor) -> None:
-        """Every query on the keys that `visible` [N] shows."""
+        """Every query on the keys where `visible` [N] is True."""
         shown = visible.nonzero().flatten()
         rows = torch.arange(self.query.shape[1], device="cpu")
         keys, values = self._gather(self.key, shown), self._gather(self.value, shown)
@@ -126,7 +127,7 @@ class _Heads:
     def _gather(self, source: Tensor, positions: Tensor) -> Tensor:
         """Rows `positions` of the heads of `source` [H, N, D], contiguous [G, L, D]; padded with zeros to the widest D.
 
-        Flash wants one head dim for all three operands.
+        Flash requires the same head dim for all three operands.
         """
         width = max(self.query.shape[2], self.value.shape[2])
         make = source.new_empty if source.shape[2] == width else source.new_zeros

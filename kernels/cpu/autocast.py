@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 
 def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
-    """The function with autocast off inside of it. `torch.autocast` as a decorator is one object for all threads, which
-    would take and give back one another's state.
+    """Run the function with autocast disabled.
+
+    `torch.autocast` as a decorator is one object for all threads: one thread would restore the state of another.
     """
 
     @wraps(function)

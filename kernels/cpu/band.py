@@ -10,7 +10,7 @@ from torch import Tensor
 from svg_compile.kernels.cpu.flash import Part, flash, merge
 from svg_compile.kernels.cpu.order import TokenOrder
 
-# Query rows of a chunk at most. Flash takes its largest tiles from 768 rows on, and packs keys once a chunk.
+# Maximum query rows of a chunk. Flash uses its largest tiles from 768 rows on, and packs the keys once per chunk.
 CHUNK_ROWS = 512
 
 
@@ -18,7 +18,7 @@ CHUNK_ROWS = 512
 class Band:
     """Queries attend the body's ranks [x - reach, x + block + reach), x being the start of their block.
 
-    visible: bool [M], by rank; hidden keys are not among those given to `attend`.
+    visible: bool [M], by rank; the keys passed to `attend` are the visible ones only.
     """
 
     order: TokenOrder
@@ -50,7 +50,7 @@ class Band:
     def _interior(self) -> tuple[int, int]:
         """The tiles [first, last) whose runs lie inside the body and can share calls.
 
-        None where keys are hidden, as runs then differ in length, or where a tile's own rows have no key in common.
+        Empty where keys are hidden, as runs then differ in length, or where the rows of one tile have no common key.
         """
         tiles, tile = self.order.rows.shape[0], self.order.tile
         if 2 * (self.block + self.reach) < tile or not bool(self.visible.all()):
@@ -60,7 +60,7 @@ class Band:
         return (first, last) if first < last else (tiles, tiles)
 
     def _chunk_tiles(self) -> int:
-        """Tiles of a chunk, a power of two; the keys common to a chunk are at least about half of a tile's run."""
+        """Tiles per chunk, a power of two; the keys common to a chunk are at least about half of a tile's run."""
         chunk = 1
         while 2 * chunk * self.order.tile <= min(CHUNK_ROWS, self.reach + self.block):
             chunk *= 2
@@ -69,7 +69,7 @@ class Band:
     def _chunks(
         self, start: int, chunk: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
     ) -> None:
-        """Interior tiles, whole chunks of them from rank `start` on; writes out [G, n, R, D] and lse [G, n, R]."""
+        """Whole chunks of interior tiles from rank `start` on; writes out [G, n, R, D] and lse [G, n, R]."""
         tile, reach, block = self.order.tile, self.reach, self.block
         span, chunks = chunk * tile, query.shape[1] // chunk
         shape = (chunks, chunk)
@@ -119,7 +119,7 @@ class Band:
         lse.copy_(merged[1])
 
     def _edge(self, first: int, last: int) -> list[range]:
-        """Tiles [first, last) by ones and twos: flash is faster for the rows of two, unless padding is among them."""
+        """Tiles [first, last), singly or in pairs: flash is faster on two tiles, unless some rows are padding."""
         full = self.order.rows.shape[1]
         short = [4 * count < 3 * full for count in self.order.counts]
         parts: list[range] = []
@@ -130,7 +130,7 @@ class Band:
         return parts
 
     def _clipped(self, tiles: range, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor) -> None:
-        """One tile or two on their runs of visible keys; writes their out and lse, but for padded rows at the end."""
+        """One or two tiles on their runs of visible keys; writes their out and lse, except padded rows at the end."""
         runs = [self._run(tile) for tile in tiles]
         shared = range(max(run.start for run in runs), min(run.stop for run in runs))
         if len(tiles) == 2 and not shared:
@@ -156,7 +156,7 @@ class Band:
                     near[1].copy_(merge(near, other, out=near[0])[1])
 
     def _run(self, tile: int) -> range:
-        """The keys that a tile attends, of those that are visible."""
+        """The keys that a tile attends, as a range of indices into the visible keys."""
         begin, end = self._ranks(tile)
         kept = int(self.visible[:begin].sum())
         return range(kept, kept + int(self.visible[begin:end].sum()))
@@ -167,7 +167,7 @@ class Band:
         return min(max(start - self.reach, 0), body), min(max(start + self.order.tile + self.reach, 0), body)
 
     def _shown(self, tile: int) -> Tensor:
-        """The mask between a tile's rows and the visible keys of its run, bool [1, R, K]."""
+        """The mask, bool [1, R, K], between a tile's rows and the visible keys of its run."""
         begin, end = self._ranks(tile)
         shown = self.visible[begin:end].nonzero().flatten() + begin
         return self._near(slice(tile, tile + 1), shown // self.block)

@@ -11,19 +11,19 @@ from torch import Tensor
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import tokens_at
 
-# Query rows of a tile at least: with a smaller `block`, rows of several blocks share a tile and its edges are masked.
+# Minimum query rows of a tile: with a smaller `block`, rows of several blocks share a tile and its edges are masked.
 MIN_TILE = 64
 
 
 @dataclass(frozen=True)
 class TokenOrder:
-    """Positions are in the sequence, text included; R rows a tile, T tiles.
+    """The order of one head kind, in T tiles of R rows; positions index the whole sequence, text included.
 
-    tile: ranks a tile spans, a multiple of the block. first_tile: index of tile 0 of the tensors below (negative where
-    frame 0 has negative ranks). body int64 [M]: the body's positions in rank order. rows int64 [T, R]: positions of
-    the tile's queries, frame 0 included, padded by repeating the tile's last one. counts: how many of them are no
-    padding, T integers. row_block int64 [T, R]: the blocks of the rows.
-    slot int64 [F * S]: the place in `rows` (flattened) of each video token.
+    tile: ranks per tile, a multiple of the block. first_tile: number of the first tile, the one at index 0 of the
+    tensors below (negative where frame 0 has negative ranks). body int64 [M]: the body's positions in rank order.
+    rows int64 [T, R]: positions of each tile's queries, frame 0 included, padded by repeating the tile's last one.
+    counts: T integers, the rows of each tile without padding. row_block int64 [T, R]: the block of each row.
+    slot int64 [F * S]: the index in `rows` (flattened) of each video token.
     """
 
     tile: int
@@ -46,7 +46,7 @@ def token_order(layout: VideoLayout, kind: HeadKind) -> TokenOrder:
 
     tile_of = torch.div(rank, tile, rounding_mode="floor")
     first_tile = int(tile_of.min())
-    # Stable: a tile's rows keep the raster order, which is kinder to the caches than any other.
+    # Stable: a tile's rows stay in raster order, which has the best cache locality.
     by_tile = torch.argsort(tile_of, stable=True)
     counts = torch.bincount(tile_of - first_tile)
     starts = counts.cumsum(0) - counts

@@ -1,7 +1,7 @@
-"""Profiling on CPUs: which of the two bands loses less on sampled rows, in one pass over the keys and values.
+"""Profiling on CPUs: which of the two bands has the smaller error on sampled rows, in one pass over keys and values.
 
-With widths by need (kernels/widths.py) the weights of that pass are summed by blocks of keys as well, which gives the
-mass outside of every half-width, and the rows of heads whose plan has another half-width are computed once more.
+With half-widths by need (kernels/widths.py) the weights of that pass are also summed by blocks of keys, which gives the
+mass outside of every half-width; sampled rows of heads whose plan has a different half-width are then computed again.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from svg_compile.kernels.widths import LADDER, ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import mask_of, tokens_at
 
-# A sum of weights below this may have lost weights to underflow, as they are relative to the dense maximum.
+# Weights are relative to the dense maximum: if their sum is below this, some may have underflowed.
 _LEAST_SUM = 1e-30
-# Keys taken at a time, of all heads and at least of each, so that their scores and weights stay in the caches.
+# Keys per step, over all heads and at least per head: their scores and weights stay in the caches.
 _COLUMNS = 8192
 _LEAST_COLUMNS = 512
 _BANDS = (HeadKind.SPATIAL, HeadKind.TEMPORAL)
 
 
 @torch.no_grad()
-# Of a caller that runs eagerly under autocast: scores in bfloat16 would decide near-ties otherwise.
+# The caller may run eagerly under autocast, and scores in bfloat16 would decide near-ties.
 @without_autocast
 def profile_rows(
     query: Tensor,
@@ -44,10 +44,10 @@ def profile_rows(
     scale: float | None = None,
     share: Tensor | None = None,
 ) -> ProfiledRows:
-    """Profile q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]; adaptive: half-widths by need, of which
-    share, float32 [B], gives each sample a multiple of the density.
+    """Profile q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]; adaptive: half-widths by need.
 
-    Scores, outputs and errors are computed in float32.
+    share: float32 [B], with `adaptive`, each sample's mean density as a multiple of `density`. Scores, outputs and
+    errors are computed in float32.
     """
     rows, masks = _sampled_masks(layout, density, min(sampled_rows, layout.video))
     scale = query.shape[3] ** -0.5 if scale is None else scale
@@ -66,7 +66,7 @@ def profile_rows(
             given = None if share is None else share[batch : batch + 1]
             plan = plan_by_need(errors[None], missing[None], layout, density, given)[0]
         else:
-            # Where no key is shown nothing is missing.
+            # Uniform half-widths, or no visible key: no mass is missing.
             missing = errors.new_zeros(*errors.shape, len(LADDER) if adaptive else 0)
             plan = plan_from_errors(errors[None], layout, density)[0]
         dense = outputs[:, 0]
@@ -94,11 +94,11 @@ def _outputs(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> tuple[
     columns = max(_LEAST_COLUMNS, _COLUMNS // heads)
     scores = [query @ keys.float().mT for keys in key.split(columns, dim=1)]
     highest = torch.stack([part.amax(-1) for part in scores]).amax(0)[..., None]
-    # Dense, spatial and temporal weights, one above the other: one product with the values serves all three.
+    # Dense, spatial and temporal weights are stacked along the rows: one matmul with the values computes all three.
     outputs = query.new_zeros(heads, 3 * count, value.shape[2])
     sums = query.new_zeros(heads, 3, count)
     zero = query.new_zeros(())
-    # One buffer for all parts: first touches of fresh memory would cost more than the arithmetic.
+    # One buffer for all parts: page faults on fresh memory would take longer than the arithmetic.
     buffer = query.new_empty(heads * 3 * count * scores[0].shape[2])
     for part, values, seen in zip(scores, value.split(columns, dim=1), masks.split(columns, dim=2), strict=True):
         shape = (heads, 3, count, part.shape[2])
@@ -116,20 +116,20 @@ def _outputs(query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> tuple[
 
 
 def _masked_rows(scores: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    """Attention [R, D] of one head on the keys that `mask` [R, K] shows: scores [R, K], value float32 [K, D]."""
+    """Attention [R, D] of one head on the keys where `mask` [R, K] is True: scores [R, K], value float32 [K, D]."""
     weights = (scores - scores.amax(-1, keepdim=True)).exp_()
     weights = torch.where(mask, weights, weights.new_zeros(()))
     sums = weights.sum(-1, keepdim=True)
     rows = weights @ value / sums
     lost = (sums < _LEAST_SUM).flatten().nonzero().flatten()
-    # Advanced indexing copies: most of the time there is nothing to copy.
+    # Advanced indexing copies, so skip it in the usual case of no lost row.
     if len(lost):
         rows[lost] = _masked_softmax(scores[lost], mask[lost]) @ value
     return rows
 
 
 def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the keys that `mask` shows; rows that see none give 0."""
+    """Softmax over the keys where `mask` is True; rows without one give 0."""
     shown = scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(shown, dim=-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
@@ -139,7 +139,7 @@ def _missing_mass(
 ) -> Tensor:
     """float32 [H, 2, rungs]: the mean square, over rows, of the weight that each rung of the ladder leaves out.
 
-    scores: [H, R, K] in parts; shown: the positions of the K keys, None for all.
+    scores: [H, R, K] in parts; `shown`: the positions of the K visible keys, None for all.
     """
     missing = []
     for head in range(scores[0].shape[0]):
@@ -151,22 +151,22 @@ def _missing_mass(
 
 
 def _missing_of(weights: Tensor, layout: VideoLayout, density: float, kind: HeadKind) -> Tensor:
-    """[rungs] of the weights [R, N] of one head."""
+    """`_missing_mass` of one head and kind, [rungs], from its weights [R, N]."""
     left, right = _ladder_edges(layout, density, kind, len(weights))
     by_rank = weights.index_select(1, token_order(layout, kind).body)
     blocks = -(-layout.body // layout.block)
     by_rank = torch.nn.functional.pad(by_rank, (0, blocks * layout.block - layout.body))
     mass = torch.nn.functional.pad(by_rank.unflatten(1, (blocks, layout.block)).sum(-1), (1, 1))
-    # Sums from both ends: 1 minus what is seen would leave rounding where nothing is missing.
+    # Sum from both ends: 1 minus the mass inside the band would leave rounding errors where nothing is missing.
     before, behind = mass.cumsum(1), mass.flip(1).cumsum(1).flip(1)
     return (before.gather(1, left) + behind.gather(1, right)).square().mean(0)
 
 
 @lru_cache(maxsize=16)
 def _ladder_edges(layout: VideoLayout, density: float, kind: HeadKind, count: int) -> tuple[Tensor, Tensor]:
-    """int64 [R, rungs], twice: the last block before the band of a sampled row, and the first behind it, from 1 on.
+    """int64 [R, rungs], twice: the last block before the band of a sampled row, and the first one after it.
 
-    0 and the number of blocks plus 1 stand for none.
+    Blocks count from 1; 0 and the number of blocks plus 1 mean none.
     """
     widths = torch.tensor(ladder(layout, density)[kind], device="cpu")
     block = tokens_at(layout, kind, _sampled_positions(layout, count)).block[:, None]
@@ -181,7 +181,7 @@ def _sampled_positions(layout: VideoLayout, count: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _band_mask(layout: VideoLayout, kind: HeadKind, half_width: int, count: int) -> Tensor:
-    """What the sampled rows attend, bool [R, N]."""
+    """The mask of the sampled rows, bool [R, N]."""
     return mask_of(
         layout, kind, half_width, _sampled_positions(layout, count), torch.arange(layout.tokens, device="cpu")
     )
@@ -189,6 +189,6 @@ def _band_mask(layout: VideoLayout, kind: HeadKind, half_width: int, count: int)
 
 @lru_cache(maxsize=8)
 def _sampled_masks(layout: VideoLayout, density: float, count: int) -> tuple[Tensor, Tensor]:
-    """Positions of the sampled rows, int64 [R], and what they attend spatially and temporally, bool [2, R, N]."""
+    """Positions of the sampled rows, int64 [R], and their spatial and temporal masks, bool [2, R, N]."""
     masks = [_band_mask(layout, kind, layout.half_width_for(density, kind), count) for kind in _BANDS]
     return _sampled_positions(layout, count), torch.stack(masks)

@@ -1,4 +1,4 @@
-"""The repair on CPUs: `kernels.repair`'s affine map of each head, and the sampled rows, written into a result."""
+"""The repair on CPUs: applies each head's affine map (kernels/repair.py) and writes the exact sampled rows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from svg_compile.kernels.cpu.autocast import without_autocast
 from svg_compile.kernels.sampling import sampled_video_token
 from svg_compile.layout import VideoLayout
 
-# Rows taken at a time, so that their float32 copies stay in the caches.
+# Rows per step: their float32 copies stay in the caches.
 _ROWS = 1024
 _MOST_HALF = torch.finfo(torch.float16).max
 
 
 @torch.no_grad()
-# Of a caller that runs eagerly under autocast: the product is one of float32.
+# The caller may run eagerly under autocast, and the product must be in float32.
 @without_autocast
 def repair_(out: Tensor, exact: Tensor, fit: Tensor, layout: VideoLayout) -> Tensor:
-    """Repair the video rows of `out` [B, H, N, D] in place, in heads whose fit is not 0; text rows stay as they are.
+    """Repair the video rows of `out` [B, H, N, D] in place, in heads whose fit is not 0; text rows are unchanged.
 
-    exact float32 [B, H, R, D] and fit float32 [B, H, D + 2, D] as
-    `kernels.repair.repair_of` gives them.
+    exact float32 [B, H, R, D] and fit float32 [B, H, D + 2, D] as returned by `kernels.repair.repair_of`.
     """
     count, channels = exact.shape[2], out.shape[3]
     sampled = layout.video_start + sampled_video_token(torch.arange(count, device="cpu"), count, layout.video)
@@ -38,7 +37,7 @@ def repair_(out: Tensor, exact: Tensor, fit: Tensor, layout: VideoLayout) -> Ten
                     x = torch.sub(part, mean_x, out=rows[: len(part)])
                     change = torch.addmm(mean_y, x, matrix, out=moved[: len(part)]).add_(part)
                     if out.dtype is torch.float16:
-                        # A sum of finite numbers stays finite: nothing else of these dtypes can overflow.
+                        # A sum of finite numbers must stay finite; of the supported dtypes only float16 can overflow.
                         change.clamp_(-_MOST_HALF, _MOST_HALF)
                     part.copy_(change)
             if known[batch][head]:

@@ -1,10 +1,10 @@
 """`svg::attention` on Hopper GPUs (sm_90): launches kernels/hopper/kernel.py, eagerly. Not a default.
 
 The same function as kernels/triton/attention.py, for bfloat16 and float16, head dims 64 and 128, no key mask;
-`supports` says what else keeps it from a call. Queries and the result may have any strides; keys and values are read by
-the copy engine, which wants rows at multiples of 16 bytes.
+`supports` returns the reason where it cannot take a call. Queries and the result may have any strides; keys and values
+are read by the copy engine (TMA), which requires rows at multiples of 16 bytes.
 
-The kernel has been compiled and emulated, and has not run on a GPU yet: docs/kernels.md says what is checked.
+The kernel has been compiled and emulated, but has not run on a GPU yet: docs/kernels.md lists what is checked.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from svg_compile.kernels.triton.prepare import ORDER_BLOCK, head_order_fwd_kerne
 HEAD_DIMS = (64, 128)
 BLOCK_M = 128
 BLOCK_N = 128
-# Rings of two at 128 channels, four at 64: 160 KB in all, of the 227 that a block may have.
+# Ring slots by head dim: 160 KB of shared memory in all, of the 227 KB that a block may have.
 STAGES = {64: 4, 128: 2}
-# Of a thread in a computing partition; what is left of 64 K registers, 24 a thread, is the copying partition's.
+# Per thread of a computing partition; the copying partition gets the rest of the 64 K registers, 24 per thread.
 REGISTERS = 240
 
 
@@ -41,7 +41,7 @@ def supports(query: Tensor, key: Tensor, value: Tensor, key_mask: Optional[Tenso
 
 
 def unsupported(query: Tensor, key: Tensor, value: Tensor, key_mask: Optional[Tensor]) -> Optional[str]:
-    """The same for tensors wherever they are: dtypes, sizes, and what the copy engine asks of keys and values."""
+    """`supports` without the check of the device: dtypes, sizes, and the copy engine's rules for keys and values."""
     if query.dtype not in (torch.bfloat16, torch.float16) or not query.dtype == key.dtype == value.dtype:
         return f"the Hopper kernel takes bfloat16 or float16, got {query.dtype}, {key.dtype} and {value.dtype}"
     dims = {tensor.shape[3] for tensor in (query, key, value)}
@@ -57,9 +57,9 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor, key_mask: Optional[Te
 
 
 def descriptor(tensor: Tensor, box: list[int]) -> TensorDescriptor:
-    """What the copy engine reads `tensor` by: boxes of the last dims of size `box`, zeros beyond the edges."""
+    """The copy engine's descriptor of `tensor`: boxes of size `box` over the last dims, zeros beyond the edges."""
     ones = tensor.dim() - len(box)
-    # A dim of size 1 may have any stride in PyTorch; the copy engine wants a proper one.
+    # A dim of size 1 may have any stride in PyTorch; the copy engine requires a valid one.
     strides = [stride if size > 1 else box[-1] for stride, size in zip(tensor.stride(), tensor.shape)]
     layout = gl.NVMMASharedLayout(128, 16, rank=tensor.dim())
     return TensorDescriptor(tensor, list(tensor.shape), [*strides[:-1], 1], [1] * ones + box, layout)
@@ -82,7 +82,7 @@ def hopper_attention(
     batch, heads, _, head_dim = query.shape
     area, span = height * width, max(frames - 1, 1)
     box = box_frames(frames, BLOCK_N)
-    # Frame 1 and on; with one frame there is no band, and the descriptor only has to be a valid one.
+    # Frames 1 and up; with one frame there is no band, and the descriptor only has to be valid.
     body_start = (text_len if text_first else 0) + (area if frames > 1 else 0)
     descriptors = []
     for tensor in (key, value):

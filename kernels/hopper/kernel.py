@@ -1,38 +1,38 @@
-"""The kernel of kernels/hopper/attention.py, in Gluon, for sm_90: the softmax runs under the tensor cores' work.
+"""The kernel of kernels/hopper/attention.py, in Gluon, for sm_90: the softmax overlaps the tensor cores' work.
 
-The same function as kernels/triton/attention.py, for bfloat16 and float16, head dims 64 and 128, no key mask. It is
-written for what a compiler does not do by itself: while the tensor cores multiply weights and values of one tile, the
-same warps work out the softmax of the next.
+The same function as kernels/triton/attention.py, for bfloat16 and float16, head dims 64 and 128, no key mask. It does
+by hand what a compiler does not: while the tensor cores multiply weights and values of one tile, the same warps compute
+the softmax of the next.
 
-A program takes 128 queries of one head, in three partitions of four warps:
+A program processes 128 queries of one head, in three partitions of four warps:
 
-    copying     (24 registers) has the copy engine bring tiles of 128 keys and values into two rings of STAGES slots
+    copying     (24 registers) issues copies of tiles of 128 keys and values into two rings of STAGES slots
     computing   (240 registers), twice: 64 queries each; scores, softmax, output
 
-What a tile is, and which tiles there are: kernels/hopper/schedule.py. Every tile is one bulk copy of the copy engine,
-from a temporal head's band too, whose keys are a rectangle of frames x places. So no thread computes an address of a
-key, and no key is gathered.
+kernels/hopper/schedule.py defines the tiles and their list. Every tile is one bulk copy of the copy engine (TMA), in a
+temporal head's band too, whose keys are a rectangle of frames x places. So no thread computes an address of a key, and
+no key is gathered.
 
-Barriers. Each slot of the two rings has two, `ready` (one arrival: the copy's, when its bytes are there) and `done`
-(two: one of each computing partition). Tile n is in slot n % STAGES, in that slot's round n // STAGES. A wait names the
-parity of the round; on a new barrier a wait for parity 1 returns at once, so nobody has to announce the empty slots.
+Barriers. Each slot of the two rings has two, `ready` (one arrival: the copy's, when its bytes have arrived) and `done`
+(two arrivals: one of each computing partition). Tile n is in slot n % STAGES, in that slot's round n // STAGES. A wait
+passes the parity of the round; on a new barrier a wait for parity 1 returns at once, so empty slots need no arrival.
 
     copying, tile n       wait keys.done (round - 1), copy K(n) -> keys.ready;  the same for V(n)
     computing, tile 0     wait K(0);  S = Q K(0)^T;  K(0) done;  softmax -> P(0);  wait K(1)
-    computing, tile n     [K(n) is there]  start S = Q K(n)^T;  wait V(n-1);  start O += P(n-1) V(n-1)
+    computing, tile n     [K(n) is ready]  start S = Q K(n)^T;  wait V(n-1);  start O += P(n-1) V(n-1)
                           S is finished;  K(n) done;  softmax -> P(n);  wait K(n+1)
-                          O is finished;  V(n-1) done;  O *= what the new row maxima ask for
+                          O is finished;  V(n-1) done;  rescale O to the new row maxima
     computing, the end    wait V(last);  O += P(last) V(last)
 
-The wait for K(n+1) stands between the softmax and "O is finished" on purpose. The assembler moves the latter up as far
-as the code has no branch, over the whole softmax, and the tensor cores would be idle beside it; it does not move it
-over a loop, and a wait is one. tests/test_hopper_compile.py counts the exponentials on both sides in the machine code.
+The wait for K(n+1) is between the softmax and "O is finished" on purpose. The assembler hoists the latter as far as the
+code has no branch, above the whole softmax, and the tensor cores would be idle meanwhile; it does not hoist it above a
+loop, and a wait is one. tests/test_hopper_compile.py counts the exponentials on both sides in the machine code.
 
-No deadlock, for STAGES >= 2: K(n+1), which holds up V(n-1)'s release, is copied after V(n), and that needs V(n-STAGES)
-released, which has happened. All partitions count the same number of tiles, from the same whole numbers.
+No deadlock, for STAGES >= 2: V(n-1) is released after K(n+1) is ready. K(n+1) is copied after V(n), and V(n) needs
+V(n-STAGES) released, which has happened. All partitions compute the same number of tiles from the same integers.
 
-Unlike the portable kernel, which fills what it must not see with zeros, this one reads whole tiles, and a hidden key's
-weight is 0 there: a value that is not finite spoils the queries of the tiles that it lies in, seen or not.
+The portable kernel replaces hidden values by zeros; this one reads whole tiles and gives hidden keys a weight of 0.
+0 * NaN is NaN: a value that is not finite makes all queries of its tiles NaN, also those it is hidden from.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -88,7 +88,7 @@ def copying_warps(
 
 @gluon.jit
 def await_tile(number, total_tiles, ready, STAGES: gl.constexpr):
-    """Wait until the tile is in its slot; at once where there is no such tile."""
+    """Wait until the tile is in its slot; returns at once if no tile has this number."""
     mbarrier.wait(ready.index(number % STAGES), number // STAGES & 1, pred=number < total_tiles)
 
 
@@ -105,7 +105,7 @@ def start_scores(number, queries, keys, STAGES: gl.constexpr, LAYOUT: gl.constex
 
 @gluon.jit
 def hide_unseen(score, number, ranks, tiles, temporal, frames, BOX_FRAMES: gl.constexpr, LAYOUT: gl.constexpr):
-    """Scores of the keys that a query does not see become -inf; `ranks`: (first, end) of the band for each query."""
+    """Set the scores of keys hidden from a query to -inf; `ranks`: (first, end) of the band for each query."""
     BLOCK_N: gl.constexpr = score.shape[1]
     in_band, start, frame = tile_at(number, tiles, temporal, BOX_FRAMES, BLOCK_N)
     key = gl.arange(0, BLOCK_N, gl.SliceLayout(0, LAYOUT))
@@ -119,7 +119,7 @@ def hide_unseen(score, number, ranks, tiles, temporal, frames, BOX_FRAMES: gl.co
 
 @gluon.jit
 def softmax_step(score, peak, total, unit, DTYPE: gl.constexpr, LAYOUT: gl.constexpr, CHECKED: gl.constexpr):
-    """(weights, old rows' factor, peak, total) as in kernels/triton/tiles.py. CHECKED: a row may have seen nothing."""
+    """(weights, factor of earlier tiles, peak, total) as in kernels/triton/tiles.py. CHECKED: a row may have no key."""
     new_peak = gl.maximum(peak, gl.max(score, 1))
     shift = new_peak * unit
     if CHECKED:
@@ -127,7 +127,7 @@ def softmax_step(score, peak, total, unit, DTYPE: gl.constexpr, LAYOUT: gl.const
     weight = gl.exp2(score * unit - shift[:, None])
     factor = gl.exp2(peak * unit - shift)
     total = total * factor + gl.sum(weight, 1)
-    # The accumulator's registers are those of a left operand: nothing moves.
+    # The accumulator's register layout is that of a left operand: no data moves.
     return gl.convert_layout(weight.to(DTYPE), LAYOUT, assert_trivial=True), factor, new_peak, total
 
 
@@ -137,7 +137,7 @@ def key_step(
     total_tiles, CHECKED: gl.constexpr, BOX_FRAMES: gl.constexpr, STAGES: gl.constexpr, S_LAYOUT: gl.constexpr,
     O_LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Scores and softmax of tile `number` while the output takes up tile number - 1, whose weights are `weight`."""
+    """Scores and softmax of tile `number`, while tile number - 1, of weights `weight`, is added to the output."""
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     key_ready, key_done, value_ready, value_done = barriers
     score = start_scores(number, queries, keys, STAGES, S_LAYOUT)
@@ -149,7 +149,7 @@ def key_step(
         score = hide_unseen(score, number, ranks, tiles, temporal, frames, BOX_FRAMES, S_LAYOUT)
     new_weight, factor, peak, total = softmax_step(score, peak, total, unit, keys.dtype, P_LAYOUT, CHECKED)
     await_tile(number + 1, total_tiles, key_ready, STAGES)
-    # The old weights are named because the tensor cores read their registers until here.
+    # The old weights are a dependency because the tensor cores read their registers until here.
     out, weight = hopper.warpgroup_mma_wait(0, deps=[out, weight])
     mbarrier.arrive(value_done.index((number - 1) % STAGES))
     out = out * gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT), assert_trivial=True)[:, None]
@@ -162,7 +162,7 @@ def computing_warps(
     total_tiles, tiles, band_end, half_width, temporal, frames, area, unit, SIGN: gl.constexpr, BAND: gl.constexpr,
     BOX_FRAMES: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Attention of 64 of the program's queries, from loading them to storing what they get."""
+    """Attention of 64 of the program's queries: load, all tiles of keys, store."""
     ROWS: gl.constexpr = queries.shape[0]
     WIDTH: gl.constexpr = queries.shape[1]
     BLOCK_N: gl.constexpr = keys.shape[1]
@@ -184,9 +184,9 @@ def computing_warps(
     if SIGN != 1:
         rows = (rows * SIGN).to(rows.dtype)
     queries.store(rows)
-    # Ordinary stores, which the tensor cores read.
+    # Make the ordinary stores visible to the tensor cores.
     hopper.fence_async_shared()
-    # What the end needs of the queries waits in shared memory: registers are what there is least of.
+    # The token numbers, needed again at the end, are kept in shared memory to save registers.
     tokens.store(gl.where(index < length, token, -1))
 
     index = begin + gl.arange(0, ROWS, S_ROWS)
@@ -198,7 +198,7 @@ def computing_warps(
     score = start_scores(0, queries, keys, STAGES, S_LAYOUT)
     score = hopper.warpgroup_mma_wait(0, deps=[score])
     mbarrier.arrive(key_done.index(0))
-    # Tile 0 may need no mask; it goes through it all the same.
+    # Tile 0 is always masked, even where it does not need to be.
     score = hide_unseen(score, 0, ranks, tiles, temporal, frames, BOX_FRAMES, S_LAYOUT)
     weight, _, peak, total = softmax_step(score, peak, total, unit, keys.dtype, P_LAYOUT, True)
     await_tile(1, total_tiles, key_ready, STAGES)
@@ -217,7 +217,7 @@ def computing_warps(
     result = hopper.warpgroup_mma(weight, values.index((total_tiles - 1) % STAGES), result, is_async=True)
     result, weight = hopper.warpgroup_mma_wait(0, deps=[result, weight])
 
-    # A row that saw no key has total 0: its output is 0.
+    # A row without a visible key has total 0: its output is 0.
     total = gl.convert_layout(total, O_ROWS, assert_trivial=True)
     result = result * (1.0 / gl.where(total == 0.0, 1.0, total))[:, None]
     token = tokens.load(O_ROWS).to(gl.int64)
@@ -276,7 +276,7 @@ def hopper_attention_fwd_kernel(
     barriers = (key_ready, key_done, value_ready, value_done)
     query_strides = (stride_qn, stride_qd)
     out_strides = (stride_on, stride_od)
-    # Written out in place: constants in a tuple that has a name would become values of the program.
+    # Spelled out inline: in a named tuple the constants would become runtime values.
     gl.warp_specialize(
         [
             (copying_warps, (

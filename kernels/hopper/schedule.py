@@ -1,4 +1,4 @@
-"""Which tiles of keys a tile of queries reads on Hopper, and in which order: the whole numbers of the kernel.
+"""Which tiles of keys a tile of queries reads on Hopper, and in which order: the kernel's integer arithmetic.
 
 A tile of keys is 128 keys that the copy engine fetches as one box, of one of two shapes,
 
@@ -7,19 +7,19 @@ A tile of keys is 128 keys that the copy engine fetches as one box, of one of tw
 
 The order of the keys does not change a softmax, so a temporal head's band, ranks [low, high), is not read rank by rank
 but as a rectangle: all F - 1 frames of the places low // (F - 1) and up. BOX_FRAMES divides F - 1, so a box never
-leaves the frames; beyond the places of a frame the copy engine fills in zeros, which the mask hides. With 33 frames a
-box is 32 x 4 and holds the 128 consecutive ranks of a block exactly.
+crosses the last frame; beyond the places of a frame the copy engine fills in zeros, which the mask hides. With 33
+frames a box is 32 x 4 and covers the 128 consecutive ranks of a block exactly.
 
-The tiles are numbered. First those that need the mask, then those that every query of the tile sees in full:
+The tiles are numbered: first those that need the mask, then those that every query of the tile attends in full.
 
     masked  [X's ragged end] [Y's ragged end] [band groups that are not full]
     full    [whole tiles of X] [whole tiles of Y] [full band groups]
 
-where X and Y are the runs of open keys (kernels/triton/attention.py has the same) and a band group is one tile of a
-spatial head, or the (F - 1) / BOX_FRAMES boxes over the same places of a temporal one. The copying and the computing
-warps count through the same numbers; neither tells the other anything but "ready" and "done".
+where X and Y are the runs of open keys (as in kernels/triton/attention.py) and a band group is one tile of a spatial
+head, or the (F - 1) / BOX_FRAMES boxes over the same places of a temporal head. The copying and the computing warps
+iterate over the same numbers and synchronise by "ready" and "done" only.
 
-The functions use whole numbers only, and divide no negative ones: the tests run the same source in Python.
+The functions use integers only, and divide no negative ones: the tests run the same source in Python.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -36,14 +36,14 @@ band_block = gluon.jit(mask.band_block)
 
 
 def box_frames(frames: int, keys: int) -> int:
-    """Frames of a box of so many keys (a power of two): the largest power of two in F - 1 that is not more."""
+    """Frames of a box of `keys` keys (a power of two): the largest power of two that divides F - 1, at most `keys`."""
     span = max(frames - 1, 1)
     return min(span & -span, keys)
 
 
 @gluon.jit
 def query_tile(program, batch_heads, area, body, text_len, BLOCK_M: gl.constexpr):
-    """(is_text, turn, tile): text tiles first, as they see every key; then heads by their turn, tiles side by side."""
+    """(is_text, turn, tile): text tiles first, as they attend every key; then head by head, tiles in a row."""
     text_tiles = gl.cdiv(text_len, BLOCK_M)
     video_tiles = gl.cdiv(area, BLOCK_M) + gl.cdiv(body, BLOCK_M)
     is_text = program < text_tiles * batch_heads
@@ -56,7 +56,7 @@ def query_tile(program, batch_heads, area, body, text_len, BLOCK_M: gl.constexpr
 def query_run(tile, is_text, area, body, text_len, text_start, video_start, BLOCK_M: gl.constexpr):
     """(is_body, begin, length, start): the queries are begin, begin + 1, ... of a run; `start` is its first token.
 
-    Three runs: the text, frame 0, and the body, whose queries stand in the head's own order.
+    The three runs are the text, frame 0, and the body, whose queries are in the head's order.
     """
     first_tiles = gl.cdiv(area, BLOCK_M)
     is_body = (tile >= first_tiles) & (is_text == 0)
@@ -90,7 +90,7 @@ def open_keys(sees_all, area, video, text_len, TEXT_FIRST: gl.constexpr):
 
 @gluon.jit
 def band_ranks(begin, length, is_body, sees_all, temporal, half_width, frames, area, body, BAND, BLOCK_M: gl.constexpr):
-    """(low, high, full_low, full_high): ranks that some query of the tile sees, and those that all of them see."""
+    """(low, high, full_low, full_high): ranks that some query of the tile attends, and that all attend."""
     last = gl.minimum(begin + BLOCK_M, length) - 1
     turn = gl.where(temporal, 1, 0)
     first_rank = gl.where(is_body, begin, band_rank(0, begin, frames, area, turn))
@@ -107,7 +107,7 @@ def band_ranks(begin, length, is_body, sees_all, temporal, half_width, frames, a
 
 @gluon.jit
 def clamped_width(half_width, area, body, BAND):
-    """Wider than everything is everything; the clamp keeps the products of the band inside int32."""
+    """The half-width, at most one that covers the whole body: the products of the band then fit into int32."""
     return gl.minimum(gl.maximum(half_width, -1), gl.cdiv(body, BAND) + gl.cdiv(area, BAND))
 
 
@@ -136,7 +136,8 @@ def tile_list(
 ):  # fmt: skip
     """(total, band_end, tiles) of the queries begin, begin + 1, ...: tiles 0 <= n < total, total > 0.
 
-    band_end is the end of the band's ranks; `tiles` is what `tile_at` takes, its first item the number of masked tiles.
+    band_end is the end of the band's ranks; `tiles` is the argument of `tile_at`, its first item the number of masked
+    tiles.
     """
     body = (frames - 1) * area
     x_end, y_begin, y_end = open_keys(sees_all, area, frames * area, text_len, TEXT_FIRST)
@@ -165,7 +166,7 @@ def tile_at(number, tiles, temporal, BOX_FRAMES: gl.constexpr, BLOCK_N: gl.const
     is_masked = number < masked
     x_tiles = x_end // BLOCK_N
     y_tiles = (y_end - y_begin) // BLOCK_N
-    # The tiles of X and of Y in this half of the list, and how many of theirs stand in the other half before them.
+    # The numbers of tiles of X and of Y in this half of the list, masked or full.
     of_x = gl.where(is_masked, gl.where(x_end % BLOCK_N > 0, 1, 0), x_tiles)
     of_y = gl.where(is_masked, gl.where((y_end - y_begin) % BLOCK_N > 0, 1, 0), y_tiles)
     turn = number - gl.where(is_masked, 0, masked)
@@ -183,9 +184,9 @@ def tile_at(number, tiles, temporal, BOX_FRAMES: gl.constexpr, BLOCK_N: gl.const
 
 @gluon.jit
 def key_position(key, start, frame, in_box, frames, BOX_FRAMES: gl.constexpr, BLOCK_N: gl.constexpr):
-    """What the mask goes by: token (open keys) or rank (band) of key 0 <= key < BLOCK_N of a tile."""
+    """The number that the mask compares: token (open keys) or rank (band) of key 0 <= key < BLOCK_N of a tile."""
     PLACES: gl.constexpr = BLOCK_N // BOX_FRAMES
-    # Sums whose factors belong to the tile: what is the same in all tiles would be held in a register for each key.
+    # The factors depend on the tile on purpose: values common to all tiles would occupy a register for each key.
     a_place = gl.where(in_box, frames - 1, 1)
     a_frame = gl.where(in_box, 1, PLACES)
     return gl.where(in_box, start * (frames - 1) + frame, start) + key % PLACES * a_place + key // PLACES * a_frame
@@ -193,7 +194,7 @@ def key_position(key, start, frame, in_box, frames, BOX_FRAMES: gl.constexpr, BL
 
 @gluon.jit
 def seen_ranks(index, is_body, temporal, half_width, frames, area, band_end, BAND: gl.constexpr):
-    """(first, end): the band's ranks that the query with this index in its run sees; of no meaning for text queries."""
+    """(first, end): the band's ranks that the query with this index in its run attends; undefined for text queries."""
     rank = gl.where(is_body, index, band_rank(0, index, frames, area, gl.where(temporal, 1, 0)))
     block = band_block(rank, area, BAND)
     return (block - half_width) * BAND, gl.minimum((block + half_width + 1) * BAND, band_end)

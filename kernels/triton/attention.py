@@ -1,19 +1,19 @@
 """`svg::attention` on CUDA and ROCm: sparse attention with the layout change inside the kernel's addressing.
 
-    out[q] = sum_k exp(scale * q.k) v[k] / sum_k exp(scale * q.k)      over the keys k that svg_compile.mask shows q
+    out[q] = sum_k exp(scale * q.k) v[k] / sum_k exp(scale * q.k)    over the keys k that q attends by svg_compile.mask
 
-q, k, v [B, H, N, D] of one dtype (bfloat16, float16, float32), head dims 16 to 256, any strides, each its own; plan
+q, k, v [B, H, N, D] of one dtype (bfloat16, float16, float32), head dims 16 to 256, any strides, not the same; plan
 int32 [B, H, 2] = (kind, half-width in blocks); key_mask bool [B, N] or None; out [B, H, N, Dv] over [B, N, H, Dv].
 
-One launch serves all heads. A program takes BLOCK_M queries of one head: text, frame 0, or a stretch of the body in
-the head's own order. Their keys lie in at most three runs,
+One launch serves all heads. A program processes BLOCK_M queries of one head: text, frame 0, or consecutive ranks of the
+body. Their keys are in at most three runs,
 
     X  [text][frame 0], or frame 0 alone; every token for text queries and dense heads
     Y  the text, where it comes after the video
-    band  ranks [low, high) of the body; of these, [full_low, full_high) are seen by every query of the tile
+    band  ranks [low, high) of the body; every query of the tile attends [full_low, full_high)
 
-Whole tiles of X, Y and the full band carry no mask arithmetic. What is left over (the runs' ends, and the ranks that
-only some queries see) is gathered into one list and goes through the masked loop, as a rule a single tile.
+Whole tiles of X, Y and the full band need no mask. The remaining keys (the runs' ends, and the ranks that only some
+queries attend) form one list, usually a single tile, which the masked loop processes.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -57,7 +57,7 @@ from svg_compile.kernels.triton.tiles import (
 
 @triton.jit
 def query_rows(begin, start, length, frames, area, is_body, temporal, BLOCK_M: tl.constexpr):
-    """(index, token, ok) of a tile's queries; body queries stand in the head's own order. `start`: token of index 0."""
+    """(index, token, ok) of a tile's queries; body queries are in the head's order. `start`: token of index 0."""
     index = begin + tl.arange(0, BLOCK_M)
     token = start + tl.where(is_body, body_offset(index, frames, area, temporal), index)
     return index, token, index < length
@@ -74,14 +74,14 @@ def sparse_attention_fwd_kernel(
     VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_EDGE: tl.constexpr,
 ):  # fmt: skip
-    # Inductor passes Python floats as float64 up to torch 2.14, and with them the softmax would be float64.
+    # Up to torch 2.14 Inductor passes Python floats as float64, which would make the softmax float64.
     unit = tl.cast(unit, tl.float32)
     body = (frames - 1) * area
     video = frames * area
     video_start = text_len if TEXT_FIRST else 0
     text_start = 0 if TEXT_FIRST else video
 
-    # Text tiles first (they see every key), then the heads longest first; tiles of one head are neighbours.
+    # Text tiles first (they attend every key), then the heads, longest first; tiles of one head are adjacent.
     text_tiles = tl.cdiv(text_len, BLOCK_M)
     first_tiles = tl.cdiv(area, BLOCK_M)
     video_tiles = first_tiles + tl.cdiv(body, BLOCK_M)
@@ -96,7 +96,7 @@ def sparse_attention_fwd_kernel(
 
     kind = tl.load(plan + batch_head.to(tl.int64) * stride_ph)
     half_width = tl.load(plan + batch_head.to(tl.int64) * stride_ph + stride_pi)
-    # Wider than everything is everything; the clamp keeps the products below inside int32.
+    # Clamped to a half-width that covers the whole body, so that the products below fit into int32.
     blocks = tl.cdiv(body, BAND)
     half_width = tl.minimum(tl.maximum(half_width, -1), blocks + tl.cdiv(area, BAND))
     temporal = kind == 1
@@ -113,7 +113,7 @@ def sparse_attention_fwd_kernel(
     first_rank = tl.where(is_body, begin, band_rank(0, begin, frames, area, turn))
     last_rank = tl.where(is_body, last, band_rank(0, last, frames, area, turn))
 
-    # The keys: X = [0, x_end), Y = [y_begin, y_end), and the band's ranks. Behind a key mask text and video stay apart.
+    # The keys: X = [0, x_end), Y = [y_begin, y_end), and the band's ranks. With a key mask text and video are separate.
     video_seen = video_start + tl.where(sees_all, video, area)
     if TEXT_FIRST:
         x_end = text_len if HAS_KEY_MASK else video_seen
@@ -134,7 +134,7 @@ def sparse_attention_fwd_kernel(
     y_clean = y_end
     band_clean = full_high
     if HAS_KEY_MASK:
-        # Whole tiles come from before the hidden keys; a body that hides keys goes through the masked loop altogether.
+        # Only keys before the hidden ones form whole tiles; if the body has hidden keys, its band is masked entirely.
         hidden_first = tl.load(hidden + 2 * batch)
         hidden_end = tl.load(hidden + 2 * batch + 1)
         x_clean = clean_end(0, x_end, hidden_first, hidden_end)
@@ -179,7 +179,7 @@ def sparse_attention_fwd_kernel(
             HEAD_DIM, VALUE_DIM, LOW, HIGH, VALUE_LOW, VALUE_HIGH, False,
         )  # fmt: skip
 
-    # Whole tiles of a temporal head's band: one place after the other, each through all frames.
+    # Whole tiles of a temporal head's band: place by place, each through all frames.
     span = tl.maximum(frames - 1, 1)
     # x // span = (2 * x * inverse) >> 32 for x < span + BLOCK_N: exact up to 46,000 frames, which the launcher checks.
     inverse = ((2147483648 + span.to(tl.int64) - 1) // span).to(tl.uint32)
@@ -197,9 +197,9 @@ def sparse_attention_fwd_kernel(
             HEAD_DIM, VALUE_DIM, LOW, HIGH, VALUE_LOW, VALUE_HIGH, False,
         )  # fmt: skip
 
-    # What is left: the ends of X and Y, the band's ragged ranks, and those that not every query of the tile sees.
-    # The queries' numbers are made again, from a `begin` to which a zero is added that the compiler does not know: kept
-    # alive through the loops above, they would cost registers there (and spill at 128 x 128 tiles).
+    # The remaining keys: the ends of X and Y, the band's ragged ranks, and those that only some queries attend. The
+    # queries' token numbers are recomputed, from `begin` plus a zero that the compiler cannot fold: kept alive through
+    # the loops above, they would take registers (and spill at 128 x 128 tiles).
     begin += tl.load(order + batch_heads, volatile=True)
     index, query_token, query_ok = query_rows(begin, query_start, length, frames, area, is_body, temporal, BLOCK_M)
     rank = tl.where(is_body, index, band_rank(0, index, frames, area, turn))
@@ -230,7 +230,7 @@ def sparse_attention_fwd_kernel(
             HEAD_DIM, VALUE_DIM, LOW, HIGH, VALUE_LOW, VALUE_HIGH, True,
         )  # fmt: skip
 
-    # A row that saw no key has total 0: its output is 0.
+    # A row without a visible key has total 0: its output is 0.
     share = 1.0 / tl.where(total == 0.0, 1.0, total)
     store_rows(out, out_low * share[:, None], query_token, query_ok, stride_on, stride_od, 0, VALUE_LOW, VALUE_DIM)
     if VALUE_HIGH > 0:
@@ -250,7 +250,7 @@ def sparse_attention(
 ) -> Tensor:
     """Sparse attention by the plan (see the module): q, k, v [B, H, N, D] -> [B, H, N, Dv]; sizes may be SymInts.
 
-    tiles: what to launch, or to choose from; by default what the table says.
+    tiles: the tile to launch, or several to autotune; by default those of the table.
     """
     frames, height, width, text_len, text_first, block = grid
     batch, heads = query.shape[0], query.shape[1]

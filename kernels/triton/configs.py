@@ -1,9 +1,9 @@
 """Tile sizes of the Triton kernels by architecture, dtype and head dim.
 
 The tables of defaults are fixed, so that a run is deterministic: the same input, software and GPU give the same bits.
-Under Inductor's `max_autotune` the default stands first in a short list, for Inductor to time. Every line, those of the
-wider lists too, is compiled for its architecture by tests/test_triton_compile.py, which reads registers, spills and
-shared memory out of the binary (docs/kernels.md has the figures).
+Under Inductor's `max_autotune` it is the first of a short list that Inductor times. tests/test_triton_compile.py
+compiles every entry, the lists included, for its architecture and reads registers, spills and shared memory from the
+binary (docs/kernels.md has the figures).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from svg_compile.errors import LayoutError
 
-# Of every engine; the head dims bind the Triton kernels alone.
+# The dtypes of every engine, and the head dims of the Triton kernels.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = range(16, 257)
 
@@ -31,7 +31,7 @@ class TileConfig:
 
     @property
     def block_edge(self) -> int:
-        """Keys of a masked tile: half as many, since the mask takes registers and few keys are left."""
+        """Keys of a masked tile: half as many, since the mask takes registers and few keys need it."""
         return max(16, self.block_n // 2)
 
 
@@ -90,10 +90,10 @@ PROFILE: Table = {
     ("interpreter", 4): {256: TileConfig(16, 16, 1, 1)},
 }
 
-# Of a profile on a GPU (`key_splits`).
+# Splits of a profile's keys on a GPU (`key_splits`).
 SPLITS = 16
 
-# What else `max_autotune` times, beside the default.
+# Tiles that `max_autotune` times in addition to the default.
 ATTENTION_CHOICES: Choices = {
     ("sm_80", 2): {
         64: (TileConfig(128, 64, 8, 3), TileConfig(128, 32, 4, 3)),
@@ -162,29 +162,29 @@ def architecture(device: torch.device) -> str:
     else:
         major, minor = torch.cuda.get_device_capability(device)
         name = f"sm_{major}{minor}"
-    # sm_103 runs what sm_100 runs; smaller chips of a family have less shared memory and take "other".
+    # sm_103 uses the tiles of sm_100; smaller chips of a family have less shared memory and use "other".
     name = {"sm_103": "sm_100"}.get(name, name)
     return name if (name, 2) in ATTENTION else "other"
 
 
 def attention_tiles(device: torch.device, dtype: torch.dtype, head_dim: int, several: bool) -> tuple[TileConfig, ...]:
-    """The tile of `svg::attention`, with `several` those to choose from; LayoutError for what is not supported."""
+    """The tile of `svg::attention`, or with `several` those to choose from; LayoutError for other dtypes and D."""
     return tiles_for(ATTENTION, ATTENTION_CHOICES if several else {}, architecture(device), dtype, head_dim)
 
 
 def profile_tiles(device: torch.device, dtype: torch.dtype, head_dim: int, several: bool) -> tuple[TileConfig, ...]:
-    """The same of `svg::profile`; all have the same block_m, on which the sizes of its partial results depend."""
+    """The same for `svg::profile`; all have one block_m, on which the sizes of the partial results depend."""
     return tiles_for(PROFILE, PROFILE_CHOICES if several else {}, architecture(device), dtype, head_dim)
 
 
 def key_splits(device: torch.device) -> int:
-    """Stretches of the keys that `svg::profile` reads in programs of their own, so that few rows fill a GPU."""
-    # The interpreter runs one program after the other.
+    """Number of key ranges that `svg::profile` reads in separate programs, so that few rows fill a GPU (split-K)."""
+    # The interpreter runs programs sequentially.
     return SPLITS if device.type != "cpu" else 4
 
 
 def tiles_for(table: Table, choices: Choices, name: str, dtype: torch.dtype, head_dim: int) -> tuple[TileConfig, ...]:
-    """The default tile and then what else there is to choose from."""
+    """The default tile, then the alternatives in `choices`."""
     if dtype not in DTYPES:
         raise LayoutError(f"the Triton kernels take bfloat16, float16 and float32, got {dtype}: cast the inputs.")
     if head_dim not in HEAD_DIMS:

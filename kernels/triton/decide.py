@@ -4,7 +4,7 @@ partial float32 [B * H, row tiles, SPLITS, 3, BLOCK_M, Dv]      unscaled outputs
 sums float32 [B * H, row tiles, SPLITS, 3, 2, BLOCK_M]          their maxima, in units of log2, and sums
 -> errors float32 [B * H, 2], plan int32 [B * H, 2]
 
-Where the kinds of the previous plan are kept, there are no parts: the errors are NaN, and only the half-widths are new.
+Where the previous plan's kinds are kept, no parts were written: the errors are NaN, and only the half-widths are new.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -56,7 +56,7 @@ def profile_plan_fwd_kernel(
     if HAS_PREVIOUS:
         if tl.load(when + stride_w) == 0:
             kept = tl.load(previous + batch_head.to(tl.int64) * stride_ph)
-            # Whatever else stands there is dense: the row of widths has three entries.
+            # Any other number means dense: the row of widths has three entries.
             kept = tl.where((kept == 0) | (kept == 1), kept, 2)
             tl.store(plan + 2 * batch_head, kept)
             tl.store(plan + 2 * batch_head + 1, tl.load(widths + kept))
@@ -82,7 +82,7 @@ def profile_plan_fwd_kernel(
     temporal_error = tl.sum(temporal, 0) / (count * VALUE_DIM)
     tl.store(errors + 2 * batch_head, spatial_error)
     tl.store(errors + 2 * batch_head + 1, temporal_error)
-    # Not a comparison of NaN with anything: x - x is 0 for finite x alone.
+    # x - x is 0 only for finite x; comparing NaN could be optimised away.
     spatial_ok = spatial_error - spatial_error == 0.0
     temporal_ok = temporal_error - temporal_error == 0.0
     wins = temporal_ok & ((spatial_ok == 0) | (temporal_error < spatial_error))

@@ -1,7 +1,7 @@
 """`svg::profile_and_fit` on CUDA and ROCm: the profile, its sampled rows, and the repair fitted on them.
 
-The fit itself is kernels/repair.py in float64, a few small products a head. Only the inverse has a kernel of its own:
-the libraries behind torch.linalg may wait for the GPU or cannot be captured by a CUDA graph.
+The fit itself is kernels/repair.py in float64, a few small products per head. Only the inverse is a Triton kernel: the
+libraries behind torch.linalg may synchronise with the GPU or cannot be captured by a CUDA graph.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -45,9 +45,9 @@ def sampled_rows_fwd_kernel(
 
 @triton.jit
 def inverse_fwd_kernel(matrices, inverse, size, BLOCK: tl.constexpr):
-    """Inverses of positive definite float64 [n, size, size], one a program, by Gauss-Jordan steps in its registers.
+    """Inverses of positive definite float64 [n, size, size], one per program, by Gauss-Jordan steps in its registers.
 
-    No pivot is looked for: those of a positive definite matrix are positive in any order.
+    No pivoting: the pivots of a positive definite matrix are positive in any order.
     """
     index = tl.arange(0, BLOCK)
     row, column = index[:, None], index[None, :]
@@ -66,12 +66,12 @@ def inverse_fwd_kernel(matrices, inverse, size, BLOCK: tl.constexpr):
 
 
 def inverse_warps(block: int) -> int:
-    """Warps of a program that holds a float64 matrix [block, block] in its registers."""
+    """Warps of a program that keeps a float64 matrix [block, block] in its registers."""
     return min(16, max(4, block // 8))
 
 
 def inverses(matrices: Tensor, most: int) -> Tensor:
-    """Inverses of positive definite matrices float64 [..., S, S]; S <= most, which is a constant where S is none."""
+    """Inverses of positive definite matrices float64 [..., S, S]; S may be symbolic, `most` >= S is a constant."""
     inverse = torch.empty_like(matrices, memory_format=torch.contiguous_format)
     size = matrices.shape[-1]
     count = matrices.numel() // (size * size)
@@ -97,7 +97,7 @@ def profile_and_fit(
     previous_fit: Optional[Tensor] = None,
     share: Optional[Tensor] = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Plan, errors, exact rows, fits and missing mass, as `svg::profile_and_fit` gives them; sizes may be SymInts."""
+    """Plan, errors, exact rows, fits and missing mass, as `svg::profile_and_fit` returns them; sizes may be SymInts."""
     options = (densities, sampled_rows, adaptive, scale, when, previous)
     parts = profile_parts(query, key, value, key_mask, grid, *options, share=share, plan_rows=True)
     batch, heads, channels = query.shape[0], query.shape[1], int(value.shape[3])
@@ -117,7 +117,7 @@ def profile_and_fit(
         outputs[:, :, 0], sparse, by_rows=by_rows, invert=lambda matrices: inverses(matrices, most)
     )
     if when is not None and previous is not None and previous_fit is not None:
-        # Where kinds are kept nothing was profiled: the rows, and what followed from them, are no numbers of this step.
+        # Where kinds are kept nothing was profiled: the rows, and everything derived from them, are undefined.
         anew = when[1] != 0
         exact, left = (torch.where(anew, found, float("nan")) for found in (exact, left))
         fit = torch.where(anew, fit, kept_fit(previous_fit, previous, plan))

@@ -1,7 +1,7 @@
-"""The half-widths that each density buys (spatial, temporal, everything), and the ladder, as tables on the device.
+"""The half-widths of each density (spatial, temporal, dense), and the ladder, as tables on the device.
 
-With constant sizes they are constants of the graph. With symbolic sizes an opaque op works them out on the host when
-the sizes are known. Either way fill kernels write them: nothing is copied from the host and nothing waits for it.
+With constant sizes they are constants of the graph. With symbolic sizes an opaque op computes them on the host at run
+time. In both cases fill kernels write them: no copy from the host, no sync.
 """
 
 from __future__ import annotations
@@ -95,5 +95,5 @@ def _filled_ladders(layout: VideoLayout, densities: Sequence[float], device: tor
 
 
 def _cells(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[n] on `device`. torch.tensor(values, device=...) would copy from the host, which waits and is not captured."""
+    """[n] on `device`, by fills: torch.tensor(values, device=...) copies from the host: a sync, not capturable."""
     return torch.cat([torch.full((1,), value, dtype=dtype, device=device) for value in values])

@@ -1,8 +1,8 @@
-"""How the Triton kernels are launched: what depends on the versions of Triton and of Inductor, and arguments in common.
+"""Launches of the Triton kernels: differences between versions of Triton and Inductor, and common arguments.
 
-Every launch has one tile, so that a run is deterministic, with one exception: a graph that is compiled under Inductor's
-`max_autotune` holds several, and Inductor times them when it first runs. The choice is made while the graph is traced,
-inside Inductor's compile, and both of Inductor's caches have `max_autotune` and the tiles in their keys.
+Every launch has one tile, so that a run is deterministic, with one exception: a graph compiled under Inductor's
+`max_autotune` has several, which Inductor times at the first run. Whether to autotune is decided while the graph is
+traced, inside Inductor's compile; both of Inductor's caches have `max_autotune` and the tiles in their keys.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from svg_compile._compat.gpu import is_traced
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.triton.configs import TileConfig
 
-# Beyond it the short division of the temporal loop is no longer exact.
+# Maximum for which the division by multiplication in the temporal loop is exact.
 MAX_FRAMES = 46_000
 
 
 def launch(
     kernel: Any, grid: Callable[[Mapping[str, int]], tuple[int]], tiles: Sequence[TileConfig], *args: Any, **kwargs: Any
 ) -> None:
-    """Launch `kernel` on `grid` of its tile's constants: with its one tile, or with the best of several."""
+    """Launch `kernel` with its one tile, or with the fastest of several; `grid` maps a tile's constants to a grid."""
     if len(tiles) > 1:
         wrap_triton(_autotuned(kernel, tuple(tiles)))[grid](*args, **kwargs)
         return
@@ -39,16 +39,16 @@ def launch(
 
 
 def launcher(kernel: Any) -> Any:
-    """What `launcher(kernel)[grid](...)` launches: traceable by torch.compile; the interpreter takes kernels as is."""
+    """The kernel for `launcher(kernel)[grid](...)`, traceable by torch.compile; unwrapped in the interpreter."""
     if isinstance(kernel, InterpretedFunction):
         return kernel
     return wrap_triton(kernel)
 
 
 def autotunes(tensor: Tensor) -> bool:
-    """Whether a launch on this tensor is traced for Inductor and may be given several tiles to choose from.
+    """True if a launch on this tensor is traced for Inductor and may autotune over several tiles.
 
-    An eager launch never times anything (it may be under capture), and nothing does where results have to be the same.
+    False for eager launches, which may be under CUDA graph capture, and where results have to be deterministic.
     """
     if not is_traced(tensor):
         return False
@@ -59,7 +59,7 @@ def autotunes(tensor: Tensor) -> bool:
 
 @lru_cache(maxsize=64)
 def _autotuned(kernel: Any, tiles: tuple[TileConfig, ...]) -> Any:
-    """`kernel` with a choice of tiles. Every tile writes the same outputs in full: nothing is to be reset between."""
+    """`kernel`, autotuned over tiles. Every tile writes all outputs in full, so none needs a reset between runs."""
     configs = [
         triton.Config(_constants(kernel, tile), num_warps=tile.num_warps, num_stages=tile.num_stages) for tile in tiles
     ]
@@ -67,22 +67,23 @@ def _autotuned(kernel: Any, tiles: tuple[TileConfig, ...]) -> Any:
 
 
 def _constants(kernel: Any, tile: TileConfig) -> dict[str, int]:
-    """The tile's sizes under the names of the kernel's parameters, as far as it has them."""
+    """The tile's sizes by the names of the kernel's parameters, those that the kernel has."""
     sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_EDGE": tile.block_edge}
     return {name: size for name, size in sizes.items() if name in kernel.arg_names}
 
 
 def device_function(function: Callable[..., Any]) -> Any:
-    """`function`, a plain one that knows nothing of Triton, to be called from kernels.
+    """An ordinary Python function, in a form that kernels can call.
 
-    The interpreter runs such a function as it is, and asks of a jitted one that its module imports triton.language.
+    Jitted for the compiler. The interpreter calls the function directly: a jitted one would have to be in a module that
+    imports triton.language.
     """
     jitted = triton.jit(function)
     return function if isinstance(jitted, InterpretedFunction) else jitted
 
 
 def checked_head_dims(query: Tensor, key: Tensor, value: Tensor, frames: int) -> tuple[int, int]:
-    """(D, Dv), which are constants of a kernel; LayoutError for what the kernels cannot take."""
+    """(D, Dv), which are constants of a kernel; LayoutError for unequal dtypes or too many frames."""
     if not query.dtype == key.dtype == value.dtype:
         raise LayoutError(f"q, k and v must have one dtype, got {query.dtype}, {key.dtype} and {value.dtype}.")
     if not isinstance(frames, torch.SymInt) and frames > MAX_FRAMES:
@@ -108,7 +109,7 @@ def _two_powers(size: int) -> tuple[int, int]:
 def exponent_unit(scale: float) -> tuple[int, float]:
     """(sign, unit) with exp(scale * s) = 2 ** (unit * (sign * s)) and unit > 0; a scale of 0 has sign 0.
 
-    The kernels take row maxima of raw scores, so a scale that is not positive goes into q, where it is exact.
+    The kernels take row maxima of raw scores, which needs a positive scale: the sign goes into q, where it is exact.
     """
     return (scale > 0) - (scale < 0), abs(scale) / math.log(2) or 1.0
 

@@ -1,14 +1,14 @@
-"""Half-widths by need on CUDA and ROCm: what each rung of the ladder misses, and the choice of `kernels.widths`.
+"""Half-widths by need on CUDA and ROCm: the mass that each rung misses, and the plan by kernels/widths.py.
 
-Three kernels run behind the profile's own, without a host sync:
+Three kernels run after those of the profile, without a host sync:
 
-    missing_rows_fwd_kernel     the scores of the sampled rows once more, in the order of each kind, summed as weights
-                                outside of each half-width
+    missing_rows_fwd_kernel     recomputes the scores of the sampled rows, in the order of each kind, and sums the
+                                weights outside of each half-width
     missing_fwd_kernel          the mean square of these sums over the rows of a head
-    plan_by_need_fwd_kernel     one program a sample: the search for the price, and what is left over
+    plan_by_need_fwd_kernel     one program per sample: the bisection for the price, then the remaining pairs
 
-q, k [B, H, N, D]; ladder int32 [densities, RUNGS] and cost float32 [densities, RUNGS + 1] as `half_width.ladders` gives
-them: RUNGS holds those of both kinds, spatial ones first; the last cost of a row is the density asked.
+q, k [B, H, N, D]; ladder int32 [densities, RUNGS] and cost float32 [densities, RUNGS + 1] as `half_width.ladders`
+returns them: RUNGS counts both kinds, spatial first; the last cost of a row is the requested density.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -34,9 +34,9 @@ def missing_rows_fwd_kernel(
 ):  # fmt: skip
     """missing float32 [B * H, row tiles, SPLITS, RUNGS, BLOCK_M]: weight outside of each half-width, by split of keys.
 
-    A program takes one kind and a stretch of the blocks of the body in that kind's order: text and the first frame are
-    in every band. sums: of the profile, for the maximum and the sum of a row's dense weights. BLOCK_N is BAND or less,
-    or 16. Where plans are kept nothing is written.
+    A program processes one kind and a range of the body's blocks in that kind's order; text and the first frame are in
+    every band. sums: those of the profile, with the maximum and the sum of a row's dense weights. BLOCK_N is at most
+    BAND, or 16. Writes nothing where plans are kept.
     """
     HALF: tl.constexpr = RUNGS // 2
     # Inductor passes Python floats as float64 up to torch 2.14.
@@ -73,7 +73,7 @@ def missing_rows_fwd_kernel(
     frame = query_video // area
     query_block = band_block(band_rank(frame, query_video - frame * area, frames, area, temporal), area, BAND)
 
-    # Of the dense output, the first of the profile's three.
+    # Maximum and sum of the dense output, the first of the profile's three.
     sums += (part - split).to(tl.int64) * (6 * BLOCK_M)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -91,7 +91,7 @@ def missing_rows_fwd_kernel(
     widths = tl.load(ladder + rung)
     outside = tl.zeros([BLOCK_M, HALF], tl.float32)
     body = (frames - 1) * area
-    # All keys of a tile are of one block, so a row sees all of them or none: their sum is compared, not each.
+    # All keys of a tile are in one block, so a row attends all or none of them: one comparison for their sum.
     tiles_of_block = tl.cdiv(BAND, BLOCK_N)
     tiles = tl.cdiv(body, BAND) * tiles_of_block
     chunk = tl.cdiv(tiles, SPLITS)
@@ -117,7 +117,7 @@ def missing_fwd_kernel(
     missing, mean, when, stride_w, count, row_tiles,
     HAS_PREVIOUS: tl.constexpr, RUNGS: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """mean float32 [B * H, RUNGS]: the mean, over the sampled rows, of the square of what a rung misses."""
+    """mean float32 [B * H, RUNGS]: the mean, over the sampled rows, of the squared mass that a rung misses."""
     if HAS_PREVIOUS:
         if tl.load(when + stride_w) == 0:
             return
@@ -152,10 +152,10 @@ def plan_by_need_fwd_kernel(
     LEAST_PRICE: tl.constexpr, MOST_PRICE: tl.constexpr, STEPS: tl.constexpr, FILLS: tl.constexpr,
     SLACK: tl.constexpr,
 ):  # fmt: skip
-    """plan int32 [B * H, 2] of one sample, from errors float32 [B * H, 2], missing float32 [B * H, RUNGS] and the plan
-    with uniform half-widths, int32 [B * H, 2], as `kernels.widths.plan_by_need` makes it.
+    """plan int32 [B * H, 2] of one sample, as by `kernels.widths.plan_by_need`.
 
-    when int32 [2]; previous int32 [B * H, 2] is taken over whole where plans are kept; share float32 [B].
+    errors float32 [B * H, 2]; missing float32 [B * H, RUNGS]; uniform int32 [B * H, 2], the plan with uniform
+    half-widths; when int32 [2]; previous int32 [B * H, 2], copied where plans are kept; share float32 [B].
     """
     HALF: tl.constexpr = RUNGS // 2
     INFINITE: tl.constexpr = float("inf")
@@ -181,7 +181,7 @@ def plan_by_need_fwd_kernel(
     misses = tl.load(missing + cells + rung[None, :], mask=cell_ok, other=0.0)
     at_uniform = tl.load(missing + cells + (kind_of_rung * HALF + UNIFORM)[None, :], mask=cell_ok, other=0.0)
     error = tl.load(errors + 2 * at[:, None] + kind_of_rung[None, :], mask=cell_ok, other=0.0)
-    # Nothing is divided by 0: what misses nothing has a need of 0, and a rung below one that misses nothing has none.
+    # No division by 0: a rung that misses nothing has a need of 0; if only the uniform one misses nothing, no estimate.
     ratio = tl.where(misses > 0, misses / tl.where(at_uniform > 0, at_uniform, 1.0), 0.0)
     need = tl.where(ratio > 0, error * ratio, 0.0)
     unknown = ((misses > 0) & (at_uniform == 0)) | (error - error != 0)

@@ -1,9 +1,9 @@
-"""What the attention kernel is told besides the plan: the order of the heads, and where the hidden keys lie.
+"""Inputs of the attention kernel that follow from plan and mask: the order of the heads, and the hidden keys' range.
 
-    order int32 [B * H + 1]     the heads' numbers, longest first, so that no long head is left for the end; then a zero
+    order int32 [B * H + 1]     the heads' numbers, longest first, so that no long head runs last; then a zero
     hidden int32 [B, 2]         first hidden key and one past the last, of a key mask bool [B, N] in any strides
 
-Both are small launches before the large one: nothing is known of the plan or of the mask on the host.
+Both are small launches before the large one, because plan and mask are on the device and the host must not read them.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -40,7 +40,7 @@ def head_order_fwd_kernel(plan, order, stride_head, stride_item, batch_heads, BL
 
 @triton.jit
 def hidden_range_fwd_kernel(key_mask, hidden, stride_batch, stride_token, tokens, BLOCK: tl.constexpr):
-    """hidden int32 [B, 2]: the first hidden key and one past the last; (tokens, 0) where every key may be seen."""
+    """hidden int32 [B, 2]: the first hidden key and one past the last; (tokens, 0) if every key is visible."""
     batch = tl.program_id(0)
     key_mask += batch.to(tl.int64) * stride_batch
     first = tl.full([BLOCK], 2147483647, tl.int32)
@@ -56,5 +56,5 @@ def hidden_range_fwd_kernel(key_mask, hidden, stride_batch, stride_token, tokens
 
 @triton.jit
 def clean_end(begin, end, hidden_first, hidden_end):
-    """End of the part of [begin, end) that lies before the hidden keys; all of it where none lies inside."""
+    """End of the part of [begin, end) before the hidden keys; `end` if no hidden key is inside."""
     return tl.where((hidden_first < end) & (hidden_end > begin), tl.maximum(hidden_first, begin), end)

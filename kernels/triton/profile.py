@@ -1,20 +1,20 @@
 """`svg::profile` on CUDA and ROCm: which kind of sparse attention suits each head, from one pass over its K and V.
 
 On the sampled query rows (kernels/sampling.py) the dense output o and the spatial and temporal outputs o_s, o_t come
-from three online softmaxes over one read of K and V, split over SPLITS stretches of the keys so that the GPU is
-filled. A second kernel merges the stretches and decides, in float32:
+from three online softmaxes over one read of K and V. The keys are split into SPLITS ranges to fill the GPU; a second
+kernel merges the ranges and decides, in float32:
 
     error_kind = mean over rows and channels of (o_kind - o)^2;   the smaller wins, a tie is spatial
     an error that is not finite never wins; where neither is finite the head stays dense
 
-With half-widths by need the kernels of `need` follow, and the first kernel runs once more for what its rows are by the
-plan, where a repair is fitted on them.
+With half-widths by need the kernels of `need` follow. If a repair is fitted, the first kernel then runs again, to
+compute the sampled rows under the plan.
 
 q, k, v [B, H, N, D] of one dtype (bfloat16, float16, float32), head dims 16 to 256, any strides; key_mask bool [B, N]
 or None; plan int32 [B, H, 2] = (kind, half-width in blocks). No host sync, no random numbers, no host-to-device copy.
 `when` and `previous` (kernels/ops.py) are read on the device: where the kinds of `previous` are kept, the first kernel
-returns at once and the second takes them over. Without them the kernels are compiled as if there were no such thing.
-The three outputs keep their own maxima: with a shared one, a band far below the dense maximum would underflow to 0.
+returns at once and the second copies them. Without these arguments the kernels are compiled without that branch. Each
+of the three outputs has its own maximum: with a shared one, a band far below the dense maximum would underflow to 0.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -51,11 +51,11 @@ _MERGE_ROWS = 16
 
 
 class Parts(NamedTuple):
-    """What a profile finds: plan int32 [B, H, 2], errors float32 [B, H, 2], missing float32 [B, H, 2, rungs], without
-    rungs where half-widths are uniform, and the parts of its outputs.
+    """The result of a profile: plan int32 [B, H, 2], errors float32 [B, H, 2], missing float32 [B, H, 2, rungs] (no
+    rungs with uniform half-widths), and the partial outputs of the sampled rows.
 
-    partial and sums: as `profile_rows_fwd_kernel` writes them, of `rows` rows in `row_tiles` tiles of `block_m`; the
-    sparse output of each head's kind is of the plan's half-width if `plan_rows` was asked for, else of the uniform one.
+    partial and sums: as `profile_rows_fwd_kernel` writes them, for `rows` rows in `row_tiles` tiles of `block_m`; the
+    sparse output of each head's kind has the plan's half-width with `plan_rows`, else the uniform one.
     """
 
     plan: Tensor
@@ -92,8 +92,8 @@ def profile_parts(
 ) -> Parts:
     """Profile q, k, v [B, H, N, D].
 
-    when int32 [2], previous int32 [B, H, 2], share float32 [B], in any strides; see the module. plan_rows: the rows'
-    outputs are needed by the plan's half-widths. Sizes may be SymInts.
+    when int32 [2], previous int32 [B, H, 2], share float32 [B], in any strides; see the module. plan_rows: compute the
+    sampled rows' outputs at the plan's half-widths, too. Sizes may be SymInts.
     """
     frames, height, width, text_len, text_first, block = grid
     batch, heads = query.shape[0], query.shape[1]
@@ -104,14 +104,14 @@ def profile_parts(
     count = torch.sym_min(sampled_rows, video)
     row_tiles = cdiv(count, block_m)
     sampled = sampled_video_token(torch.arange(count, device=query.device), count, video)
-    # One buffer, for it stands in for what is not given, too.
+    # One buffer, as it is also passed in place of absent optional tensors.
     widths = in_one_buffer(half_widths(grid, densities, query.device))
     parts = batch * heads * row_tiles * splits
     partial = query.new_empty(parts, 3, block_m, value_dim, dtype=torch.float32)
     sums = query.new_empty(parts, 3, 2, block_m, dtype=torch.float32)
     plan = query.new_empty(batch, heads, 2, dtype=torch.int32)
     errors = query.new_empty(batch, heads, 2, dtype=torch.float32)
-    # A previous plan is of no use without the word that it is to be kept.
+    # `previous` is read only together with `when`.
     stages = {"HAS_WHEN": when is not None, "HAS_PREVIOUS": when is not None and previous is not None}
     stage = widths if when is None else when
     before = widths if previous is None else previous.reshape(batch * heads, 2)
@@ -146,7 +146,7 @@ def profile_parts(
 
     rungs, cost = ladders(grid, densities, query.device)
     missing = query.new_empty(parts, _RUNGS, block_m, dtype=torch.float32)
-    # No tile has keys of two blocks; a product takes at least 16.
+    # A tile's keys are in one block; tl.dot takes at least 16.
     tile = replace(tiles[0], block_n=max(16, min(tiles[0].block_n, block)))
     launch(
         missing_rows_fwd_kernel, lambda meta: (2 * parts,), (tile,),

@@ -27,7 +27,7 @@ def store_kind(
     partial, sums, peak, total, out_low, out_high, unit,
     VALUE_DIM: tl.constexpr, VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Write one kind's part: maximum in units of log2, sum, and unscaled output."""
+    """Write one kind's partial result: maximum in units of log2, sum, and unscaled output."""
     row = tl.arange(0, BLOCK_M)
     row_ok = row >= 0
     tl.store(sums + row, peak * unit)
@@ -53,9 +53,9 @@ def profile_rows_fwd_kernel(
 ):  # fmt: skip
     """partial float32 [B * H, row tiles, SPLITS, 3, BLOCK_M, Dv] and sums [B * H, row tiles, SPLITS, 3, 2, BLOCK_M].
 
-    widths int32 [densities, 3], when int32 [2]. BY_PLAN: only the output by plan, int32 [B * H, 2], in place of that of
-    its kind; heads that run dense, or at the half-width of `widths`, have it already. Where plans are kept nothing is
-    written.
+    widths int32 [densities, 3], when int32 [2]. BY_PLAN: compute only the output under `plan`, int32 [B * H, 2], and
+    overwrite that of the head's kind; heads that run dense, or at the half-width in `widths`, have it already. Writes
+    nothing where plans are kept.
     """
     # Inductor passes Python floats as float64 up to torch 2.14.
     unit = tl.cast(unit, tl.float32)
@@ -77,7 +77,7 @@ def profile_rows_fwd_kernel(
     if BY_PLAN:
         kind = tl.load(plan + 2 * batch_head)
         plan_width = tl.load(plan + 2 * batch_head + 1)
-        # Then no key is read and nothing stored. (An early return costs registers on some architectures.)
+        # Heads that have it read no key and store nothing. (An early return costs registers on some architectures.)
         has_it = plan_width == tl.load(widths + kind)
         tokens = tl.where(has_it, 0, tokens)
     query += batch * stride_qb + head * stride_qh

@@ -4,8 +4,8 @@
     x[sampled] = exact                where exact is not NaN
 
 x [B, H, N, D] in bfloat16, float16 or float32; fit float32 [B, H, D + 2, D] = (W, mean x, mean y); exact float32
-[B, H, R, D]. Products are of float32 and never of TF32. A program has its rows to itself and reads
-all of them before it writes one.
+[B, H, R, D]. Products are in float32, never TF32. No two programs share a row, and a program reads all its rows before
+it writes one.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -25,7 +25,7 @@ from svg_compile.kernels.triton.tiles import load_rows, store_rows
 
 
 def repair_tile(channels: int) -> TileConfig:
-    """Rows and inner channels of a program, and its warps: what holds the products in registers without spills."""
+    """Rows, inner channels and warps of a program, such that its products fit into registers without spills."""
     if channels <= 64:
         return TileConfig(32, 32, 4, 3)
     return TileConfig(32, 32, 8, 3) if channels <= 128 else TileConfig(32, 16, 8, 3)
@@ -42,14 +42,14 @@ def moved_rows(
     x = load_rows(base, token, token_ok, stride_n, stride_d, FIRST, WIDTH, VALUE_DIM, True).to(tl.float32)
     moved = x + (change + mean_y[None, :])
     if base.dtype.element_ty == tl.float16:
-        # A sum of finite numbers stays finite: nothing else of these dtypes can overflow.
+        # A sum of finite numbers must stay finite; of the supported dtypes only float16 can overflow.
         moved = tl.where(moved != moved, moved, tl.minimum(tl.maximum(moved, -65504.0), 65504.0))
     store_rows(base, moved, token, token_ok, stride_n, stride_d, FIRST, WIDTH, VALUE_DIM)
 
 
 @triton.jit
 def change_of(near, fit, inner, FIRST: tl.constexpr, WIDTH: tl.constexpr, VALUE_DIM: tl.constexpr, change):
-    """Add what some channels of x, less their means, change in channels FIRST, FIRST + 1, ..."""
+    """Add to `change` the product of `near`, the centred channels `inner` of x, with W's columns from FIRST on."""
     channel = FIRST + tl.arange(0, WIDTH)
     there = (inner < VALUE_DIM)[:, None] & (channel < VALUE_DIM)[None, :]
     matrix = tl.load(fit + inner[:, None] * VALUE_DIM + channel[None, :], mask=there, other=0.0)
@@ -62,7 +62,7 @@ def repair_fwd_kernel(
     VALUE_DIM: tl.constexpr, VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr,
     INNER: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M video rows of one head, in place; mapped int32 [B * H]: whether a head is repaired."""
+    """Repair BLOCK_M video rows of one head in place; mapped int32 [B * H], not 0 for heads to repair."""
     batch_head = (tl.program_id(0) // row_tiles).to(tl.int64)
     if tl.load(mapped + batch_head) == 0:
         return
@@ -82,7 +82,7 @@ def repair_fwd_kernel(
         low = change_of(near, fit, inner, 0, VALUE_LOW, VALUE_DIM, low)
         if VALUE_HIGH > 0:
             high = change_of(near, fit, inner, VALUE_LOW, VALUE_HIGH, VALUE_DIM, high)
-    # No warp may write a row that another one has still to read.
+    # No warp may write a row before every other warp has read it.
     tl.debug_barrier()
     moved_rows(out, low, fit, token, token_ok, stride_n, stride_d, 0, VALUE_LOW, VALUE_DIM)
     if VALUE_HIGH > 0:

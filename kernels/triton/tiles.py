@@ -1,12 +1,12 @@
-"""What the Triton kernels share: the mask's one definition under `triton.jit`, token addressing, row loads.
+"""Shared by the Triton kernels: the mask's one definition under `triton.jit`, token addressing, row loads.
 
-A head's keys are named by their *rank* in the head's order of the body (all frames but the first, M = (F - 1) * S
+A head's keys are addressed by their *rank* in the head's order of the body (all frames but the first, M = (F - 1) * S
 tokens, S = area). For the temporal order
 
     rank r  ->  place p = r // (F - 1),  frame f = r % (F - 1) + 1,  token = video_start + f * S + p
 
-and for the spatial order token = video_start + S + r. Both are one multiplication and a shift away from the rank, so
-that no permuted copy and no index table exists. Token numbers are int32; they are widened before a stride is applied.
+and for the spatial order token = video_start + S + r. A few integer operations turn a rank into a token, so neither a
+permuted copy nor an index table is needed. Token numbers are int32 and widened before a stride is applied.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -18,7 +18,7 @@ import triton.language as tl
 from svg_compile import mask
 from svg_compile.kernels.triton.launch import device_function
 
-# The names have to stay those of the functions: Inductor writes the sources out under them.
+# The names must be those of the functions: Inductor writes out their sources under these names.
 band_rank = device_function(mask.band_rank)
 band_block = device_function(mask.band_block)
 attends = device_function(mask.attends)
@@ -26,7 +26,7 @@ attends = device_function(mask.attends)
 
 @triton.jit
 def body_offset(rank, frames, area, temporal):
-    """Token, counted from the first token of frame 1, that has this rank >= 0 in the head's order: exact, any rank."""
+    """The token of rank >= 0 in the head's order, counted from the first token of frame 1; exact for any rank."""
     span = tl.maximum(frames - 1, 1)
     place = rank // span
     return tl.where(temporal, (rank - place * span) * area + place, rank)
@@ -44,7 +44,7 @@ def load_rows(
     CHANNELS: tl.constexpr,
     CHECK_TOKENS: tl.constexpr,
 ):
-    """Rows [len(token), WIDTH] of channels FIRST, FIRST + 1, ...; what is not there or not ok is 0, unread."""
+    """Rows [len(token), WIDTH] of channels FIRST, FIRST + 1, ...; out of range or not ok gives 0 without a read."""
     channel = FIRST + tl.arange(0, WIDTH)
     rows = token.to(tl.int64) * stride_token
     pointer = base + rows[:, None] + (channel.to(tl.int64) * stride_channel)[None, :]
@@ -89,7 +89,7 @@ def scores(
     CHANNELS: tl.constexpr,
     CHECK_TOKENS: tl.constexpr,
 ):
-    """Q K^T of one tile, float32 [rows, keys], unscaled. The channels come as LOW and, where HIGH > 0, HIGH more."""
+    """Q K^T of one tile, float32 [rows, keys], unscaled. Channels are split into LOW and, where HIGH > 0, HIGH more."""
     key = load_rows(base, token, token_ok, stride_token, stride_channel, 0, LOW, CHANNELS, CHECK_TOKENS)
     result = tl.dot(query_low, tl.trans(key), input_precision="ieee")
     if HIGH > 0:
@@ -100,11 +100,11 @@ def scores(
 
 @triton.jit
 def softmax_step(score, visible, peak, total, unit, CHECKED: tl.constexpr):
-    """One step of the online softmax in base 2: (weights, old rows' factor, peak, total).
+    """One step of the online softmax in base 2: (weights, factor of earlier tiles, peak, total).
 
-    score is raw, `unit` = |scale| * log2(e) > 0, so the scale costs nothing: exp2(score * unit - peak * unit) is one
-    fused multiply-add and one exp2. peak is the row maximum of the raw scores. CHECKED: `visible` masks, and a row may
-    have seen nothing yet, where -inf - -inf must not become NaN.
+    score is raw, `unit` = |scale| * log2(e) > 0, so the scale is free: exp2(score * unit - peak * unit) is one fused
+    multiply-add and one exp2. peak is the row maximum of the raw scores. CHECKED: `visible` masks, and a row may have
+    no visible key yet, where -inf - -inf must not become NaN.
     """
     if CHECKED:
         score = tl.where(visible, score, float("-inf"))
@@ -124,7 +124,7 @@ def key_tile(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
     VALUE_LOW: tl.constexpr, VALUE_HIGH: tl.constexpr, CHECKED: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of keys. `key` and `value` point at token 0 of `token`; CHECKED: token_ok and visible count."""
+    """Add one tile of keys. `key`, `value`: pointers to the token that `token` counts from; CHECKED: use the masks."""
     score = scores(query_low, query_high, key, token, token_ok, stride_kn, stride_kd, LOW, HIGH, HEAD_DIM, CHECKED)
     weight, factor, peak, total = softmax_step(score, visible, peak, total, unit, CHECKED)
     weight = weight.to(value.dtype.element_ty)

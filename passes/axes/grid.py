@@ -2,6 +2,7 @@
 
 query, key, value  [11 | 5*7*3]     ->  Grid(5, 7, 3, text_len=11, text_first=True)
 query [5*3*7], of an input 5, 7, 3  ->  UNKNOWN_GRID: its axes were swapped
+query [5*7*3], key [11 | 5*7*3]     ->  the keys' grid, of which 11 tokens are no queries
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from svg_compile._compat.sizes import equal, holds, size_hint
+from svg_compile._compat.sizes import at_most, equal, holds, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, joined, length, same_axis
+from svg_compile.passes.axes.part_of_keys import Part, part_of, with_keys_beside, worth_it
 from svg_compile.passes.axes.read_grid import Grid, Refusal, read_grid, same_grid
 from svg_compile.passes.axes.segments import lost_to, made_before_a_break, segments_of, video_of, why_unknown
 from svg_compile.passes.axes.selections import whole_of
@@ -27,7 +29,7 @@ def grid_of(
     """The grid of one run, or why there is none. marked: the grid that the whole model has, of a block's graph."""
     query, key, value = (axes[-2] for axes in (visit.query, visit.key, visit.value))
     if not holds(equal, *tokens):
-        return Refusal(Reason.CROSS_ATTENTION, _more_keys(query, key))
+        return _grid_of_part(visit, tokens, config, marked)
     given = _given_grid(config, tokens[0], query) if marked is None else _marked_grid(marked, tokens[0])
     too_short = _too_short(config, tokens[0], given)
     if not (same_axis(query, key) and same_axis(key, value)):
@@ -56,15 +58,40 @@ def grid_of(
 _APART = "query, key and value come from different inputs, which may hold the same tokens"
 
 
-def _more_keys(query: Axis, key: Axis) -> str:
-    """What the keys have beside the queries' own tokens; "" where these are not among them."""
-    keys = segments_of(key)
-    pieces = [atom.piece.whole for atom in atoms_of(query) if atom.piece is not None]
-    if len(pieces) == 1 and same_axis(pieces[0], key):
-        return "the queries are some of the keys' tokens"
-    if not all(any(same_axis(one, other) for other in keys) for one in segments_of(query)):
-        return ""
-    return "the keys are the queries' tokens and others beside them"
+def _grid_of_part(
+    visit: AttentionAxes, tokens: tuple[Any, Any], config: SvgConfig, marked: Grid | None
+) -> Grid | Refusal:
+    """The grid where there are not as many queries as keys: the queries may be a part of the keys' tokens."""
+    query, key, value = (axes[-2] for axes in (visit.query, visit.key, visit.value))
+    part = part_of(query, key) if same_axis(key, value) else None
+    fits = marked is not None and holds(equal, marked.tokens, tokens[1]) and holds(equal, marked.queries, tokens[0])
+    if part is None:
+        proven = _other_tokens(visit.query, visit.key) or _other_tokens(visit.query, visit.value)
+        if marked is not None and fits and not proven:
+            return marked
+        beside = Part(tokens[1] - tokens[0], 0)
+        why = lost_to(query) if holds(at_most, *tokens) and worth_it(beside, tokens[1]) else None
+        return Refusal(Reason.CROSS_ATTENTION if why is None else Reason.UNKNOWN_GRID, why or "")
+    if not worth_it(part, tokens[1]):
+        queries, keys = map(size_hint, tokens)
+        more = f"the queries are {queries} of the keys' {keys} tokens, too few to be computed with the others"
+        return Refusal(Reason.CROSS_ATTENTION, more)
+    own_keys, own_values = ((*axes[:-2], query, axes[-1]) for axes in (visit.key, visit.value))
+    own = grid_of(replace(visit, key=own_keys, value=own_values), (tokens[0], tokens[0]), config)
+    if isinstance(own, Refusal):
+        hidden = own.reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID)
+        same_part = marked is not None and all(map(_same, part, marked.unasked))
+        return marked if marked is not None and hidden and fits and same_part else own
+    found = with_keys_beside(own, part)
+    if not holds(equal, found.tokens, tokens[1]):
+        return Refusal(Reason.UNKNOWN_GRID, "the segments do not add up to the keys")
+    if marked is not None and not same_grid(found, marked):
+        return Refusal(Reason.LAYOUT_CONFLICT, f"found {show(query)}")
+    return found
+
+
+def _same(left: Any, right: Any) -> bool:
+    return holds(equal, left, right)
 
 
 def _other_tokens(query: tuple[Axis, ...], other: tuple[Axis, ...]) -> bool:
@@ -104,7 +131,7 @@ def _unbatched(visit: AttentionAxes) -> bool:
 
 def _marked_grid(marked: Grid, tokens: Any) -> Grid | None:
     """The grid of the whole model, where it is as long as the sequence."""
-    fits = holds(equal, marked.tokens, tokens) and not holds(equal, marked.frames, 1)
+    fits = _same(marked.queries, tokens) and _same(marked.tokens, tokens) and not _same(marked.frames, 1)
     return marked if fits else None
 
 

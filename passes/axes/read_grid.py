@@ -26,7 +26,8 @@ class Grid:
     text_len: tokens beside the video, which are seen by all and see all. before: of these, the ones in front of the
     video where there are some on both sides: to be attended, they are moved behind all others. note: what the report
     says of them, where they are not text on one side. by_numbers: the values of an input that numbers the frames told
-    how many of them are the video.
+    how many of them are the video. unasked: of the keys' sequence, which this is the grid of, how many at its beginning
+    and at its end are no queries.
     """
 
     frames: Any
@@ -37,6 +38,7 @@ class Grid:
     note: str = ""
     before: Any = 0
     by_numbers: bool = False
+    unasked: tuple[Any, Any] = (0, 0)
 
     @property
     def sizes(self) -> tuple[Any, Any, Any, Any]:
@@ -50,6 +52,16 @@ class Grid:
     def moves(self) -> bool:
         """Whether the tokens in front are moved."""
         return not (isinstance(self.before, int) and self.before == 0)
+
+    @property
+    def of_part(self) -> bool:
+        """Whether there are keys that are no queries."""
+        return not all(isinstance(count, int) and count == 0 for count in self.unasked)
+
+    @property
+    def queries(self) -> Any:
+        """How many of the tokens are queries."""
+        return self.tokens - self.unasked[0] - self.unasked[1]
 
 
 @dataclass(frozen=True)
@@ -66,12 +78,13 @@ def same_grid(left: Grid | None, right: Grid | None) -> bool:
         return False
     if left.text_first is not right.text_first and not (left.text_len is right.text_len == 0):
         return False
-    return all(holds(equal, a, b) for a, b in zip((*left.sizes, left.before), (*right.sizes, right.before)))
+    sizes = ((*grid.sizes, grid.before, *grid.unasked) for grid in (left, right))
+    return all(holds(equal, a, b) for a, b in zip(*sizes))
 
 
 # Of a sequence, what may be attended in full beside the video, in tenths. At three of them half of all pairs are: more
 # is not worth a plan.
-_OPEN_TENTHS = 3
+OPEN_TENTHS = 3
 
 
 def read_grid(axis: Axis, unbatched: bool, rises: Mapping[str, int]) -> Grid | Refusal:
@@ -104,7 +117,7 @@ def read_grid(axis: Axis, unbatched: bool, rises: Mapping[str, int]) -> Grid | R
         return Refusal(Reason.SINGLE_FRAME)
     in_front, behind = (sum(length(segment) for segment in side) for side in (before, after))
     beside = in_front + behind
-    if others and not settled(at_most, 10 * beside, _OPEN_TENTHS * (beside + video.tokens)):
+    if others and not settled(at_most, 10 * beside, OPEN_TENTHS * (beside + video.tokens)):
         return Refusal(Reason.SEVERAL_GRIDS, f"{size_hint(beside)} of {size_hint(length(axis))} tokens are beside it")
     both = bool(before and after)
     note = _note(before, after, size_hint(beside) / size_hint(length(axis))) if others or both else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,14 @@ def shape_of(shape: Any, grid: Any, asked: dict[str, Any]) -> Any:
 
 
 def transformer(
-    model: str | None, device: str | None, threads: int | None, json_file: Path | None, **asked: Any
+    model: str | None,
+    latents: Any,
+    device: str | None,
+    threads: int | None,
+    json_file: Path | None,
+    **asked: Any,
 ) -> tuple[Any, Any, Path | None]:
+    """The model in the size asked for, the options and where to store the results of `bench block` and `forward`."""
     from svg_compile.bench.models import MODELS
     from svg_compile.bench.transformer import Options
     from svg_compile.config import split_options
@@ -68,7 +75,8 @@ def transformer(
     except SvgError as error:
         raise usage(error) from error
     place = place_of(device, threads)
-    return MODELS[model or ("hunyuanvideo" if place.type == "cuda" else "small")], Options(place, **asked), json_file
+    chosen = MODELS[model or ("hunyuanvideo" if place.type == "cuda" else "small")]
+    return replace(chosen, latents=latents or chosen.latents), Options(place, **asked), json_file
 
 
 def finish(results: list[dict[str, Any]], json_file: Path | None) -> None:

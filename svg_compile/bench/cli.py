@@ -122,6 +122,9 @@ def _model_options(command: Any) -> Any:
                 show_default=True,
                 help="Share of the pairs to compute.",
             ),
+            click.option(
+                "--latents", type=Grid(), metavar="FxHxW", help="Size of the latents, before patches. [default: 720p]"
+            ),
             click.option("--mode", default="default", show_default=True, help="Of torch.compile, for both."),
             click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Turns."),
             _seconds,
@@ -142,6 +145,11 @@ def _model_options(command: Any) -> Any:
     show_default=True,
     help="Compile with empty and with full caches too; takes five more compiles.",
 )
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Time one forward of each, under the profiler, after one that compiles: for sizes that take minutes a run.",
+)
 @_model_options
 def block(**asked: Any) -> None:
     """Time a real model of one block, random weights: dense by inductor, sparse by svg, part by part.
@@ -150,6 +158,7 @@ def block(**asked: Any) -> None:
 
     \b
       svg-compile bench block --model wan-14b --json block.json
+      svg-compile bench block --model wan-14b --latents 21x60x104 --once
     """
     from svg_compile.bench.transformer import measure_blocks
 

@@ -32,7 +32,11 @@ DENSE_SHARES = (0.1, 0.25)
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. compile_times: compile a block with empty and with full caches too; takes several compiles."""
+    """How to measure.
+
+    compile_times: compile a block with empty and with full caches too; takes several compiles. once: time each variant
+    in one forward, under the profiler, after the one that compiles it, in the place of `repeats` turns.
+    """
 
     device: torch.device
     dtype: str = "bfloat16"
@@ -41,6 +45,7 @@ class Options:
     mode: str = "default"
     compile_times: bool = True
     seconds: float = math.inf
+    once: bool = False
 
 
 def measure_blocks(
@@ -52,7 +57,7 @@ def measure_blocks(
     """
     results: list[dict[str, Any]] = []
     for kind, (settings, count) in model.blocks.items():
-        result = _measure(model, dict(settings), options, 0, options.compile_times)
+        result = _measure(model, dict(settings), options, 0, options.compile_times and not options.once)
         result |= {"benchmark": "block", "model": f"{model.name}, {kind}", "count": count, "projected": []}
         results.append(result)
         if keep is not None:
@@ -121,8 +126,7 @@ def _measure(
         calls = {name: _forward(each(), target) for name, each in make.items()}
         difference = _difference(calls)
         before = clocks(options.device, calls["dense"])
-        times = interleaved(calls, options.repeats, options.device, options.seconds)
-        profiled = {name: parts(call, options.device, model.ffn) for name, call in calls.items()}
+        times, profiled = _timed(calls, model, options)
         found = {
             name: _variant(times[name], profiled[name], _peak(call, options.device), *seconds[name])
             for name, call in calls.items()
@@ -133,6 +137,7 @@ def _measure(
     return {
         **found,
         "speedup": times["sparse"].speedup_over(times["dense"]),
+        "latents": list(model.latents),
         "tokens": max(site.tokens for site in sites),
         "layers": len(sites),
         "density": options.density,
@@ -146,6 +151,15 @@ def _measure(
         "clocks": [before, after],
         "machine": machine(options.device),
     }
+
+
+def _timed(
+    calls: dict[str, Callable[[], Any]], model: Model, options: Options
+) -> tuple[dict[str, Times], dict[str, Parts]]:
+    """How long each call takes, and its parts; with `options.once` both of the same forward."""
+    turns = {} if options.once else interleaved(calls, options.repeats, options.device, options.seconds)
+    profiled = {name: parts(call, options.device, model.ffn) for name, call in calls.items()}
+    return turns or {name: Times((sum(each.ms.values()),)) for name, each in profiled.items()}, profiled
 
 
 def _variant(

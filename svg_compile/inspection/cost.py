@@ -129,9 +129,11 @@ def site_cost(site: Site, config: SvgConfig) -> SiteCost:
         tuple(band_for(site, density, kind) for density in config.densities)
         for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL)
     )
-    profile = pairs * min(config.sampled_rows, site.tokens) * site.tokens // config.profile_every
+    # Keys that are no queries are computed as if they were.
+    full = pairs * site.layout.tokens**2
+    profile = pairs * min(config.sampled_rows, site.layout.video) * site.layout.tokens // config.profile_every
     least = (min(bands, key=lambda band: band.density).density for bands in zip(spatial, temporal))
-    return SiteCost(dense, tuple(round(share * dense) + profile for share in least), spatial, temporal)
+    return SiteCost(dense, tuple(round(share * full) + profile for share in least), spatial, temporal)
 
 
 def band_for(site: Site, density: float, kind: HeadKind) -> Band:

@@ -120,6 +120,7 @@ class TracedCalls:
             detail=detail,
             stack=stack(),
             before=found.before if isinstance(found, Grid) else 0,
+            unasked=found.unasked if isinstance(found, Grid) else (0, 0),
         )
         self._note(_BETWEEN, site)
 

@@ -37,7 +37,7 @@ from svg_compile._compat.graphs import version_of
 from svg_compile._compat.pytree import tree_flatten
 from svg_compile.inspection.held_tensors import held_tensors
 from svg_compile.inspection.opened import opened, tensors_in
-from svg_compile.passes.coordinates import ids_of, raster_seen, rise_seen
+from svg_compile.passes.position_inputs import ids_of, raster_seen, rise_seen
 
 # A grid is a few numbers; longer attributes are data.
 _FEW = 16

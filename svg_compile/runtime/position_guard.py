@@ -1,7 +1,7 @@
 """A rewrite that builds on the values of position inputs holds for those values alone: this looks at each call's.
 
 Dynamo guards no values of tensors. A call whose positions are another grid, or none, runs dense. Looking costs nothing
-in a denoising loop, which passes the same tensor at each step (`svg_compile.passes.coordinates.raster_seen`).
+in a denoising loop, which passes the same tensor at each step (`svg_compile.passes.position_inputs.raster_seen`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from svg_compile.passes.coordinates import Found, Ids, Positions, Rise
+from svg_compile.passes.coordinates import Ids, Rise
+from svg_compile.passes.position_inputs import Found, Positions
 
 
 class PositionGuard:

@@ -129,6 +129,6 @@ ROWS = (
         lambda: {"prompt": "a dog", "negative_prompt": "bad", "height": 112, "width": 48, "num_frames": 17,
                  "use_system_prompt": False, "add_resolution_template": False, "add_duration_template": False,
                  "guidance_scale": 1.0}, tokens=105, whole="dense", blocks="dense", attached=False,
-        note="video queries look at text and video keys, joined: no self-attention; `attach` finds no denoiser, as its "
-             "forward takes no `timestep`"),
+        note="writes text and video into one buffer at indices that are inputs (`aten.index_put_`), so that the grid "
+             "is not proven; `attach` finds no denoiser, as its forward takes no `timestep`"),
 )  # fmt: skip

@@ -63,8 +63,6 @@ MASK = torch.ones(B, 1, FRAMES, HEIGHT, WIDTH)
 PACKED = torch.randn(B, N, C)
 
 # Each registers its models.
-for part in (
-    *("in_order", "reordered", "rebuilt", "written", "filled", "not_one_video", "pieces", "beside", "counted"),
-    "squares",
-):
+PARTS = ("in_order", "reordered", "rebuilt", "written", "filled", "not_one_video", "pieces", "padded", "beside")
+for part in (*PARTS, "counted", "squares", "part_of_keys"):
     importlib.import_module(f"{__name__}.{part}")
