@@ -13,24 +13,23 @@ import torch
 from test_ulysses import processes
 
 SCRIPT = Path(__file__).resolve().parent / "sharded.py"
-pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-# The others are among the slow tests: each starts two processes.
-_QUICK = ("FSDP2", "blocks")
+# Each starts two processes; what they rest on is checked in one by tests/test_spread_clone.py.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+]
 
 
 @pytest.mark.parametrize(
     ("companion", "how"),
     [
-        pytest.param(*pair, marks=[pytest.mark.slow] * (pair != _QUICK))
-        for pair in (
-            ("FSDP2", "whole"),
-            ("FSDP2", "blocks"),
-            ("FSDP2 with text", "whole"),
-            ("FSDP2 with text", "blocks"),
-            ("DDP", "whole"),
-            ("DDP", "blocks"),
-            ("tensor parallel", "blocks"),
-        )
+        ("FSDP2", "whole"),
+        ("FSDP2", "blocks"),
+        ("FSDP2 with text", "whole"),
+        ("FSDP2 with text", "blocks"),
+        ("DDP", "whole"),
+        ("DDP", "blocks"),
+        ("tensor parallel", "blocks"),
     ],
 )
 def test_each_process_is_sparse_and_equals_one_process(companion: str, how: str) -> None:
@@ -42,7 +41,6 @@ def test_each_process_is_sparse_and_equals_one_process(companion: str, how: str)
         assert each["sparsity"] > 5e-3
 
 
-@pytest.mark.slow
 def test_tensor_parallel_compiled_whole_is_dense_and_says_what_to_do() -> None:
     for each in processes("tensor parallel", "whole", script=SCRIPT):
         assert each["sparse"] == [0, 0, 0]
