@@ -51,7 +51,7 @@ test-companions: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(COMPANIONS) \
 		-c constraints.txt bitsandbytes cache-dit gguf ninja optimum-quanto torchao
 	PYTHONPATH=$(COMPANIONS) $(BIN)/python -m pytest -n $(JOBS) tests/test_quantised.py tests/test_step_caches.py \
-		tests/test_companions.py tests/test_composed.py tests/test_ulysses.py tests/test_examples.py
+		tests/test_companions.py tests/test_composed.py tests/test_ulysses.py tests/test_sharded.py tests/test_examples.py
 
 # The page says what the tests check: it is written only where all of it was found so. Without --run it is only written.
 models-page: $(INSTALLED)

@@ -23,9 +23,8 @@ _AND = (operator.and_, torch.logical_and, torch.bitwise_and, "logical_and", "bit
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Which tokens are hidden. rows: the node bool [B or 1, 1, 1 or N, N], all rows alike, True where a key may be
-    seen, or floating point, 0 there; pairs: the node that joined it with its transpose, None where keys alone are
-    hidden.
+    """Which tokens are hidden. rows: the node bool [B or 1, 1, 1 or N, N], all rows alike, True for visible keys,
+    or floating point, 0 for those; pairs: the node that joined it with its transpose, None where keys alone are hidden.
     """
 
     rows: fx.Node

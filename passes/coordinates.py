@@ -1,16 +1,16 @@
-"""Positions that a model is given as an input, read by their values: are they the raster of a video?
+"""Positions that are an input of a model, read by their values: are they the raster of a video?
 
-Models that take packed latents [B, N, C] are given one position a token beside them, as [B, 3, N, 2] bounds in pixels
+Models that take packed latents [B, N, C] also take one position per token, as [B, 3, N, 2] bounds in pixels
 and seconds, [B, N, 3] or [N, 3] ids. A graph cannot show what such a tensor holds; its values can, outside of it:
 
     tokens    n = (f * height + h) * width + w
     raster    the first component depends on f alone and rises with it, the second on h alone, the third on w alone
 
 at any patch size, frame rate or offset. Tokens of conditions may stand in front of it and behind it, with coordinates
-of their own: the video is the longest run of tokens whose coordinates go on rising. Where a model is given the numbers
-of its frames, [F], frames may stand behind the video that are none of it: there the numbers do not go on rising. What
-stands beside positions in a model, ids of text say, is as good as a constant once its values are looked at. Whoever
-builds on values must look again at each call: others are another grid.
+of their own: the video is the longest run of tokens whose coordinates go on rising. Where the numbers of the
+frames, [F], are an input, frames behind the video need not be part of it: there the numbers stop rising. An input that
+is concatenated with positions, ids of text say, is a constant once its values were read. Code that builds on values
+must read them again at each call: other values are another grid.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from svg_compile._compat.graphs import known_value
 # (time, row, column), and at most one more component, which is the same for all tokens.
 _COMPONENTS = (3, 4)
 _FEWEST_TOKENS = 8
-# Of all tokens, what a video must be, in tenths: more beside it is not worth attending in full (`axes.read_grid`).
+# The least share of the tokens that a video must have, in tenths: more open tokens are not worth it (`axes.read_grid`).
 _LEAST_TENTHS = 7
 _FEWEST_FRAMES, _MOST_FRAMES = 2, 4096
 # More are no positions of a video that fits a machine.
@@ -126,7 +126,7 @@ def _first_change(values: Tensor) -> int:
 class Rise:
     """Whole numbers [F], one a frame, of which the first `frames` rise: all, or the next one does not.
 
-    What stands there is no next frame: a reference that is given the time of another, behind the video.
+    The tokens there are no next frame: a reference behind the video that has the time of another frame.
     """
 
     frames: int
@@ -145,7 +145,7 @@ def rise_of(positions: Tensor) -> Rise | None:
 
 @dataclass(frozen=True)
 class Ids:
-    """Whole numbers that stand beside positions, known by their hash: equal ones are one constant."""
+    """Whole numbers that are concatenated with positions, identified by a hash: equal ones are one constant."""
 
     digest: bytes
 

@@ -48,7 +48,7 @@ class PlanPorts:
     grids: of each the (frames, height, width, text_len, text_first, block), None for a size that is symbolic.
     outputs: how many outputs are the graph's own.
     staged: whether the graph takes `when` after its own inputs, and then a `previous` for each of `shapes`.
-    fits: whether fits are led out beside plans and errors, and taken in after all of `shapes`.
+    fits: whether fits are outputs next to plans and errors, and inputs after all of `shapes`.
     shared: whether the missing mass is led out behind plans and errors, and `shares` taken in after all else.
     sizes: how many symbolic sizes of `grids`, in their order, are the last outputs.
     inputs: examples of those inputs.
@@ -72,7 +72,7 @@ def ports_of(graph_module: fx.GraphModule) -> PlanPorts:
 
 
 def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any) -> None:
-    """Add the ports for every `svg::profile` of the graph itself; lints and recompiles it. Child graphs keep theirs."""
+    """Add the ports for every `svg::profile` of the graph itself; lints and recompiles it, not child graphs."""
     graph = graph_module.graph
     profiles = [node for node in graph.nodes if node.op == "call_function" and node.target in _PROFILES]
     keeps = config.profile_every > 1

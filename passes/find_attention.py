@@ -4,7 +4,7 @@
     after    a `Candidate` a call: the operands, the grid and the key mask, or a `Reason`
 
 Rewritten only where everything is proven: key and value run over one sequence, query over the same or a part of it, and
-that is one video grid in raster order with text or little else beside it; the mask is none or hides keys alone; no
+that is one video grid in raster order with text or few other tokens around it; the mask is none or hides keys alone; no
 causality, dropout or gradients. What is not proven is refused.
 """
 
@@ -187,7 +187,7 @@ def _common_grid(found: list[Grid | Refusal]) -> Grid | Refusal:
 
 
 def _agree(given: VideoLayout | None, marked: Grid) -> bool:
-    """Whether a given layout, which may leave out the text, is that which the whole model has."""
+    """Whether options["layout"], which may leave out the text, is the whole model's grid."""
     if given is None:
         return True
     layout = Grid(given.frames, given.height, given.width, given.text_len, given.text_first)

@@ -50,7 +50,7 @@ MARK = (torch.ops.svg.mark, torch.ops.svg.mark.default)
 
 @dataclass(frozen=True)
 class Marker:
-    """What one module's attentions are given: `text` as above, and the numbers of its grids, which may be symbolic.
+    """The marker of one module: `text` as above, and the numbers of its grids, which may be symbolic.
 
     number: of the module's first sparse attention among all of the model's, None where only the forward shows it.
     """

@@ -4,7 +4,7 @@
 
 Softmax does not ask for the order of keys, and each query's row goes back to its place: the same attention, at the
 price of one copy each of query, key, value and result (and of a key mask, bool [B, N]). For N tokens of D channels that
-is 8 N D elements read or written, beside 4 N^2 D density operations: by arithmetic a twelfth of the attention's time at
+is 8 N D elements read or written, against 4 N^2 D density operations: by arithmetic 1/12 of the attention's time at
 20,000 tokens on an H200, a fiftieth at 75,000.
 """
 

@@ -86,7 +86,7 @@ def ids_among(
     rasters: Mapping[fx.Node, Raster],
     inputs: Mapping[fx.Node, Tensor] | None = None,
 ) -> Mapping[fx.Node, Ids]:
-    """The inputs of a graph that are ids beside the positions of a raster."""
+    """The inputs of a graph that are ids, to be concatenated with the positions of a raster."""
     examples = dict(_examples(graph_module, inputs))
     positions = [examples[node] for node in rasters]
     others = [(node, example) for node, example in examples.items() if node not in rasters]

@@ -138,7 +138,7 @@ def _storage_order(result: torch.Tensor) -> tuple[int, ...]:
 
 
 def _key_mask(emitter: Emitter, mask: TokenMask, query: fx.Proxy) -> fx.Proxy:
-    """bool [B, N], True where a key may be seen."""
+    """bool [B, N], True for visible keys."""
     if mask.pairs is None:
         rows = _first_row(emitter.proxy_of(mask.rows))
     else:

@@ -26,6 +26,7 @@ from svg_compile._compat.graphs import (
     trace_artifact,
 )
 from svg_compile._compat.options import keep_own_options
+from svg_compile._compat.spread import is_spread
 from svg_compile._compat.versions import warn_if_untested
 from svg_compile.config import SvgConfig, split_options
 from svg_compile.decisions import BLOCK_REMEDY, BY_FLEX, Decisions
@@ -47,6 +48,19 @@ log = logging.getLogger(__name__)
 _NUMBER = (
     "svg: {} is a Python number, of which torch.compile makes a constant: it compiles anew for each step, and after "
     "torch._dynamo.config.recompile_limit of them runs the model uncompiled and dense. Pass a tensor."
+)
+# Of a watched model that is compiled whole: what its later graphs hold is not known yet.
+_FRAGMENT = (
+    "svg: this graph holds no attention that is known (scaled_dot_product_attention, FlashAttention), so far all of "
+    "the model stays dense. If a graph break parts it from the attention (TORCH_LOGS=graph_breaks names the line), and "
+    "hides the token grid there, this forward is dense; the model is compiled anew at the next one, and is sparse from "
+    "then on. Attention that is in no graph at all is served where the model's blocks are compiled one by one. If the "
+    "model uses another attention backend (sage, xformers, flex), select the native one (diffusers: "
+    "model.set_attention_backend('native'))."
+)
+_IN_PARTS = (
+    ". Its weights are spread over processes (tensor parallelism), whose products are not looked into: compile the "
+    "model's blocks one by one and call svg_compile.attach(pipe), which takes the grid from the whole model"
 )
 
 
@@ -195,6 +209,10 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
             # A fragment between graph breaks, not a transformer.
             return
         others = unread(graph_module)
+        replaced = torch.nn.functional.scaled_dot_product_attention is not SDPA
+        if not (others or replaced or config.strict) and watched_under_way() and not attached_under_way():
+            warnings.warn(_FRAGMENT, stacklevel=2)
+            return
         why = f"attention by {', by '.join(others)}. " if others else ""
         why += (
             "the graph holds no attention that is known (scaled_dot_product_attention, FlashAttention). If the model "
@@ -202,7 +220,8 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
             "model.set_attention_backend('native')); if its attention runs between graph breaks, look for them with "
             "TORCH_LOGS=graph_breaks"
         )
-        if (now := torch.nn.functional.scaled_dot_product_attention) is not SDPA:
+        if replaced:
+            now = torch.nn.functional.scaled_dot_product_attention
             by = f"{getattr(now, '__module__', '?')}.{getattr(now, '__qualname__', type(now).__name__)}"
             why += f"; torch.nn.functional.scaled_dot_product_attention has been replaced by {by}: take that back"
     else:
@@ -215,6 +234,8 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
         watched = attached_under_way() or watched_under_way()
         if any(site.needs_whole_model for site in report.sites) and not watched:
             why += f". {BLOCK_REMEDY.removesuffix('.')}"
+    if any(is_spread(node.meta.get("example_value")) for node in graph_module.graph.find_nodes(op="placeholder")):
+        why += _IN_PARTS
     message = f"svg: no attention was rewritten, all of it stays dense: {why}."
     if config.strict:
         raise NothingRewritten(message + " This is an error because of options={'strict': True}.")

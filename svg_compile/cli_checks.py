@@ -1,4 +1,4 @@
-"""What the commands' arguments are checked for before any work begins, and how errors are shown.
+"""Checks of the commands' arguments before any work begins, and how errors are printed.
 
 A wrong argument is wrong usage and exits with 2; whatever fails later exits with 1. Neither shows a traceback, unless
 `svg-compile --traceback` asks for it.

@@ -145,9 +145,9 @@ def first_step(fraction: float, total: int) -> int:
 
 
 def split_options(options: Mapping[str, Any] | None, mode: str | None = None) -> tuple[SvgConfig, dict[str, Any]]:
-    """Split what `torch.compile` was given into our config and Inductor's config patches.
+    """Split the options of `torch.compile` into our config and Inductor's config patches.
 
-    `options` may hold our keys, Inductor's own, and "mode" (torch.compile takes no `mode=` beside `options=`).
+    `options` may hold our keys, Inductor's own, and "mode" (torch.compile takes either `mode=` or `options=`).
     """
     if options is not None and not isinstance(options, Mapping):
         raise OptionError(f"options must be a dict such as {{'density': 0.3}}, got {options!r}.")

@@ -62,7 +62,8 @@ class Reason(enum.Enum):
     BETWEEN_GRAPHS = (
         "attention that runs between graphs, in plain Python",
         "take away the graph break (torch.nn.attention.sdpa_kernel makes none, torch.backends.cuda.sdp_kernel does), "
-        "or compile the model's blocks one by one and call svg_compile.attach(pipe), which serves it there",
+        "or compile the model's blocks one by one and call svg_compile.attach(pipe), which serves it there "
+        "unless options={'eager_attention': False} asks for none",
     )
     SYMBOLIC = (
         "its grid depends on sizes that are not inputs of the graph it stands in",
@@ -84,7 +85,7 @@ BY_FLEX = (
     "padding, select the native attention instead (diffusers: model.set_attention_backend('native'))"
 )
 
-# Added to what a backend says of a graph that may be a block of a model: there the grid is not to be seen.
+# Added to what a backend says of a graph that may be a block of a model: there the graph does not show the grid.
 BLOCK_REMEDY = (
     "If this graph is one block of a model that is compiled block by block, call svg_compile.attach(pipe) before the "
     "first run: the whole model shows what the block does not."
@@ -121,7 +122,7 @@ class Site:
 
     @property
     def needs_whole_model(self) -> bool:
-        """Whether a graph of more of the model could show the grid that was not to be seen in this one."""
+        """Whether a graph of more of the model could show the grid that this one does not."""
         return self.reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID)
 
     @property

@@ -10,7 +10,7 @@ class OptionError(SvgError, ValueError):
 
 
 class LayoutError(SvgError, ValueError):
-    """A `VideoLayout` is impossible, or the tensors given with it do not fit it."""
+    """A `VideoLayout` is impossible, or the tensors passed with it do not fit it."""
 
 
 class NothingRewritten(SvgError, RuntimeError):

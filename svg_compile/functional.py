@@ -33,7 +33,7 @@ def profile_heads(
 
     query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. density: the mean share of pairs that
     the heads of a sample compute. widths: "adaptive", wider bands for the heads that lose more, or "uniform", the same
-    for all heads of a kind. key_mask: bool [B, N], True where a key may be seen. scale: of the scores, default
+    for all heads of a kind. key_mask: bool [B, N], True for visible keys. scale: of the scores, default
     D ** -0.5.
     Returns the plan, int32 [B, H, 2] = (`HeadKind`, half-width in blocks), on the tensors' device; of tensors on the
     meta device, without data, its shape. Raises LayoutError where an argument does not fit.
@@ -64,7 +64,7 @@ def sparse_attention(
     query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. plan: int32 [B, H, 2] as
     `profile_heads` gives it; an entry that is no `HeadKind`, or a negative half-width, is an error on CPUs. GPUs cannot
     look without waiting: such a head is dense there, and such a width hides all of the body. key_mask: bool [B, N],
-    True where a key may be seen. scale: default D ** -0.5.
+    True for visible keys. scale: default D ** -0.5.
     Returns [B, H, N, D] over [B, N, H, D] storage; of tensors on the meta device, without data, its shape. Raises
     LayoutError where an argument does not fit.
     """
@@ -102,7 +102,7 @@ def repaired_attention(
     dense heads and heads whose mask loses nothing stay as they are.
 
     query, key, value: [B, H, N, D] in any strides, float32, bfloat16 or float16. density, sampled_rows, widths: as of
-    `profile_heads`. key_mask: bool [B, N], True where a key may be seen. scale: of the scores, default D ** -0.5.
+    `profile_heads`. key_mask: bool [B, N], True for visible keys. scale: of the scores, default D ** -0.5.
     Raises LayoutError as the two functions do.
     Returns [B, H, N, D] over [B, N, H, D] storage.
     """

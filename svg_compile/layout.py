@@ -24,7 +24,7 @@ class HeadKind(enum.IntEnum):
 
 @dataclass(frozen=True)
 class VideoLayout:
-    """One video segment in raster order (frame, height, width), with at most one text segment beside it.
+    """One video segment in raster order (frame, height, width), with at most one text segment before or after it.
 
     frames, height, width: the grid, in tokens. text_len: text tokens, before the video if `text_first`, else after
     it. block: granularity of the band in tokens, a power of two.

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from companion_rows import COMPANIONS, MODELS
+from sharded import COMPANIONS as SHARDED
 from test_quantised import QUANTISED, WITH_TEXT
 from test_ulysses import MODELS as SPREAD
 
@@ -33,6 +34,11 @@ def _rows() -> Iterator[tuple[str, Sequence[str], str]]:
         tested = {"Wan", "HunyuanVideo"} if name in WITH_TEXT else {"Wan"}
         yield name, ["sparse" if model in tested else _UNTESTED for model in MODELS], ""
     yield "Ulysses", ["sparse" if model in SPREAD else _NEVER for model in MODELS], "several processes; see below"
+    for name in dict.fromkeys(each.removesuffix(" with text") for each in SHARDED):
+        cases = {case for each, (case, _) in SHARDED.items() if each.removesuffix(" with text") == name}
+        tested = {model for model, case in MODELS.items() if case.name in cases}
+        note = "several processes; by blocks, see below" if name == "tensor parallel" else "several processes"
+        yield name, ["sparse" if model in tested else _UNTESTED for model in MODELS], note
 
 
 def written(page: str) -> str:

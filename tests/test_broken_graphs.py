@@ -6,6 +6,7 @@ graph itself.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -261,6 +262,24 @@ def test_attention_behind_a_break_is_sparse_and_right(name: str, how: str) -> No
     given, _ = run(name, how, density=0.3, layout=MODELS[name][1])
     torch.testing.assert_close(sparse[-1], given[-1], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(sparse[-1], expected[-1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_part_without_attention_says_what_the_next_forward_will_be() -> None:
+    """It is compiled before the graph that holds the attention: that all of it stays dense would be wrong."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        _, dense = run("rotary code that is not traced", "whole")
+    said = {str(each.message) for each in warned if str(each.message).startswith("svg: ")}
+    assert dense == [[], [False, False], [False, False]]
+    (only,) = said
+    assert "this forward is dense; the model is compiled anew at the next one, and is sparse from then on" in only
+    assert "all of it stays dense" not in only
+    # Outside of a schedule nobody looks at the whole model.
+    torch._dynamo.reset()
+    model, inputs = RotaryOutside(), toy()
+    model.compile(backend="svg", options=OPTIONS, dynamic=False)
+    with pytest.warns(UserWarning, match="all of it stays dense"):
+        model(**inputs)
 
 
 def test_attention_between_graphs_has_a_row_and_is_served_by_blocks() -> None:

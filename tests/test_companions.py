@@ -29,12 +29,18 @@ def fresh(monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None) -> None:
 
 # Compiled whole, the others are among the slow tests.
 QUICK_WHOLE = ("FirstBlockCache", "LoRA", "group offload, block level", "layerwise casting")
+# By blocks, those that are served as another one is are, too.
+SLOW_BLOCKS = ("sequential CPU offload", "layer skip, feed-forward alone")
 
 
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        pytest.param(each.name, how, marks=[pytest.mark.slow] * (how == "whole" and each.name not in QUICK_WHOLE))
+        pytest.param(
+            each.name,
+            how,
+            marks=[pytest.mark.slow] * (each.name in SLOW_BLOCKS if how == "blocks" else each.name not in QUICK_WHOLE),
+        )
         for each in COMPANIONS
         for how in ("whole", "blocks")
     ],
@@ -83,3 +89,7 @@ def test_explain_says_whose_hooks_it_leaves_off(put: Callable[[Any], None]) -> N
     (note,) = report.notes
     assert "runs as plain Python" in note
     assert "forward of " in note
+    assert "is compiled by itself" in note
+    assert "options={'eager_attention': False} leaves it dense" in note
+    (note,) = svg_compile.explain(model, **inputs, options={**OPTIONS, "eager_attention": False}).notes
+    assert "stays dense, as options={'eager_attention': False} asks" in note

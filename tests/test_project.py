@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,32 @@ def test_a_folder_that_is_hard_to_enter_has_a_page_of_one_screen(folder: str) ->
     assert named
     missing = [name for name in named if not any((place / name).exists() for place in (ROOT / folder, ROOT))]
     assert missing == []
+
+
+# Words for which the field has better ones: next to, alongside, visible, printed, observed, query, its own.
+_VAGUE = re.compile(r"\b(beside|theirs|mine|shown|spoil\w*|pins|comes? back)\b", re.IGNORECASE)
+
+
+def test_docstrings_and_comments_use_the_terms_of_the_field() -> None:
+    found = []
+    for folder in ("svg_compile", "passes", "kernels"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            with path.open() as file:
+                lines = [
+                    (token.start[0], token.string)
+                    for token in tokenize.generate_tokens(file.readline)
+                    if token.type == tokenize.COMMENT
+                ]
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
+                    lines += [(node.body[0].lineno + more, line) for more, line in enumerate(text.split("\n"))]
+            # A name in backquotes is a name.
+            found += [
+                f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+                for number, line in lines
+                if _VAGUE.search(re.sub(r"`[^`]*`", "", line))
+            ]
+    assert not found, "say it in the field's terms (CONTRIBUTING.md, glossary):\n" + "\n".join(found)
 
 
 def test_functions_are_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from deep_models import ALIKE, DEPTH, Block, Deep, WrittenAfter
+from svg_compile._compat.modules import listed_blocks
 from svg_compile.inspection import tracing
 from svg_compile.inspection.shortened import KEPT
+from svg_compile.regional.call_guards import arguments_of
+from svg_compile.regional.known_calls import KnownCalls
 from toy import latents
 from unlike_blocks import SLOW, UNLIKE
 
@@ -90,3 +94,35 @@ def test_few_blocks_are_traced_without_a_look(shortened: list[int], monkeypatch:
     monkeypatch.setattr(tracing, "repeated_runs", lambda *_: pytest.fail("looked"))
     short, full = both(Deep(depth=KEPT + 2))
     assert short == full
+
+
+def test_a_deep_model_says_that_it_is_looked_at_and_its_second_call_costs_no_look(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody waits at the first call. By default Python shows warnings of loggers, and nothing below."""
+    said_before: list[int] = []
+    trace = tracing.trace
+
+    def noting(*given: Any, **options: Any) -> Any:
+        said_before.append(len(caplog.messages))
+        return trace(*given, **options)
+
+    monkeypatch.setattr(tracing, "trace", noting)
+    caplog.set_level(logging.WARNING, logger="svg_compile")
+    known, model = KnownCalls(lambda blocks, sparse: None), Deep(depth=16)
+    blocks = dict(listed_blocks(model))
+
+    def look(frames: int) -> Any:
+        args = (latents(1, frames, 4, 5),)
+        with torch.no_grad():
+            return known.grids(model, blocks, arguments_of(model, args, {}), args, {})
+
+    first = look(3)
+    assert first is not None
+    assert len(first.sparse) == 16
+    assert caplog.messages == ["svg: tracing Deep once, for the token grids of its 16 compiled blocks"]
+    assert said_before == [1]
+    assert look(3) is first
+    assert said_before == [1]
+    assert look(2) is not first
+    assert len(said_before) == len(caplog.messages) == 2

@@ -22,14 +22,14 @@ MODELS = ("Wan", "LTX")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 
-def processes(case: str, count: int = 2, model: str = "Wan") -> list[dict[str, Any]]:
-    """What each process of a run found, by rank."""
+def processes(*arguments: str, count: int = 2, script: Path = TESTS / "ulysses.py") -> list[dict[str, Any]]:
+    """What each process of a run of a script with these arguments found, by rank."""
     pytest.importorskip("diffusers", minversion="0.41")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(TESTS / "ulysses.py"), case, model]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(script), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
@@ -48,9 +48,8 @@ def test_ulysses_is_sparse_and_with_uniform_half_widths_equals_one_process(case:
         # Each process shares the pairs of a density among its own heads: by need they come to other half-widths.
         assert (each["off"] < 1e-4) is not case.endswith("adaptive")
         assert each["said"] == []
-        # The first of three steps is dense, at both ranks alike.
-        # By its hooks a model that is compiled whole comes in pieces, one a block.
-        assert each["dense"].count(False) == 4
+        # The first of three steps of two attentions is dense, at both ranks alike.
+        assert each["sparse"] == 4
         assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
     assert first["steps"] == second["steps"]
 
@@ -62,7 +61,7 @@ def test_four_processes_of_one_head_each_equal_one_process(case: str) -> None:
     for each in found:
         assert each["off"] < 1e-4
         assert each["said"] == []
-        assert each["dense"].count(False) == 4
+        assert each["sparse"] == 4
         assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
         assert each["steps"] == found[0]["steps"]
 
@@ -70,10 +69,10 @@ def test_four_processes_of_one_head_each_equal_one_process(case: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["whole", "blocks"])
 def test_another_model_whose_tokens_diffusers_spreads(case: str) -> None:
-    for each in processes(case, model="LTX"):
+    for each in processes(case, "LTX"):
         assert each["off"] < 1e-4
         assert each["said"] == []
-        assert each["dense"].count(False) == 4
+        assert each["sparse"] == 4
         assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
 
 

@@ -89,6 +89,7 @@ def main(case: str, name: str = "Wan") -> None:
             off = max(float((got - want).abs().max()) for got, want in zip(outputs, one, strict=True))
             found |= {"off": off, "steps": [forward.decision.position.step for forward in seen]}
             found |= {"dense": [forward.decision.dense for forward in seen]}
+            found |= {"sparse": sum(len(forward.layers) for forward in seen if not forward.decision.dense)}
         except Exception as error:
             found["error"] = str(error)
             found["without"] = error_of_another_backend(model, inputs)

@@ -44,7 +44,7 @@ class Kind(enum.Enum):
 class Origin:
     """The input axis a named atom comes from: its dimension, then which coordinate of it; the input's rank.
 
-    given: the model was called with the input. Else it is what the model made of its inputs before a graph break, and
+    given: the input is an argument of the model. Else the model computed it before a graph break, and
     nobody saw how. exact: each position is one of the input's, or a patch of them; False for an axis that was resized.
     """
 

@@ -1,4 +1,4 @@
-"""Read the token grid off an attention's axes: which sequences are one video in raster order, text beside it.
+"""Read the token grid off an attention's axes: which sequences are one video in raster order, with text around it.
 
 query, key, value  [11 | 5*7*3]     ->  Grid(5, 7, 3, text_len=11, text_first=True)
 query [5*3*7], of an input 5, 7, 3  ->  UNKNOWN_GRID: its axes were swapped
@@ -136,7 +136,7 @@ def _marked_grid(marked: Grid, tokens: Any) -> Grid | None:
 
 
 def _given_grid(config: SvgConfig, tokens: Any, query: Axis) -> Grid | None:
-    """The grid of options["layout"], where it is as long as the sequence, or as one part of it with text beside it."""
+    """The grid of options["layout"], where it is as long as the sequence, or as one part of it, the rest being text."""
     layout = config.layout
     if layout is None or layout.frames == 1:
         return None
@@ -210,7 +210,7 @@ def _part_elsewhere(visit: AttentionAxes, query: Axis) -> str | None:
             return elsewhere
         if atom.origin is not None and (atom.origin.source, atom.origin.path[0]) in places:
             return elsewhere
-    # Beside the batch, no axis of the video: not frames in the batch, attention within each of them.
+    # The batch and no axis of the video: not frames in the batch, attention within each of them.
     origins = [atom.origin for axis in batch for atom in atoms_of(axis) if atom.origin is not None]
     beside = any(origin.source in sources and not origin.first for origin in origins)
     return elsewhere if beside else None

@@ -59,7 +59,7 @@ def infer_token_axes(
     rasters: inputs whose values were looked at and are positions in raster order (`passes.coordinates`). Along their
     tokens they count frames, rows and columns, as a table that the model computes from `arange` does. rises: inputs
     that number frames, some of which may stand behind the others. call: the call of it in the trace of a model, which
-    knows what its inputs are; else the graph is all that is known. ids: inputs beside the positions that are constants.
+    knows what its inputs are; else the graph is all that is known. ids: other inputs that are constants.
     """
     tracker, unseen = AxisTracker(), set[fx.Node]()
     # The graph may switch gradients and autocast itself, and fail between on and off.
@@ -207,7 +207,7 @@ class _Run(fx.Interpreter):
 
 
 def writes(module: fx.GraphModule) -> bool:
-    """Whether a graph may write a tensor that it was given."""
+    """Whether a graph may write one of its inputs."""
     for node in module.graph.nodes:
         name = str(getattr(node.target, "__name__", node.target))
         in_place = (name.split(".")[0].endswith("_") and not name.endswith("__")) or name.startswith("__i")

@@ -1,7 +1,7 @@
 """Axes across graph breaks: what a traced model's tensors are made of while they are in no graph.
 
 A trace (`svg_compile.inspection.tracing`) runs the model's Python code on fake tensors and answers each graph. The
-ledger is the tracker of those tensors, and hears the operators that plain Python code calls on them. A graph's own
+ledger is the tracker of those tensors, and records the operators that plain Python code calls on them. A graph's own
 tracker takes from it what its inputs are, and gives back what became of them and what its results are:
 
     graph 1    q = to_q(patches)                [B, 5*7*3, C], into the ledger with the tensor that Python gets
@@ -61,7 +61,7 @@ def _is_table(node: fx.Node, given: bool) -> bool:
 
 
 def name_input(tracker: AxisTracker, value: Tensor, source: str, given: bool) -> None:
-    """Name the dimensions of an input; given: the model was called with it."""
+    """Name the dimensions of an input. given: it is an argument of the model."""
     rank = value.dim()
     if given and rank == 2 and not (value.dtype.is_floating_point or value.dtype.is_complex):
         # [B, N] of whole numbers is taken for a mask where a bias is computed from it.
@@ -73,7 +73,7 @@ def name_input(tracker: AxisTracker, value: Tensor, source: str, given: bool) ->
 class Ledger(AxisTracker):
     """The tracker of a trace's tensors outside of its graphs.
 
-    given: the tensors that the model was called with. state: its parameters, buffers and other tensors.
+    given: the model's arguments. state: its parameters, buffers and other tensors.
     numbers_are_data: whether Python code has read so many values that a tensor which it made may hold a video's.
     """
 

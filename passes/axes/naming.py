@@ -66,7 +66,7 @@ def _standing(origin: Origin) -> int:
 def prove(atom: Atom, group: Axis) -> Axis | None:
     """Coordinates along an input's packed axis prove its grid, for that input alone and for good.
 
-    Beside them may stand other tables, in front or behind: then so many tokens there are none of the grid.
+    Other tables may precede or follow them: the tokens there are not part of the grid.
     """
     if atom.kind is not Kind.NAMED or atom.inner or atom.origin is None:
         return None
@@ -104,7 +104,7 @@ def finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
         return None
     if any(isinstance(part, Atom) and (part.inner or part.kind is Kind.MIXED) for part in group):
         return None
-    # Also where a piece of the input's own axis would stand beside another place of it.
+    # Also where a piece of the input's own axis would be concatenated with another place of it.
     named = [each for part in atoms_of(group) for each in (part, *atoms_of(part.piece.whole if part.piece else ()))]
     if any(part.origin is not None and part.origin.source == atom.origin.source for part in named):
         return None

@@ -67,12 +67,12 @@ def _part_at(asked: Sequence[_Run], keys: Sequence[_Run], at: int) -> Part | Non
 
 
 def worth_it(part: Part, keys: Any) -> bool:
-    """Whether so few keys are beside the queries that they may be attended in full, and computed as if they asked."""
+    """Whether the keys without a query are few enough to be attended in full, and computed as if they were queries."""
     return settled(at_most, 10 * (part.front + part.behind), OPEN_TENTHS * keys)
 
 
 def with_keys_beside(own: Grid, part: Part) -> Grid:
-    """The grid of the keys' sequence: the queries' own, and what the keys have beside it, which is open."""
+    """The grid of the keys' sequence: that of the queries; the other keys are open."""
     in_front = own.text_len if own.text_first else own.before
     front, behind = in_front + part.front, own.text_len - in_front + part.behind
     both = not (holds(equal, front, 0) or holds(equal, behind, 0))

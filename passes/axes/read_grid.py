@@ -1,8 +1,8 @@
-"""Read a sequence's axis: its largest video, and what stands beside it, which is attended in full.
+"""Read a sequence's axis: its largest video, and the tokens before and after it, which are attended in full.
 
 [11 | 5*7*3]          ->  Grid(5, 7, 3, text_len=11, text_first=True)
 [7*3 | 5*7*3 | 11]    ->  Grid(5, 7, 3, text_len=32, before=21): the 21 in front are moved behind the 11
-[4*7*3 | 5*7*3]       ->  SEVERAL_GRIDS: more stands beside the video than is worth attending in full
+[4*7*3 | 5*7*3]       ->  SEVERAL_GRIDS: more other tokens than are worth attending in full
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from svg_compile.passes.axes.text import show
 class Grid:
     """The token grid of one sequence; sizes may be symbolic.
 
-    text_len: tokens beside the video, which are seen by all and see all. before: of these, the ones in front of the
-    video where there are some on both sides: to be attended, they are moved behind all others. note: what the report
-    says of them, where they are not text on one side. by_numbers: the values of an input that numbers the frames told
-    how many of them are the video. unasked: of the keys' sequence, which this is the grid of, how many at its beginning
-    and at its end are no queries.
+    text_len: open tokens, which attend all and are attended by all. before: how many of these precede the video, where
+    some follow it as well: for the attention, they are moved behind all others. note: the report's note on open tokens
+    that are not text on one side. by_numbers: the number of frames is known from the values of an input that numbers
+    them. unasked: how many keys at the beginning and at the end of the sequence have no query.
     """
 
     frames: Any
@@ -82,15 +81,15 @@ def same_grid(left: Grid | None, right: Grid | None) -> bool:
     return all(holds(equal, a, b) for a, b in zip(*sizes))
 
 
-# Of a sequence, what may be attended in full beside the video, in tenths. At three of them half of all pairs are: more
+# The largest share of a sequence that may be open, in tenths. At three of them half of all pairs are: more
 # is not worth a plan.
 OPEN_TENTHS = 3
 
 
 def read_grid(axis: Axis, unbatched: bool, rises: Mapping[str, int]) -> Grid | Refusal:
-    """Read a sequence axis: the largest video, and beside it text, or little else.
+    """Read a sequence axis: the largest video, with text or few other tokens before or after it.
 
-    rises: by input, how many of the numbers that it gives frames rise; frames behind these are beside the video, too.
+    rises: by input, how many of its frame numbers rise; frames behind these are open, too.
     """
     segments = segments_of(axis)
     videos = [(video, at) for at, segment in enumerate(segments) if (video := video_of(segment, unbatched)) is not None]
@@ -136,7 +135,7 @@ def _no_video(axis: Axis, segments: Sequence[Axis]) -> Refusal:
 
 
 def _note(before: Sequence[Axis], after: Sequence[Axis], share: float) -> str:
-    """What the report says of tokens beside the video."""
+    """The report's note on open tokens."""
     sides = [
         f"[{' | '.join(show(segment) for segment in side)}] {where}"
         for side, where in ((before, "in front of the video"), (after, "behind it" if before else "behind the video"))

@@ -156,10 +156,10 @@ def _joined_videos(parts: Axis) -> Video | None:
 
 
 def is_text(segment: Axis, video: Video | None) -> bool:
-    """Whether a segment may be attended as text beside a video: one axis that is not the video's.
+    """Whether a segment may be attended as text: one axis that is not the video's.
 
-    Any order will do, for text is seen by all and sees all: what was cut, picked or reordered of other inputs is text,
-    too. Tokens of the video's own input that are none of its grid are limited in number, as another video is.
+    Any order will do, as text attends all and is attended by all: cut, picked or reordered parts of other inputs are
+    text, too. Tokens of the video's own input that are none of its grid are limited in number, as another video is.
     """
     parts = joined(segment)
     if len(parts) > 1:
@@ -183,7 +183,7 @@ def _places_of(atom: Atom) -> frozenset[Place] | None:
 
 
 def may_be_open(segment: Axis) -> bool:
-    """Whether a segment beside a video may be attended in full, as text is: nothing of it lost its name.
+    """Whether a segment next to a video may be attended in full, as text is: none of its axes is opaque.
 
     That is exact whatever stands there, but what lost its name may be tokens of the video itself.
     """

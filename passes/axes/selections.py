@@ -54,7 +54,7 @@ def of_samples(atom: Atom) -> bool:
 def after_selecting(axis: Axis, selected: Selected) -> Axis:
     """An axis that is left when a position was taken of another one.
 
-    One of another input may have been given to what now stands at that position by broadcasting.
+    An axis of another input may be there only because of broadcasting.
     """
     sources = {atom.origin.source for atom in selected if atom.origin is not None}
     others = (atom for atom in atoms_of(axis) if atom.origin is not None and atom.origin.source not in sources)
@@ -89,7 +89,7 @@ def broadcast_selected(
     for dim, axis in enumerate(axes):
         place = dim - len(axes) + tensor.dim()
         there = place >= 0 and size_hint(tensor.shape[place]) == size_hint(shape[dim])
-        # Pieces of one position: the tensor may stand beside one that it is not.
+        # Pieces of one position: a neighbour may come from a different tensor.
         pieces = [atom for atom in atoms_of(axis) if atom.piece is not None and atom not in shown]
         named = [atom for atom in atoms_of(axis) if atom.piece is None and not there]
         if dim == joined:

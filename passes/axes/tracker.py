@@ -45,7 +45,7 @@ class AttentionAxes:
 
 
 class AxisTracker(TorchDispatchMode):
-    """Knows the axes of every tensor seen, and keeps them right when a tensor is written."""
+    """Stores the axes of every traced tensor, and updates them when a tensor is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class AxisTracker(TorchDispatchMode):
         # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
         self._weights: dict[int, list[Tensor]] = {}
         self.storages = Storages()
-        # What was known of tensors when they were marked (`svg_compile.passes.axes.seen`), by the text of the mark.
+        # Axes of tensors at their `svg::mark`, by its text (`svg_compile.passes.axes.seen`).
         self.marked: dict[str, list[Any]] = {}
 
     def of(self, tensor: Tensor) -> list[Axis]:

@@ -16,7 +16,7 @@ def registered_meanwhile(name: str) -> bool:
 
     `lookup_backend` loads an entry point and then registers what it has loaded; a second thread between the two fails
     by "duplicate name". The first thread that asks here goes on to register; all others wait until it has. To them
-    nothing may be given: torch registers nothing for None, and takes what is registered by then.
+    the result is None: torch registers nothing for None, and takes what is registered by then.
     """
     global _registrar
     if not _in_lookup():

@@ -119,7 +119,7 @@ def no_graph_of_its_own(function: Callable[..., Any]) -> None:
     """Run a Python function as it is where a compiled callable has no graph around it; within a graph Dynamo still
     traces it.
 
-    A hook of a module that is compiled whole is called beside its graph, and Dynamo would compile a frame for each.
+    A hook of a module that is compiled whole is called outside of its graph, and Dynamo would compile a frame for each.
     """
     from torch._dynamo.eval_frame import skip_code
 

@@ -1,4 +1,4 @@
-"""Registering operators that launch Triton kernels, what they are given in a graph, and compiling them anew."""
+"""Registering operators that launch Triton kernels, their arguments in a graph, and compiling them anew."""
 
 from __future__ import annotations
 

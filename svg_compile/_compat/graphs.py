@@ -125,7 +125,7 @@ def trace_artifact(name: str, text: Callable[[], str]) -> None:
 def copy_graph_module(graph_module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A copy of a Dynamo graph module with graphs of its own; parameters, constants and node values are shared.
 
-    It can be changed and compiled beside the original within one backend call.
+    Both it and the original can be changed and compiled within one backend call.
     """
     twin = torch.fx.GraphModule(graph_module, copy_graph(graph_module.graph), type(graph_module).__name__)
     for name, child in graph_module.named_children():

@@ -33,7 +33,7 @@ def qualified_name(operator: Any) -> str | None:
 
 
 def writes_operands(operator: Any) -> bool:
-    """Whether any overload of an operator writes a tensor that it is given."""
+    """Whether any overload of an operator writes an operand."""
     packet = getattr(operator, "_opoverload", operator)
     overloads = [getattr(packet, name) for name in packet.overloads()] if hasattr(packet, "overloads") else [packet]
     return any(overload._schema.is_mutable for overload in overloads if hasattr(overload, "_schema"))
@@ -75,7 +75,7 @@ def definition_of(operator: Any) -> Callable[..., Any] | None:
     """The operator in terms of others, if torch runs that itself to learn the shape of a result; else None.
 
     One that other operators are made of by themselves (CompositeImplicitAutograd), and one of another library with a
-    kernel for all devices (CompositeExplicitAutograd) and no account of its shapes beside it: fake tensors go through
+    kernel for all devices (CompositeExplicitAutograd) and no registered fake implementation: fake tensors go through
     that kernel anyway, so that running it on them does nothing that is not done already.
     """
     name = operator._schema.name

@@ -71,7 +71,7 @@ def _forget_traced(known: Any, before: set[int], backend: Any) -> list[Any]:
 
 
 def with_code_of_its_own(function: Any) -> Any:
-    """A copy of a plain function, and of those that it wraps, which Dynamo takes for functions it has never seen.
+    """A copy of a plain function, and of those that it wraps, which are new functions to Dynamo.
 
     Dynamo gives up on a code object for good, for all who call it, where it once broke off in a loop.
     """

@@ -101,7 +101,7 @@ def measure(request: Request, keep: Callable[[dict[str, Any]], object] | None = 
 def _profile_calls(
     request: Request, query: Tensor, key: Tensor, value: Tensor, density: float
 ) -> dict[str, Callable[[], Tensor]]:
-    """The profile as functions call it, and what the repair costs beside it."""
+    """The profile as functions call it, and the cost of the repair on top of it."""
     profile = partial(
         profile_heads, query, key, value, request.shape.layout, density=density, sampled_rows=request.sampled_rows
     )

@@ -1,4 +1,4 @@
-"""What is timed beside one another: each by its name, and only after its result was compared with float64."""
+"""The calls that are timed against each other, by name; each only after its result was compared with float64."""
 
 from __future__ import annotations
 

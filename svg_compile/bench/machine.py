@@ -18,7 +18,7 @@ _CLOCKS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """The conditions of a run, as they are stored beside its figures."""
+    """The conditions of a run, stored with its figures."""
     found: dict[str, str | int] = {"device": device.type, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -30,7 +30,7 @@ def load(file: Path) -> Result:
 
 
 def write(files: Sequence[Path], out: Path, heading: str) -> list[Path]:
-    """Write the page, and a plot beside it for each attention result -> what was written."""
+    """Write the page, and next to it a plot for each attention result -> what was written."""
     written = [out]
     parts = [f"# {heading}", "Made by `svg-compile bench page` from the JSON files beside it."]
     out.parent.mkdir(parents=True, exist_ok=True)

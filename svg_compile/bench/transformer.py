@@ -109,7 +109,7 @@ def _measure(
     if not sites:
         raise SvgError(f"nothing of {model.name} is made sparse:\n{report}")
     mode = None if options.mode == "default" else options.mode
-    # Inductor's options and ours go together; torch.compile takes no mode beside options.
+    # Inductor's options and ours go together; torch.compile takes either a mode or options.
     chosen = {"mode": mode} if mode else {}
     make: dict[str, Callable[[], Any]] = {
         "dense": lambda: torch.compile(target.model, backend="inductor", mode=mode),

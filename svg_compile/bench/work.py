@@ -23,7 +23,7 @@ def mask_pairs(shape: Shape, kinds: Sequence[HeadKind], half_widths: Sequence[in
 def tile_pairs(
     shape: Shape, kinds: Sequence[HeadKind], half_widths: Sequence[int], rows: int = 128, columns: int = 128
 ) -> int:
-    """Pairs of all `rows` x `columns` tiles that a kernel has to visit, over the heads of one sample."""
+    """Pairs of all `rows` x `columns` tiles that a kernel has to process, over the heads of one sample."""
     cache: dict[tuple[HeadKind, int], int] = {}
     for head in set(zip(kinds, half_widths, strict=True)):
         cache[head] = _tile_pairs(shape.layout, *head, rows, columns)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from svg_compile._compat.modules import HOOK_TABLES, uncompiled
+from svg_compile._compat.spread import GATHERED, class_of, spread_weights
 from svg_compile._compat.subclasses import is_quantised, rebuilt
 from svg_compile.errors import WrappedForward
 
@@ -31,7 +32,7 @@ _HARMLESS = ("diffusers.hooks.", "accelerate.hooks", "cache_dit.", "torch.distri
 _HOOKS_OF = ("_diffusers_hook", "_hf_hook")
 KEPT_FORWARD = "_original_forward"
 _FORWARDS_OF = ("_old_forward", KEPT_FORWARD)
-_LEFT_OFF = (*_HOOKS_OF, *_FORWARDS_OF, "forward", "_compiled_call_impl")
+_LEFT_OFF = (*_HOOKS_OF, *_FORWARDS_OF, *GATHERED, "forward", "_compiled_call_impl")
 # What spreads the tokens over processes; without it each process sees the whole sequence.
 _PARALLEL = "_parallel_config"
 
@@ -114,8 +115,9 @@ class _Cloner:
             return self._note(module, self.clone(plain, path))
         forward = _forward_of(module, path)
         dtype = next((found for hook in _hooks(module) if (found := _compute_dtype(hook)) is not None), None)
-        cls: Any = type(module)
+        cls = class_of(module)
         twin = self._note(module, cls.__new__(cls))
+        self._note_spread(module, path, dtype)
         for name, entry in vars(module).items():
             if name in _LEFT_OFF:
                 continue
@@ -131,6 +133,15 @@ class _Cloner:
         if forward is not None:
             vars(twin)["forward"] = types.MethodType(forward, twin)
         return twin
+
+    def _note_spread(self, module: nn.Module, path: str, dtype: torch.dtype | None) -> None:
+        """Let what a process computes with stand for the weights of a module that are spread over processes."""
+        try:
+            for weight, used in spread_weights(module):
+                if id(weight) not in self.made:
+                    self._note(weight, self.tensor(used, dtype))
+        except ValueError as error:
+            raise WrappedForward(f"{error}, in {path or 'the model'} ({type(module).__name__})") from error
 
     def _kept_hooks(self, hooks: Any, path: str) -> Any:
         """The hooks of a table but those of libraries that leave tokens alone."""
@@ -168,7 +179,7 @@ def _forward_of(module: nn.Module, path: str) -> types.FunctionType | None:
     forward, kept = vars(module).get("forward"), dict(vars(module))
     while forward is not None and not is_own_method(forward, module):
         # What torch.compile returned for a forward keeps the forward; so do hooks, by functools.update_wrapper, which
-        # may name the hook itself, or beside it on the module.
+        # may name the hook itself, or be another attribute of the module.
         inner = getattr(forward, "_torchdynamo_orig_callable", None)
         if inner is None and _is_harmless(getattr(forward, "func", forward)):
             inner = getattr(forward, "__wrapped__", None) or kept.pop(KEPT_FORWARD, None)

@@ -1,6 +1,6 @@
 """Run a model's Python code and leave the model as it was: attributes, buffers, inputs, random numbers.
 
-A model on the meta device is given tensors without data that claim a real device for the time, so that a model of any
+A model on the meta device gets tensors without data that claim a real device for the time, so that a model of any
 size can be traced on any machine.
 """
 
@@ -30,7 +30,7 @@ def module_of(model: Callable[..., Any]) -> nn.Module | None:
 def untouched(module: nn.Module | None, inputs: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
     """Yields `inputs` to call the model with; meta tensors among them, and of the model, pretend to be on `device`.
 
-    Beside them comes the fake tensor mode of what has no data, None where all has.
+    Also returned: the fake tensor mode of the tensors without data, None where all have data.
     At the end every attribute of the modules and what their lists, sets and dictionaries hold is what it was, and so
     are buffers, inputs and the random number generators. A parameter that Python code writes in place stays written.
     """

@@ -5,7 +5,7 @@ lists of modules) tell how they were called. A run is blocks in a row of which e
 
     has equal facts (`alike`) at the moment of its call: classes, attributes, shapes of weights, values of buffers
     gets the results of the block before it, untouched, at the same places of its arguments, and nothing else that
-    differs from what that block was given
+    differs from that block's arguments
     leaves no trace: no attribute, argument or global is another one after it ran, and it reads no value
 
 Whatever the model does with its blocks by their numbers shows here, in its own code at its full depth: a window at
@@ -69,7 +69,7 @@ class Run:
 class _Call:
     """One call of a block. Calls with equal `facts` run the same operators.
 
-    given and results hold the tensors themselves, as tensors are compared by identity.
+    given (its arguments) and results hold the tensors themselves, as tensors are compared by identity.
     """
 
     path: str

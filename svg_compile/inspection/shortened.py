@@ -1,11 +1,11 @@
 """A trace of a few of the blocks that run alike, which says what all of them do.
 
-    shorten    of each run (`repeats`) the first blocks stay, and the others hand on what they are given
+    shorten    of each run (`repeats`) the first blocks stay, and the others return their arguments
     told       where each of the kept blocks has the grids of the one before it, and gets tensors of the same axes,
                the others have them, too: what a block does follows from what it gets
     expanded   the attentions of the blocks that handed on, as copies of those of the last kept one
 
-The axes are looked at by a mark on what a block is given. Two tensors have the same axes where these are the same
+The axes are read at a mark on a block's arguments. Two tensors have the same axes where these are the same
 atoms, or fresh ones of which nothing depends on which they are: tables, channels.
 """
 
@@ -24,8 +24,8 @@ from svg_compile.decisions import Site
 from svg_compile.inspection.repeats import Place, Run
 from svg_compile.passes.axes.seen import Seen, same_seen
 
-# How many blocks of a run are traced, beside those that the options keep dense: two to compare, and the first, which
-# may get what none of the others does.
+# How many blocks of a run are traced, in addition to those that the options keep dense: two to compare, and the
+# first, whose arguments may differ from all others'.
 KEPT = 3
 
 
@@ -47,12 +47,12 @@ class Shortened:
         return self.run.flops * len(self.left_out)
 
     def mark(self, block: int, place: Place) -> str:
-        """The text of the mark on what a block is given at a place of its arguments."""
+        """The text of the mark on one argument of a block."""
         return f"given: run {self.number}, block {block}, place {place}"
 
 
 def shorten(clone: nn.Module, runs: Sequence[Run], kept: int) -> tuple[Shortened, ...]:
-    """Let the blocks of a clone after the first ones of each run hand on what they are given."""
+    """Let the blocks of a clone after the first ones of each run return their arguments."""
     found = []
     for number, run in enumerate(runs):
         if len(run.paths) <= kept + 1:
@@ -86,7 +86,7 @@ def _marking(short: Shortened, block: int) -> Callable[..., Any]:
 
 
 def _handing_on(run: Run) -> Callable[..., Any]:
-    """A forward that returns what the block is given in the places of what it would return."""
+    """A forward that returns the block's arguments in the place of its results."""
     places, kind, count = dict(run.chain), run.kind, run.results
 
     def handed_on(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

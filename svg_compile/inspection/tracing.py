@@ -93,7 +93,7 @@ def trace(
     """`explain`, telling `listener` each graph and its example inputs as they come.
 
     values: whether Python code of the model may read a tensor's values (an input's, a weight's); others are unknown.
-    costs: count FLOPs. every_block: trace each block, also where some are seen to run as those before them do; so it is
+    costs: count FLOPs. every_block: trace each block, also where some run as those before them do; so it is
     with a listener.
     """
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1" or torch.compiler.is_dynamo_compiling():
@@ -111,7 +111,7 @@ def trace(
 
 @dataclass(frozen=True)
 class _ToTrace:
-    """What `trace` is given."""
+    """The arguments of `trace`."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
@@ -153,7 +153,7 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
     config, listener, costs = call.config, call.listener, call.costs
     graphs: list[_Graph] = []
     notes: list[str] = [_NO_GRADIENTS] if torch.is_grad_enabled() else []
-    notes += _left_off(call.model)
+    notes += _left_off(call.model, config)
     mode = ValueMode()
     stopped = None
 
@@ -199,18 +199,22 @@ def _traced(call: _ToTrace, runs: tuple[Run, ...]) -> Trace | None:
     return _result(call, calls, graphs, short, notes, found, stopped)
 
 
-def _left_off(model: Callable[..., Any]) -> list[str]:
-    """A note on the hooks of libraries that the clone is without, and so on what may run as plain Python beside it."""
+def _left_off(model: Callable[..., Any], config: SvgConfig) -> list[str]:
+    """A note on the hooks of libraries that the clone lacks, and so on what may run as plain Python."""
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     replaced = [(path, module) for path, module in modules if "forward" in vars(module)]
     wrapped = [path or "the model" for path, module in replaced if not is_own_method(vars(module)["forward"], module)]
     if not wrapped:
         return []
     more = f" and {len(wrapped) - 1} more" if len(wrapped) > 1 else ""
+    served = (
+        "is compiled by itself after svg_compile.attach(pipe) (options={'eager_attention': False} leaves it dense)"
+        if config.eager_attention
+        else "stays dense, as options={'eager_attention': False} asks"
+    )
     return [
         f"a library's hook stands around the forward of {wrapped[0]}{more}: this is what happens without it; where it "
-        "keeps attention out of the compiled graphs, that runs as plain Python, and is compiled by itself after "
-        "svg_compile.attach(pipe)"
+        f"keeps attention out of the compiled graphs, that runs as plain Python, and {served}"
     ]
 
 

@@ -1,15 +1,15 @@
 """What decides the token grids of a model's call, so that one trace of the model holds for all calls like it.
 
 Dynamo guards all that a compiled model reads. A model whose blocks are compiled one by one runs as Python around them,
-guarded by nothing, so its calls are told apart here:
+guarded by nothing, so its calls are distinguished here:
 
     the shapes of tensors, and the values of arguments that are no tensors; of the timestep its shape or type alone;
     the modules, and the processors that diffusers lets one put into attentions;
     the plain attributes of both: numbers, strings, flags, and tuples or lists of them;
-    the values of integer tensors, given or held by the model, where the trace had breaks: Python code may have read
+    the values of integer tensors, arguments or state of the model, where the trace had breaks: Python code may read
     them;
     the values of positions that are the raster of a video (`passes.coordinates`), which prove the grid, and of ids
-    beside them;
+    that are concatenated with them;
     the values of integers [F], which may number frames;
 
     the values of small floating-point arguments where the trace ends at a line that reads one: of those that hold

@@ -70,7 +70,7 @@ def leave(model: Any) -> None:
 
 
 def under_way(model: Any = None) -> Forward | None:
-    """The innermost forward under way in this thread; of one model where that is given."""
+    """The innermost forward under way in this thread; of one model if one is passed."""
     return next((each for each in reversed(_HERE.forwards) if model is None or each.model is model), None)
 
 
@@ -95,7 +95,7 @@ def note_parted() -> None:
 
 
 def refused_under_way() -> bool:
-    """Whether a model runs in this thread whose blocks get no grid, for a reason that a warning has given."""
+    """Whether a model runs in this thread whose blocks get no grid, for a reason that a warning stated."""
     forward = under_way()
     return forward is not None and forward.markers is None
 

@@ -40,7 +40,7 @@ class _LeftOutOfPickles:
 class Mark(_LeftOutOfPickles):
     """The forward pre-hook of one attention's module.
 
-    It marks what Dynamo traces. Where the module runs as plain Python, it runs within what `beside` gives.
+    It marks what Dynamo traces. Where the module runs as plain Python, it runs within what `beside` returns.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class MarkEnd(_LeftOutOfPickles):
 
 
 class ModelHook(_LeftOutOfPickles):
-    """A hook of the model itself: calls `outside(number, whole, call, *what the hook is given)`, outside of any graph.
+    """A hook of the model itself: calls `outside(number, whole, call, *the hook's arguments)`, outside of any graph.
 
     whole: whether a compiled callable calls the model; call: how that was compiled, None where it is not known. Where
     Dynamo has the model's graph in hand the hook does nothing, so that the graph is the same without it; but where the

@@ -16,7 +16,7 @@ _MOST_CALLS = 32
 class KnownCalls:
     """The grids of a model's calls.
 
-    on_found: told the blocks and the paths of the sparse attentions of each new kind.
+    on_found: called with the blocks and the paths of the sparse attentions of each new kind.
     """
 
     def __init__(self, on_found: Callable[[Mapping[str, nn.Module], tuple[str, ...]], object]) -> None:

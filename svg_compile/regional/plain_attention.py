@@ -62,7 +62,7 @@ def of_this_backend(call: CompileCall) -> bool:
 
 
 def why_not_alone(marker: Marker) -> str:
-    """Why a module's calls of attention cannot each be given their grid outside of a graph; "" where they can."""
+    """Why the grids of a module's calls of attention are ambiguous outside of a graph; "" where they can."""
     if marker.text.startswith(OF_BLOCK):
         return "the block itself calls it, outside of a module of its own"
     if len({entry for entry in entries_of(marker) if entry[1]}) > 1:
@@ -125,7 +125,7 @@ class PlainAttention(TorchFunctionMode):
 
 
 class PlainAttentions:
-    """What one model runs within where its marked modules run as plain Python."""
+    """The contexts of one model's marked modules that run as plain Python."""
 
     def __init__(self, model: Callable[[], nn.Module | None]) -> None:
         self._model = model

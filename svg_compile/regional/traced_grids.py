@@ -92,7 +92,7 @@ def trace_grids(
 
 
 def _served(site: Site) -> Site:
-    """An attention as its module's mark has it: one that runs as plain Python is compiled by itself."""
+    """An attention as its module's marker has it: one that runs as plain Python is compiled in a graph of its own."""
     between = site.reason is Reason.BETWEEN_GRAPHS and site.layout is not None
     return replace(site, rewritten=True, reason=None) if between else site
 

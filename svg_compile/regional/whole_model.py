@@ -54,7 +54,7 @@ from svg_compile.regional.wrappers import hides_grid
 class Regions:
     """The compiled blocks of one model, served while anybody holds this.
 
-    Marks that nobody holds say nothing, but stay: taking them away and back would compile the blocks anew each time.
+    Markers without an owner are inactive, but stay: removing and re-adding them would recompile the blocks each time.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -81,7 +81,7 @@ class Regions:
         ]
 
     def remove(self) -> bool:
-        """Take the hooks off a model that has no marks; returns whether they are off."""
+        """Take the hooks off a model that has no markers; returns whether they are off."""
         for handle in () if self._marks else self._handles:
             handle.remove()
         return not self._marks
@@ -126,7 +126,7 @@ class Regions:
                     self._mark(model, path, blocks)
         device = next((leaf.device for leaf in tensors_in(arguments)), torch.device("cpu"))
         if self._marks:
-            # Other models of the class may be compiled without marks; this one must not run what they run.
+            # Other models of the class may be compiled without markers; this one must not run their code.
             guard_absent_hooks()
         forward = Forward(
             self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served

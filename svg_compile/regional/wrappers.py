@@ -10,17 +10,19 @@ from typing import Any
 
 from torch import nn
 
+from svg_compile._compat.spread import is_gathered
 from svg_compile.decisions import Site
 from svg_compile.inspection.bare_clone import is_own_method
 
 
 def hides_grid(model: nn.Module) -> bool:
-    """Whether a hook of a step cache, of offloading or of context parallelism stands around a module's forward.
+    """Whether a hook of a step cache, of offloading, FSDP or context parallelism stands around a module's forward.
 
     Such hooks break the model's graph at the module, or exchange tokens between processes in it.
     """
     return any(
-        "forward" in vars(module) and not is_own_method(vars(module)["forward"], module) for module in model.modules()
+        is_gathered(module) or ("forward" in vars(module) and not is_own_method(vars(module)["forward"], module))
+        for module in model.modules()
     )
 
 
@@ -29,7 +31,7 @@ def why_not_in_parallel(model: nn.Module, sites: tuple[Site, ...]) -> str | None
 
     Ulysses gives each process a run of tokens [B, N, C], and attention the whole sequence, which is then in the order
     that it has without: process after process. That holds where the sequence is the video alone. Where text stands in
-    it, it may be [text, video] of each process in turn; and tokens that are cut along another axis come back shuffled.
+    it, it may be [text, video] of each process in turn; and tokens cut along another axis come in another order.
     """
     splits = list(_splits(model))
     if not splits:

@@ -4,7 +4,7 @@ Two requests over one model interleave, in several threads or in turn in one. Wh
 
     the thread and the asyncio task, each of which counts for itself;
     the tensors that a run passes to every forward, such as its prompt embeddings: a forward goes on from the last one
-    that was given the same tensor. One that several threads pass is no evidence of any run.
+    that got the same tensor. One that several threads pass is no evidence of any run.
 
 Where nothing tells two requests apart, an equal or smaller timestep counts as the same run's.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from svg_compile.runtime.steps import StepCounter
 
-# A model has few inputs; what a graph after a break is given may be many.
+# A model has few inputs; a graph after a break may have many.
 _MOST_TENSORS = 16
 
 
@@ -66,7 +66,7 @@ class Chain:
 
 @dataclass
 class _Seen:
-    """A tensor that forwards were given: how often, in which strand, and the chain as of the last of them."""
+    """A tensor that was an argument of forwards: how often, in which strand, and the chain as of the last of them."""
 
     tensor: Any
     chain: Chain

@@ -84,7 +84,7 @@ class Dispatcher:
             binding = REGISTRY.binding_of(alone.model, alone.number)
         else:
             binding = REGISTRY.binding(parameters) if parameters else self._own
-        # No option needs the step; but layers share by it, and who looks on may be shown it, where a schedule gives it.
+        # No option needs the step; but layers share by it, and observers may read it, where a schedule has it.
         asks = self._asks or ((watched() or self.sparse.ports.shared) and binding.schedules)
         decision = self.decide(inputs, parameters, binding, alone) if asks else NOT_ASKED
         plans: tuple[Tensor, ...] = ()

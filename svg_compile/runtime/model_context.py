@@ -63,7 +63,7 @@ class ModelContext:
     ) -> tuple[Position | None, str]:
         """(the step of the forward at hand, the name of what it was found by).
 
-        tensors: its inputs beside the timestep; total: the steps of a run that no schedule knows.
+        tensors: its inputs other than the timestep; total: the steps of a run that no schedule knows.
         """
         strand = current_strand()
         with self._lock:
@@ -89,7 +89,7 @@ class ModelContext:
 
     @property
     def fresh(self) -> bool:
-        """Whether no forward was seen."""
+        """Whether no forward ran."""
         return not self._last and self.chains.empty
 
     def warn(self, message: str, kind: str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 A graph does not know which model it runs for: Dynamo shares graphs between models where their guards agree. But it
 takes the parameters as inputs, and *all* of them together name the model: the module that holds them all, if one is
-known (it was compiled, attached, or given to `denoising`), else these parameters themselves. One parameter would not
+known (it was compiled, attached, or passed to `denoising`), else these parameters themselves. One parameter would not
 do, since models may share some.
 """
 

@@ -1,7 +1,7 @@
 """Which step of a scheduler's run a forward belongs to, by the forward's own timestep.
 
 A scheduler is read as it is: its `timesteps`, its `step_index` where it keeps one, its `sigmas`. It is believed only
-where its timestep of that step is the one that the forward is given. Pipelines hand a timestep over in several forms
+where its timestep of that step is the forward's argument. Pipelines hand a timestep over in several forms
 (the timestep, a fraction of 1, a sigma, counted from the other end) and roundings; a run keeps to the form it began in.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from svg_compile.runtime.steps import Position, new_run
 from svg_compile.runtime.timestep import Moment
 
-# (timestep, its sigma or NaN, training steps) -> what the model is given.
+# (timestep, its sigma or NaN, training steps) -> the model's argument.
 _FORMS: tuple[Callable[[float, float, float], float], ...] = (
     lambda t, sigma, n: t,
     lambda t, sigma, n: t / n,
@@ -41,7 +41,7 @@ VIEW, INDEX, VALUE, FOLLOWS = 4, 3, 2, 1
 class Claim:
     """A scheduler's answer: the index of the forward's timestep, None where the forward is not of its run.
 
-    state: what the scheduler stands at, equal as long as nothing moves it; forms: in which the timestep is given.
+    state: what the scheduler stands at, equal as long as nothing moves it; forms: in which the timestep is passed.
     """
 
     index: int | None
@@ -83,7 +83,7 @@ class _Run:
         return self._steps
 
     def value(self, scheduler: Any, form: int, index: int) -> float:
-        """What a model is given at an index, in one of the forms."""
+        """The model's argument at an index, in one of the forms."""
         times, sigmas = self.host(scheduler)
         training = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None) or 1000
         return _FORMS[form](times[index], sigmas[index], training)
@@ -168,7 +168,7 @@ def _floats(values: Any) -> list[float]:
 
 
 def _same(time: float, value: float) -> bool:
-    """Whether a model was given a timestep: as it is, made an integer, or rounded to half a float's width."""
+    """Whether a model got a timestep: as it is, made an integer, or rounded to half a float's width."""
     if math.isnan(time):
         return False
     if abs(time - value) <= 1e-5 * max(abs(time), 1.0):

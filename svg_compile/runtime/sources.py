@@ -83,7 +83,7 @@ def attach(pipe: Any) -> Attached:
 
     Call it once, before or after compiling; it holds for every later run, for any number of steps, and for all
     denoisers of the pipeline (Wan 2.2's two share one schedule). Several pipelines may hold one transformer: a forward
-    is of the one whose timestep it is given, and is counted where it is of none. Attaching a pipeline again returns
+    is of the one whose timestep it gets, and is counted where it is of none. Attaching a pipeline again returns
     the same handle; do so after giving it another transformer that has run already.
     """
     for schedule in registered():

@@ -4,7 +4,7 @@ With `profile_every` N the plan of a profile, and the fits of its repairs, are k
 with another density keeps the kinds alone; half-widths by need are profiled anew for it. Plans are kept per model, per
 graph and per forward of a step (guidance calls twice: each call keeps its own), and never from one run to the next.
 
-Where layers share the pairs, the graph is given the shares of its layers, and what these found is noted for the next
+Where layers share the pairs, the graph gets the shares of its layers, and what these found is noted for the next
 step (runtime/layer_shares.py).
 """
 
@@ -130,7 +130,7 @@ class SparseGraph:
     def _given(
         self, stage: int, due: bool, previous: Sequence[Tensor] = (), share: Tensor | None = None
     ) -> Sequence[Tensor]:
-        """The graph's inputs beside its own, as `PlanPorts` has them."""
+        """The graph's additional inputs, as `PlanPorts` has them."""
         given = list(self.ports.inputs)
         if self.ports.staged:
             given[0] = _when(stage, due, given[0].device)

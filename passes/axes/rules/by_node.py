@@ -1,7 +1,7 @@
 """Rules of functions that stand in the graph as one node, but run as several ATen operators.
 
 `F.pad` in its circular mode is a buffer and six copies, `F.interpolate` a look-up by an index: what they mean for an
-axis is to be seen at the node alone. Their rules are asked after the node has run, and name its result anew.
+axis is visible only at the node. Their rules are asked after the node has run, and name its result anew.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rule is given: one call of an operator, with the axes of its operands."""
+"""The argument of a rule: one call of an operator, with the axes of its operands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from svg_compile.passes.axes.axis import Axis
 
-# The axes of a tensor that an operator was given.
+# The axes of an operand.
 AxesOf = Callable[[Tensor], list[Axis]]
 
 

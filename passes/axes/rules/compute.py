@@ -53,7 +53,7 @@ def _reduce(call: Call) -> list[Axis]:
         return pointwise(call)
     axes, gone = call.axes, set(call.dims("dim"))
     if not all(is_plain(axes[dim]) for dim in gone if axes):
-        # Tokens are summed up: what was a table beside them may now be a mixture of them.
+        # A sum over tokens: an axis that was a table may now be a mixture of them.
         axes = [mixed_in(axis) for axis in axes]
     kept = call.out.dim() == call.source.dim()
     return [() if dim in gone else axis for dim, axis in enumerate(axes) if kept or dim not in gone]
@@ -162,7 +162,7 @@ def _pooled(call: Call, count: int) -> list[Axis]:
     """As a convolution, one channel at a time: each output position is one place of the input's axis, in order."""
     batch, spatial, sizes = call.axes[:-count], call.axes[-count:], call.shape[-count:]
     if not all(is_plain(axis) for axis in spatial):
-        # Tokens are summed up: what was a table beside them may now be a mixture of them.
+        # A sum over tokens: an axis that was a table may now be a mixture of them.
         batch = [mixed_in(axis) for axis in batch]
     kernel, padding = _each(call["kernel_size"], count), call.get("padding", 0)
     stride = _each(call.get("stride") or kernel, count)

@@ -1,4 +1,4 @@
-"""What the rules of operators stand on: the table that holds them, what a rule is given and what it returns.
+"""The registry of operator rules: the table that holds them, and what a rule takes and returns.
 
 `RULES` maps an ATen operator to a function of a `Call` that returns the axes of its result. An operator without a rule
 makes every axis of its results opaque, which is always safe: an opaque axis is never taken for video tokens. A rule may

@@ -144,7 +144,7 @@ class _Recorder:
         return tuple(entries)
 
     def _layout_of(self, layer: str, grid: tuple[int | None, ...]) -> VideoLayout | None:
-        """The layout of an attention: its graph's, with the given sizes where the graph's are symbolic."""
+        """The layout of an attention: its graph's, with these sizes where the graph's are symbolic."""
         names = [field.name for field in dataclasses.fields(VideoLayout)]
         known = {name: size for name, size in zip(names, grid, strict=True) if size is not None}
         if "text_first" in known:

@@ -72,7 +72,7 @@ def sample_attention(
 
 
 def draw_attention(query: Tensor, key: Tensor, layout: VideoLayout, plan: Tensor, **more: Any) -> Figure:
-    """A head's mask beside its dense attention on the same rows, and how much of it the mask keeps.
+    """A head's mask next to its dense attention on the same rows, and how much of it the mask keeps.
 
     Arguments are those of `sample_attention`. Queries and keys stand in the head's own order, in which its mask is a
     band: frame by frame, or for a temporal head place by place through all frames but the first. Shades of the

@@ -32,8 +32,8 @@ _MOST_ROW_LABELS, _MOST_COLUMN_LABELS = 48, 14
 def draw_kinds(recording: Recording) -> Figure:
     """Which kinds the heads were: layer x step, each cell the mix of its heads, and layer x head over all sparse steps.
 
-    Calls of one step (guidance), runs and samples are taken together; `recording.select` parts them. Where nobody told
-    the steps, the forwards are counted instead.
+    Calls of one step (guidance), runs and samples are taken together; `recording.select` parts them. Where the
+    steps are not known, the forwards are counted instead.
     """
     from matplotlib.patches import Patch
 

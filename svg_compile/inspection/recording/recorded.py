@@ -29,7 +29,7 @@ class Recording:
 
     def fill(self, entries: Sequence[Entry], missing: str = _NOTHING, conflict: str = "") -> None:
         """Hold these entries from now on; `missing` is what the error says where there are none, `conflict` what it
-        says where layouts are not known because the given one contradicts the graph.
+        says where layouts are not known because options["layout"] contradicts the graph.
         """
         self._entries = tuple(entries)
         self._missing = missing

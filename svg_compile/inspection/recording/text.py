@@ -17,7 +17,7 @@ def to_text(entries: Sequence[Entry]) -> str:
 
     density: reached, "?" where the grid is not known. margin: how many times larger the error of the other kind is,
     the median over heads and forwards. changed: share of heads of another kind than at the step before. repaired:
-    share of heads whose repair helps on rows left out of its fit, over the forwards that were profiled; not shown where
+    share of heads whose repair helps on rows left out of its fit, over the forwards that were profiled; left out where
     nothing is repaired.
     """
     models = list(dict.fromkeys(entry.model for entry in entries))
