@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -101,6 +102,34 @@ def test_neither_a_number_as_timestep_nor_a_counter_costs_a_trace_a_step(grids: 
         model(packed(), 10.0)
     assert len(traces) == 1
     assert grids == ["5x7x3", "3x5x7"]
+
+
+@pytest.mark.parametrize(("layers", "waits"), [(16, True), (3, False)])
+def test_the_trace_of_a_deep_model_is_told_before_it_and_the_next_call_has_none(
+    layers: int, waits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody waits seconds for it: with Python's own settings of logging, which print warnings, a line says why."""
+    told_before: list[list[str]] = []
+    trace = tracing.trace
+
+    def told() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        told_before.append(told())
+        return trace(*args, **kwargs)
+
+    monkeypatch.setattr(tracing, "trace", noted)
+    watch(monkeypatch, grids_of)
+    model = compile_blocks(Blocks(layers), **SPARSE)
+    with svg_compile.denoising(model, steps=2) as run:
+        for _ in range(2):
+            model(latents())
+            run.advance()
+    line = f"svg: tracing Blocks once, for the token grids of its {layers} compiled blocks"
+    # One trace, and nothing said after it.
+    assert told_before == [[line] * waits]
+    assert told() == [line] * waits
 
 
 def test_what_was_learned_of_attributes_is_forgotten_with_the_modules(grids: list[str], traces: list[None]) -> None:

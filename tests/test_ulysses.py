@@ -88,5 +88,8 @@ def test_ring_attention_is_refused_and_ulysses_named() -> None:
 def test_lengths_that_do_not_divide_compile_with_no_backend() -> None:
     """If this fails Dynamo has learned to trace diffusers' `ulysses_anything`: docs/companions.md says it cannot."""
     for each in processes("anything"):
-        assert each["error"]
-        assert each["without"]
+        # Of diffusers' exchange of unequal parts, and nothing else, with this backend and with torch's own.
+        for error in (each["error"], each["without"]):
+            assert "Dynamo failed to run FX node with fake tensors" in error
+            assert "all_to_all_single_any_qkv_async" in error
+        assert each["said"] == []
