@@ -14,7 +14,7 @@ from svg_compile.passes.as_sdpa import as_sdpa
 from svg_compile.passes.axes.infer import infer_token_axes, table
 from svg_compile.passes.axes.ledger import GraphCall
 from svg_compile.passes.expose_plans import expose_plans
-from svg_compile.passes.find_attention import attention_nodes, find_attention
+from svg_compile.passes.find_attention import Candidate, attention_nodes, find_attention
 from svg_compile.passes.grid_marker import Marker
 from svg_compile.passes.position_inputs import Found, build_on, ids_among, rasters_among, rises_among
 from svg_compile.passes.rewrite_attention import rewrite_attention
@@ -89,6 +89,8 @@ def _on_sdpa(
         if sum(other.grid is not None for other in others) > sum(one.grid is not None for one in candidates):
             axes, candidates = other_axes, others
             built_on |= {**rasters, **ids}
+        else:
+            candidates = tuple(map(_better_reason, candidates, others))
     if any(one.grid is not None and one.grid.by_numbers for one in candidates):
         built_on |= rises
     if built_on:
@@ -103,3 +105,9 @@ def _on_sdpa(
         if report.rewritten:
             expose_plans(graph_module, config, fake_mode)
     return report
+
+
+def _better_reason(candidate: Candidate, by_values: Candidate) -> Candidate:
+    """The refusal of an attention; that with the values of inputs, where these show a video and too much next to it."""
+    hidden = candidate.reason in _HIDDEN and by_values.reason is Reason.SEVERAL_GRIDS
+    return by_values if hidden else candidate

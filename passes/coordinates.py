@@ -26,8 +26,9 @@ from svg_compile._compat.graphs import known_value
 # (time, row, column), and at most one more component, which is the same for all tokens.
 _COMPONENTS = (3, 4)
 _FEWEST_TOKENS = 8
-# The least share of the tokens that a video must have, in tenths: more open tokens are not worth it (`axes.read_grid`).
-_LEAST_TENTHS = 7
+# The least share of the tokens that a video must have, in tenths. With over three tenths of open tokens it is refused
+# (`axes.read_grid`), with that as the reason.
+_LEAST_TENTHS = 4
 _FEWEST_FRAMES, _MOST_FRAMES = 2, 4096
 # More are no positions of a video that fits a machine.
 _MOST_VALUES = 2**26

@@ -142,6 +142,18 @@ def test_conditions_beside_the_video_are_open(before: int, after: int, monkeypat
         torch.testing.assert_close(exact(given[0], other), model(given[0], other))
 
 
+@pytest.mark.parametrize(("before", "after"), [(40, 0), (30, 30)])
+def test_more_conditions_than_are_worth_it_are_the_reason(before: int, after: int) -> None:
+    model, where = Packed(), beside(before, after)
+    given = torch.randn(1, where.shape[-1], 8), where
+    (site,) = svg_compile.explain(model, *given, options=OPTIONS).sites
+    assert site.reason is svg_compile.Reason.SEVERAL_GRIDS
+    assert site.detail.startswith(f"{before + after} of {72 + before + after} tokens are beside it")
+    with pytest.warns(UserWarning, match="tokens are beside it"):
+        out = torch.compile(model, backend="svg", options=OPTIONS, dynamic=False)(*given)
+    torch.testing.assert_close(out, model(*given))
+
+
 class Joined(Packed):
     """Text and video in one sequence, their ids in two inputs."""
 
