@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from svg_compile._compat.operators import arguments_of, parameters_of, qualified_name, results_of, writes_operands
+from svg_compile._compat.operators import (
+    arguments_of,
+    operator_named,
+    parameters_of,
+    qualified_name,
+    results_of,
+    writes_operands,
+)
 from svg_compile._compat.sizes import equal, holds
 
 LAYOUTS = ("BNHD", "BHND")
@@ -158,6 +165,13 @@ def attention_operator(target: Any) -> AttentionOperator | None:
     """What is known of an operator as attention; None of any other, and of anything that is no operator."""
     name = qualified_name(target)
     return None if name is None else _REGISTERED.get(name) or _KNOWN.get(name)
+
+
+def defined_operators() -> dict[Any, AttentionOperator]:
+    """The known and registered operators of libraries that are imported, torch's own left out."""
+    named = {name: each for name, each in (_KNOWN | _REGISTERED).items() if not name.startswith("aten::")}
+    found = {name: operator_named(name) for name in named}
+    return {operator: named[name] for name, operator in found.items() if operator is not None}
 
 
 def read_call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AttentionCall | str | None:

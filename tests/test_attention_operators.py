@@ -228,13 +228,19 @@ def test_between_graphs_it_has_a_row(name: str) -> None:
     assert (site.layout.frames, site.layout.height, site.layout.width) == (5, 7, 3)
 
 
-def test_explain_counts_its_products() -> None:
-    counted = [
-        svg_compile.explain(ToyVideoDiT(attend=READ[name]), latents(), options={"min_tokens": 1}).cost.model
-        for name in ("flash", "heads first")
-    ]
-    native = svg_compile.explain(ToyVideoDiT(), latents(), options={"min_tokens": 1}).cost.model
-    assert counted == [native, native]
+@pytest.mark.parametrize("name", ["rows first", "flash", "packed flash", "heads first"])
+@pytest.mark.parametrize("layers", [2, 12])
+def test_explain_counts_its_products(name: str, layers: int) -> None:
+    """Of a deep model a few blocks are traced, and the others counted as they run."""
+    costs = []
+    for attend in (READ[name], F.scaled_dot_product_attention):
+        model = Blocks(layers)
+        for block in model.blocks:
+            block.attn = ByOperator(block.attn.qkv, attend)
+        report = svg_compile.explain(model, latents(), options={"min_tokens": 1})
+        assert report.cost is not None
+        costs.append((report.cost.model, sum(site.calls for site in report.sites)))
+    assert costs[0] == costs[1]
 
 
 WRITES = {"query": "self", "key": "src", "value": "src", "scale": None, "causal": None}

@@ -46,6 +46,12 @@ def _overload(operator: Any) -> Any:
     return overload if isinstance(getattr(overload, "_schema", None), torch.FunctionSchema) else None
 
 
+def operator_named(name: str) -> Any:
+    """The operator `namespace::operator`; None where no library has defined it."""
+    namespace, _, operator = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), operator, None)
+
+
 def parameters_of(operator: Any) -> list[str] | None:
     """The names of an operator's parameters; None where it is none."""
     overload = _overload(operator)

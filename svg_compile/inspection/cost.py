@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +26,10 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from svg_compile._compat.graphs import CPU_FLASH_ATTENTION, fake_mode_of, keep_torch_state, symbolic_run
+from svg_compile._compat.operators import parameters_of
 from svg_compile.config import SvgConfig
 from svg_compile.layout import HeadKind
-from svg_compile.passes.as_sdpa import as_sdpa
+from svg_compile.passes.attention_operators import AttentionOperator, defined_operators
 
 if TYPE_CHECKING:
     from svg_compile.decisions import Site
@@ -153,7 +155,7 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
     counter = _counter()
     try:
-        with as_sdpa(graph_module), keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
+        with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
             _OnFakes(graph_module, fake_mode).run(*inputs)
         return int(counter.get_total_flops())
     except Exception:
@@ -170,13 +172,24 @@ def counting_flops(call: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def _counter() -> FlopCounterMode:
-    # torch counts the fused attention of GPUs, and not that of CPUs.
-    return FlopCounterMode(display=False, custom_mapping={CPU_FLASH_ATTENTION: _attention_flops})
+    # torch counts the fused attention of GPUs, and neither that of CPUs nor that of other libraries.
+    others = {each: partial(_operator_flops, each, how) for each, how in defined_operators().items()}
+    return FlopCounterMode(display=False, custom_mapping={CPU_FLASH_ATTENTION: _attention_flops, **others})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """The formula above, from shapes [B, H, N, D]."""
     return int(2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+
+
+def _operator_flops(operator: Any, how: AttentionOperator, *args: Any, **kwargs: Any) -> int:
+    """The same of another library's operator, from shapes as it takes them."""
+    passed = dict(zip(parameters_of(operator) or (), args)) | kwargs
+    query, key, value = (list(passed[name]) for name in (how.query, how.key, how.value))
+    if how.layout == "BNHD":
+        # [B, N, H, D], or [N, H, D] of sequences one behind another.
+        query, key, value = ([*each[:-3], each[-2], each[-3], each[-1]] for each in (query, key, value))
+    return _attention_flops(query, key, value)
 
 
 class _OnFakes(fx.Interpreter):
