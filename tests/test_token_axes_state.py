@@ -145,14 +145,20 @@ def test_videos_whose_axes_are_proven_are_different_also_where_they_were_added()
     assert [verdict(site) for site in found] == [GRID, "CROSS_ATTENTION"]
 
 
-def test_keys_of_text_and_video_beside_a_query_of_the_video_alone() -> None:
+@pytest.mark.parametrize("text", [5, 40])
+def test_keys_of_text_and_video_and_a_query_of_the_video_alone(text: int) -> None:
+    """Sparse, as the queries are a part of the keys; with more text than is worth it, it stays dense."""
+
     def forward(x: Tensor, text: Tensor) -> Tensor:
         keys = torch.cat([text, tokens(x)], 1)
         return attend(tokens(x), keys, keys)
 
-    (site,) = sites_of(forward, video(), torch.randn(B, 5, C))
-    assert site.reason is Reason.CROSS_ATTENTION
-    assert site.detail == "the keys are the queries' tokens and others beside them"
+    (site,) = sites_of(forward, video(), torch.randn(B, text, C))
+    if text == 5:
+        assert (verdict(site), site.unasked) == (f"5+{GRID}", (5, 0))
+    else:
+        assert site.reason is Reason.CROSS_ATTENTION
+        assert site.detail.startswith(f"the queries are {N} of the keys' {N + text} tokens, too few")
 
 
 # ---- why it is opaque ------------------------------------------------------------------------------------------------
