@@ -67,7 +67,7 @@ def as_sdpa(graph_module: fx.GraphModule) -> Iterator[None]:
 
 
 def unread(graph_module: fx.GraphModule) -> list[str]:
-    """What of a graph may be attention and is not read as such, each once, in words.
+    """Operators of a graph that may be attention but are not supported, described in words, each once.
 
     Known operators that ask for more than attention, and unknown ones that have attention in their names.
     """

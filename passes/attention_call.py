@@ -41,7 +41,7 @@ def heads_each(call: Call) -> int | None:
 
 
 def refused_call(call: Call, out: Tensor, config: SvgConfig, bias_hides: bool = False) -> tuple[Reason, str] | None:
-    """What of the call itself, apart from the tokens, cannot be rewritten. bias_hides: see `token_mask`."""
+    """Why a call cannot be rewritten, whatever its tokens are; None if it can. bias_hides: see `token_mask`."""
     query, key, value = (example(call[name]) for name in ("query", "key", "value"))
     if any(tensor.requires_grad for tensor in (query, key, value)):
         return Reason.GRADIENT, ""

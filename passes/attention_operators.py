@@ -162,7 +162,7 @@ def register_attention_op(
 
 
 def attention_operator(target: Any) -> AttentionOperator | None:
-    """What is known of an operator as attention; None of any other, and of anything that is no operator."""
+    """The description of an attention operator; None for any other operator or object."""
     name = qualified_name(target)
     return None if name is None else _REGISTERED.get(name) or _KNOWN.get(name)
 
@@ -222,21 +222,21 @@ def result_of(call: AttentionCall, out: Any) -> Any:
 
 
 def axes_of_result(call: AttentionCall, axes: Sequence[T]) -> list[T]:
-    """What belongs to the dimensions of SDPA's result, by those of the operator's."""
+    """The entries of `axes`, one for each dimension of SDPA's result, in the order of the operator's result."""
     samples, heads, tokens, channels = axes
     rest = [tokens, heads, channels] if call.operator.layout == "BNHD" else [heads, tokens, channels]
     return [samples, *rest] if call.lengths is None else rest
 
 
 def one_sequence(call: AttentionCall) -> bool:
-    """Whether packed operands of a call, as tensors, hold one sequence; true where they are not packed."""
+    """True if packed operands of a call, as tensors, have a single sequence, and if they are not packed."""
     return call.lengths is None or all(
         isinstance(each, Tensor) and each.dim() == 1 and holds(equal, each.shape[0], 2) for each in call.lengths
     )
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Whether a constant of a call is a value; a tensor, or what the graph computes, is none."""
+    """True if an argument of a call is the constant `neutral`; tensors and values computed by the graph are not."""
     if value is None or neutral is None:
         return value is neutral
     return isinstance(value, (bool, int, float)) and value == neutral

@@ -161,7 +161,7 @@ def whole_numbers(tensor: Tensor) -> Ids | None:
 
 
 def stands_beside(tensor: Tensor, positions: Tensor) -> bool:
-    """Whether a small tensor could be concatenated with positions along their tokens."""
+    """True if a small tensor could be concatenated with positions along their tokens."""
     if tensor.dim() != positions.dim() or tensor.dtype is torch.bool or tensor.is_complex():
         return False
     others = [dim for dim in range(tensor.dim()) if tensor.shape[dim] != positions.shape[dim]]

@@ -131,7 +131,7 @@ def attention_nodes(graph_module: fx.GraphModule) -> Iterator[tuple[fx.GraphModu
 
 
 def _marked(nodes: list[fx.Node], markers: Mapping[str, Marker]) -> dict[fx.Node, Grid | Reason]:
-    """What the markers say of the attentions of marked layers."""
+    """The grid or refusal of each attention of a marked layer, from its marker."""
     found: dict[fx.Node, Grid | Reason] = {}
     for layer, marker in markers.items():
         of_layer, grids = [node for node in nodes if layer_of(node) == layer], grids_of(marker)
@@ -187,7 +187,7 @@ def _common_grid(found: list[Grid | Refusal]) -> Grid | Refusal:
 
 
 def _agree(given: VideoLayout | None, marked: Grid) -> bool:
-    """Whether options["layout"], which may leave out the text, is the whole model's grid."""
+    """True if options["layout"], which may omit the text, equals the whole model's grid."""
     if given is None:
         return True
     layout = Grid(given.frames, given.height, given.width, given.text_len, given.text_first)

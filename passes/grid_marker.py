@@ -44,7 +44,7 @@ def _mark(tensor: Tensor, text: str, sizes: list[Tensor]) -> Tensor:
     return tensor.view_as(tensor)
 
 
-# What Dynamo may name it in a graph.
+# The marker's targets in a Dynamo graph.
 MARK = (torch.ops.svg.mark, torch.ops.svg.mark.default)
 
 
@@ -101,7 +101,7 @@ def entries_of(marker: Marker) -> tuple[tuple[str, tuple[Any, ...]], ...]:
 
 
 def grids_of(marker: Marker) -> tuple[Grid | Reason, ...]:
-    """What a marker says of each attention of its module."""
+    """The grid or refusal of each attention of a marker's module."""
     found: list[Grid | Reason] = []
     for text, sizes in entries_of(marker):
         if not sizes:

@@ -110,7 +110,7 @@ class Positions:
     found: Found
 
     def hold(self, inputs: Sequence[object]) -> bool:
-        """Whether a call's inputs are positions of that grid."""
+        """True if a call's inputs are positions of that grid."""
         value = inputs[self.place]
         if not isinstance(value, Tensor):
             return False

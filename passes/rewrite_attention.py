@@ -55,7 +55,7 @@ def rewrite_attention(candidates: tuple[Candidate, ...], config: SvgConfig) -> N
 
 
 def _replacement(emitter: Emitter, candidate: Candidate, config: SvgConfig) -> fx.Proxy:
-    """What stands in the place of the attention: its result, of the same dtype and strides."""
+    """The nodes that replace the attention; returns their result, of the same dtype and strides."""
     call, grid, result = candidate.call, candidate.grid, example(candidate.node)
     assert grid is not None
     query, key, value = _operands(emitter, call, grid, result.dtype)
@@ -88,7 +88,7 @@ def _replacement(emitter: Emitter, candidate: Candidate, config: SvgConfig) -> f
         # In place: nothing else reads the result of the op before.
         emitter.call(repair_ops.REPAIR, out, exact, fit, grid=sizes, **options)
     if mask is not None and mask.pairs is not None and key_mask is not None:
-        # What SDPA gives for rows that see no key: 0.
+        # SDPA returns 0 for rows without a visible key.
         out = out.masked_fill(key_mask.logical_not().unsqueeze(1).unsqueeze(3), 0.0)
     order = _storage_order(result)
     if order == _OP_ORDER and move is None and not grid.of_part:
@@ -126,7 +126,7 @@ def _settled(emitter: Emitter, operand: fx.Proxy) -> fx.Proxy:
 
 
 def _cast(operand: fx.Proxy, dtype: torch.dtype) -> fx.Proxy:
-    """What autocast does of itself to the operands of SDPA, and not to those of other operators."""
+    """The cast that autocast applies to operands of SDPA, but not to those of other operators."""
     return operand if shown(operand).dtype is dtype else operand.to(dtype)
 
 

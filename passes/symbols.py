@@ -16,7 +16,7 @@ from svg_compile.passes.emit import Emitter
 
 
 def computable(graph: fx.Graph, sizes: Iterable[Any]) -> bool:
-    """Whether every size is an int or follows from the graph's placeholders."""
+    """True if every size is an int or follows from the graph's placeholders."""
     bound = _placeholder_symbols(graph)
     return all(symbol in bound for size in sizes if is_symbolic(size) for symbol in expression(size).free_symbols)
 

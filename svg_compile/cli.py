@@ -211,7 +211,7 @@ def _configuration(file: Path) -> dict[str, Any]:
 
 
 def _tried(target: str, call: Callable[[], Any]) -> Any:
-    """What a call over a model returns; SvgError where the model fails."""
+    """The result of a call that runs a model; SvgError if the model fails."""
     try:
         return call()
     except (SvgError, OSError):

@@ -84,22 +84,22 @@ class SvgConfig:
 
     @property
     def always_sparse(self) -> bool:
-        """Whether no step is left dense."""
+        """True if no step is left dense."""
         return self.dense_steps == 0
 
     @property
     def always_dense(self) -> bool:
-        """Whether every step is left dense: the fraction 1.0, not a count of one step."""
+        """True if every step is left dense: the fraction 1.0, not a count of one step."""
         return isinstance(self.dense_steps, float) and self.dense_steps == 1.0
 
     @property
     def adaptive_widths(self) -> bool:
-        """Whether each head has the half-width that it needs."""
+        """True if each head has the half-width that it needs."""
         return self.widths == "adaptive"
 
     @property
     def shares_layers(self) -> bool:
-        """Whether the layers of a model share the pairs."""
+        """True if the layers of a model share the pairs."""
         return self.adaptive_widths and self.share_layers
 
     @property
@@ -111,7 +111,7 @@ class SvgConfig:
 
     @property
     def staged(self) -> bool:
-        """Whether what a sparse step computes depends on its place in the run."""
+        """True if the result of a sparse step depends on its number in the run."""
         return len(self.densities) > 1 or self.profile_every > 1
 
     def dense_until(self, total: int) -> int:

@@ -1,4 +1,4 @@
-"""What the passes return: of each attention whether it was rewritten, or why it was left as it was."""
+"""The result of the passes: for each attention that it was rewritten, or why it stays dense."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Site:
 
     @property
     def needs_whole_model(self) -> bool:
-        """Whether a graph of more of the model could show the grid that this one does not."""
+        """True if a graph of a larger part of the model could prove the grid that this one does not."""
         return self.reason in (Reason.NOT_VIDEO, Reason.UNKNOWN_GRID)
 
     @property

@@ -15,7 +15,7 @@ _MOST_TOKENS = 2**31 - 1
 
 
 class HeadKind(enum.IntEnum):
-    """What one head attends to; the first column of a plan."""
+    """The kind of one head's mask; the first column of a plan."""
 
     SPATIAL = 0
     TEMPORAL = 1

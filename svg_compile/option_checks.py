@@ -1,4 +1,4 @@
-"""What each option of `svg_compile.config` may be: a check a key, which returns the value as it is kept."""
+"""The checks of the options of `svg_compile.config`, one per key; each returns the value to store."""
 
 from __future__ import annotations
 

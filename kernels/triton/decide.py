@@ -82,7 +82,7 @@ def profile_plan_fwd_kernel(
     temporal_error = tl.sum(temporal, 0) / (count * VALUE_DIM)
     tl.store(errors + 2 * batch_head, spatial_error)
     tl.store(errors + 2 * batch_head + 1, temporal_error)
-    # x - x is 0 only for finite x; comparing NaN could be optimised away.
+    # x - x is 0 only for finite x.
     spatial_ok = spatial_error - spatial_error == 0.0
     temporal_ok = temporal_error - temporal_error == 0.0
     wins = temporal_ok & ((spatial_ok == 0) | (temporal_error < spatial_error))

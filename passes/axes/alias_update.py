@@ -1,4 +1,4 @@
-"""What a write does to the axes of the tensors that share its storage."""
+"""Updates the axes of all tensors that share the storage of an in-place write."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _IN_PLACE = ("add_", "sub_", "mul_", "div_", "clamp_", "masked_fill_", "addcmul_
 
 
 class Write(enum.Enum):
-    """What an operator writes over its first operand."""
+    """The kind of data that an in-place operator writes to its first operand."""
 
     CONSTANT = "one value everywhere"
     COPY = "the values of another operand"
@@ -45,7 +45,7 @@ class Write(enum.Enum):
 
 
 def kind_of_write(operator: Any) -> Write | None:
-    """What an overload that writes its first operand alone writes there; None where that is not known."""
+    """The kind of write of an overload that mutates only its first operand; None if unknown."""
     aten, name = torch.ops.aten, (qualified_name(operator) or "").removeprefix("aten::")
     if operator.overloadpacket in (aten.fill_, aten.zero_):
         return Write.CONSTANT
@@ -65,14 +65,14 @@ def written_axes(
     before = of(target)
     meaning: Meaning = {}
     after = aligned(of, operands, tuple(target.shape), meaning)
-    # What an in-place operator wrote already, Python assigns to itself once more.
+    # After `x[...] += y` Python assigns the updated view to itself.
     others = [operand for operand in operands[1:] if not same_place(operand, target)]
     tables = all(is_table(axis) for operand in others for axis in of(operand))
     if over and not tables:
         after = _replaced(of, before, after, others[0], target)
     changed: Meaning = {}
     untouched = True
-    # An atom along two dimensions cannot come to mean two things.
+    # An atom along two dimensions cannot be renamed differently in each.
     dims = Counter(atom for axis in before for atom in set(atoms_of(axis)))
     for old, new in zip(before, after):
         if same_axis(old, new):
@@ -102,12 +102,12 @@ def _replaced(of: AxesOf, before: list[Axis], after: list[Axis], source: Tensor,
 
 
 def _keeps(old: Axis, own: Axis | None) -> bool:
-    """Whether a copy from an axis, None where it is broadcast, leaves the name of the axis that it is copied to."""
+    """True if an axis keeps its name when `own` (None: broadcast) is copied into it."""
     return is_plain(old) or all(map(of_samples, atoms_of(old))) or (own is not None and _alike(old, own))
 
 
 def _alike(left: Axis, right: Axis) -> bool:
-    """Whether two axes are one, or whole dimensions of two inputs that stand at the same place in both."""
+    """True if two axes are the same, or whole dimensions of two inputs with the same index in both."""
     if same_axis(left, right):
         return True
     left, right = resolve(left), resolve(right)
@@ -125,7 +125,7 @@ def _alike(left: Axis, right: Axis) -> bool:
 
 
 def same_place(left: Tensor, right: Tensor) -> bool:
-    """Whether two views show the same elements in the same order."""
+    """True if two views have the same elements in the same order."""
     if storage_of(left) != storage_of(right) or left.dim() != right.dim():
         return False
     pairs = zip((*left.shape, *left.stride()), (*right.shape, *right.stride()))
@@ -157,9 +157,9 @@ def _rewritten(axes: list[Axis], before: list[Axis], after: list[Axis], meaning:
 
 
 def _covers(view: list[Axis], axes: list[Axis]) -> bool:
-    """Whether a view has part in every token axis of its storage, so that what it holds has its place along each.
+    """True if a view includes every token axis of its storage, so that its elements have a position along each.
 
-    Else it stands at one position of an axis that it does not show, and what is written there may come from another.
+    Otherwise the view is one slice of a hidden axis, and the written data may come from a different slice.
     """
     seen = {atom for axis in view for atom in atoms_of(axis)}
     seen |= {atom for piece in seen for atom in atoms_of(whole_of(piece))}
@@ -167,7 +167,7 @@ def _covers(view: list[Axis], axes: list[Axis]) -> bool:
 
 
 def _has_part(axis: Axis, seen: set[Atom]) -> bool:
-    """Whether the atoms of a view show where along the axis it stands: all of the axis, or a segment of it."""
+    """True if the atoms of a view (`seen`) include the whole axis, or a whole segment of it."""
     parts = resolve(axis)
     if len(parts) == 1 and isinstance(parts[0], Concat):
         named = [_named(segment) for segment in parts[0].segments]
@@ -176,12 +176,12 @@ def _has_part(axis: Axis, seen: set[Atom]) -> bool:
 
 
 def _named(axis: Axis) -> set[Atom]:
-    # Samples of a batch may change places: nothing is claimed of their order.
+    # Samples of a batch may be reordered: their order is not tracked.
     return {atom for atom in atoms_of(axis) if atom.kind is Kind.NAMED and not of_samples(atom)}
 
 
 def _whole_segments(axis: Axis, written: list[Axis]) -> bool:
-    """Whether the written view holds whole segments of the axis, so that the others are untouched."""
+    """True if the written view consists of whole segments of the axis, so that the others are unchanged."""
     parts = resolve(axis)
     if len(parts) != 1 or not isinstance(parts[0], Concat):
         return False

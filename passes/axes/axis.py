@@ -1,4 +1,4 @@
-"""What an axis of a tensor is made of: atoms, their products and concatenations.
+"""The axes of a tensor: atoms, their products and concatenations.
 
 An axis is a tuple of parts, its ordered (row-major) product; () has size 1. A part is an `Atom`, one coordinate, or a
 `Concat`, segments laid one after another. An atom is, by its `kind`,
@@ -31,7 +31,7 @@ Axis = tuple[Part, ...]
 
 
 class Kind(enum.Enum):
-    """What is known of an atom; see the module's docstring."""
+    """The kind of an atom; see the module's docstring."""
 
     TABLE = "table"
     COORD = "coord"
@@ -56,12 +56,12 @@ class Origin:
 
     @property
     def first(self) -> bool:
-        """Whether it is an input's first axis, along which samples usually stand."""
+        """True for an input's first axis, usually the batch."""
         return self.path == (0,)
 
     @property
     def of_samples(self) -> bool:
-        """Whether no order along it matters: an input's first axis, but frames may stand there where the rank is 4."""
+        """True if the order is irrelevant (batch): an input's first axis, unless the rank is 4 (it may be frames)."""
         return self.first and self.rank != 4
 
 
@@ -195,7 +195,7 @@ def joined(axis: Axis) -> Axis:
 
 
 def same_axis(left: Axis, right: Axis) -> bool:
-    """Whether two axes are proven to run over the same coordinates; an opaque atom is the same as itself only."""
+    """True if two axes are proven to run over the same coordinates; an opaque atom is the same as itself only."""
     left, right = resolve(left), resolve(right)
     if len(left) != len(right):
         return False
@@ -225,15 +225,15 @@ def atoms_of(axis: Axis) -> Iterator[Atom]:
 
 
 def is_opaque(axis: Axis) -> bool:
-    """Whether the product itself has an opaque part; a concatenation with an opaque segment has not."""
+    """True if the product itself has an opaque part; False for a concatenation with an opaque segment."""
     return any(isinstance(part, Atom) and part.opaque for part in expand(axis))
 
 
 def is_table(axis: Axis) -> bool:
-    """Whether nothing along the axis is an input's data."""
+    """True if the values along the axis do not depend on an input's data."""
     return all(atom.kind in TABLES for atom in atoms_of(axis))
 
 
 def is_plain(axis: Axis) -> bool:
-    """Whether no order along the axis matters: tables, channels, heads."""
+    """True if the order along the axis is irrelevant: tables, channels, heads."""
     return all(atom.kind in TABLES or atom.kind is Kind.MIXED for atom in atoms_of(axis))

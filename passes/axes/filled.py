@@ -13,9 +13,9 @@ from svg_compile.passes.axes.rules.registry import same_size
 
 
 def apart(one: Tensor, other: Tensor) -> bool:
-    """Whether two views of a storage are other runs of positions along one dimension, with no element in common.
+    """True if two views of a storage are disjoint ranges of positions along one dimension.
 
-    Only where their strides tell: those of the dimension are so wide that all others fit in between.
+    Proven by strides only: the dimension's stride must exceed the extent of all inner dimensions.
     """
     if one.dim() != other.dim() or not all(map(same_size, one.stride(), other.stride())):
         return False

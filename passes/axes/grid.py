@@ -95,7 +95,7 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def _other_tokens(query: tuple[Axis, ...], other: tuple[Axis, ...]) -> bool:
-    """Whether queries and keys, or values, are proven to run over different tokens.
+    """True if queries and keys, or values, are proven to run over different tokens.
 
     Those of other samples are. Else they are not where one of them lost its name or was made before a graph break;
     where one enters the graph as it is attended, with heads of its own, for what it was projected from nobody saw; or
@@ -114,7 +114,7 @@ def _other_tokens(query: tuple[Axis, ...], other: tuple[Axis, ...]) -> bool:
 
 
 def _aligned(left: Axis, right: Axis) -> bool:
-    """Whether two plain axes of two inputs run along one another somewhere in the graph."""
+    """True if two whole dimensions of two inputs were aligned with each other somewhere in the graph."""
     left, right = joined(left), joined(right)
     if len(left) != 1 or len(right) != 1 or not holds(equal, left[0].size, right[0].size):
         return False
@@ -125,7 +125,7 @@ def _aligned(left: Axis, right: Axis) -> bool:
 
 
 def _unbatched(visit: AttentionAxes) -> bool:
-    """Whether there is one sample, and its axis none of an input's."""
+    """True if there is one sample, whose batch axis comes from no input."""
     return not any(expand(axis) for axes in (visit.query, visit.key, visit.value) for axis in axes[:-3])
 
 
@@ -158,13 +158,13 @@ def _given_grid(config: SvgConfig, tokens: Any, query: Axis) -> Grid | None:
 
 
 def _agrees(found: Grid, layout: VideoLayout) -> bool:
-    """Whether a grid is that of options["layout"], which may leave out the text."""
+    """True if a grid equals that of options["layout"], which may omit the text."""
     given = Grid(layout.frames, layout.height, layout.width, layout.text_len, layout.text_first)
     return same_grid(found if layout.text_len else replace(found, text_len=0, text_first=False, before=0), given)
 
 
 def _too_short(config: SvgConfig, tokens: Any, given: Grid | None) -> str:
-    """What to write where options["layout"] is shorter than the sequence; "" where that is not so."""
+    """The advice for a sequence longer than options["layout"]; "" if it is not longer."""
     layout = config.layout
     if layout is None or given is not None or layout.frames == 1 or layout.text_len:
         return ""
@@ -179,7 +179,7 @@ def _too_short(config: SvgConfig, tokens: Any, given: Grid | None) -> str:
 
 
 def _same_samples(visit: AttentionAxes) -> bool:
-    """Whether query, key and value of a sample are of one sample, as far as they say where samples come from."""
+    """True if the batch axes of query, key and value agree, so that a sample attends only itself."""
     for one in (visit.key, visit.value):
         for left, right in zip(visit.query[:-3], one[:-3]):
             named = [_of_samples(axis) for axis in (left, right)]
@@ -189,12 +189,12 @@ def _same_samples(visit: AttentionAxes) -> bool:
 
 
 def _of_samples(axis: Axis) -> bool:
-    """Whether an axis is the first one of an input, along which samples stand."""
+    """True if all atoms of an axis come from an input's first dimension, the batch."""
     return all(atom.origin is not None and atom.origin.first for atom in atoms_of(axis))
 
 
 def _part_elsewhere(visit: AttentionAxes, query: Axis) -> str | None:
-    """Where part of the grid stands, or may, if not in the sequence, as windows would; None where all is there."""
+    """Why part of the grid may be outside of the sequence (as for windows); None if all of it is inside."""
     elsewhere = "part of the grid stands in the batch or head axis"
     tokens = [atom for part in atoms_of(query) for atom in (part, *atoms_of(whole_of(part)))]
     roots = {id(atom.root) for atom in tokens}

@@ -207,7 +207,7 @@ class _Run(fx.Interpreter):
 
 
 def writes(module: fx.GraphModule) -> bool:
-    """Whether a graph may write one of its inputs."""
+    """True if a graph may mutate one of its inputs."""
     for node in module.graph.nodes:
         name = str(getattr(node.target, "__name__", node.target))
         in_place = (name.split(".")[0].endswith("_") and not name.endswith("__")) or name.startswith("__i")

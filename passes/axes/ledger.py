@@ -35,7 +35,7 @@ from svg_compile.passes.axes.why import Why, analysing
 
 @dataclass(frozen=True)
 class InputFacts:
-    """What Dynamo knows of a graph's inputs while it compiles it, and no more afterwards.
+    """Facts about a graph's inputs that Dynamo has only while it compiles the graph.
 
     tables: parameters, buffers and other state of the model. unseen: what was computed between graphs.
     """
@@ -97,14 +97,14 @@ class Ledger(AxisTracker):
         name_input(self, tensor, f"{source} {self._named}", given)
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether a tensor was named, or lost its name."""
+        """True if the tensor's axes are recorded, including axes that lost their name."""
         return tensor in self._axes or self.storages.is_lost(tensor)
 
     def is_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor that no operator has named holds no input's data."""
+        """True if a tensor without recorded axes does not depend on an input's data."""
         if isinstance(tensor, nn.Parameter) or (id(tensor) in self._state and tensor.dim() < 5):
             return True
-        # What Python code makes itself, of numbers: the fake tensors of a trace are what operators made.
+        # A real tensor was made by Python code from numbers; operators of a trace return fake tensors.
         return not is_fake(tensor) and tensor.dim() < 5 and not self._numbers_are_data()
 
     def of(self, tensor: Tensor) -> list[Axis]:

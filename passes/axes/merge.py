@@ -80,7 +80,7 @@ def _one_position(left: Axis, right: Axis) -> Axis:
 
 
 def _of_another_input(opaque: Axis, other: Axis) -> bool:
-    """Whether a piece of one input's axis meets a named axis of another input: it stays what it is."""
+    """True if `opaque` is a piece of one input's axis and `other` a named axis of another input."""
     x, y = (axis[0] if len(axis) == 1 else None for axis in (opaque, other))
     if not (isinstance(x, Atom) and isinstance(y, Atom)) or y.kind is not Kind.NAMED or y.inner:
         return False

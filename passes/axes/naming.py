@@ -22,14 +22,14 @@ from svg_compile.passes.axes.axis import (
     flat_segments,
 )
 
-# What an atom means in the result, where that is another thing: needed where the result is written into its operand.
+# Operand atom -> result axis, where they differ; needed for in-place operators.
 Meaning = dict[Atom, Axis]
-# Axes of two inputs that run along one another.
+# Axes of two inputs that were aligned with each other.
 Pair = tuple[Origin, Origin]
 
 
 def crossed(one: Pair, other: Pair) -> bool:
-    """Whether of two dimensions, of the same two inputs both, one comes first in one input and last in the other."""
+    """True if two aligned dimensions of the same two inputs are in different order in the two inputs."""
     (a, b), (c, d) = one, other
     if (a.source, b.source) != (c.source, d.source):
         return False
@@ -50,7 +50,7 @@ def stronger(x: Atom, y: Atom) -> Atom | None:
     if x.origin.source == y.origin.source:
         return x if x.origin == y.origin else None
     if x.origin.given is not y.origin.given:
-        # What is not known of one is not known of the result.
+        # The result is no better known than the less known of the two.
         return y if x.origin.given else x
     if x.origin.exact is not y.origin.exact:
         return x if x.origin.exact else y
@@ -87,7 +87,7 @@ def prove(atom: Atom, group: Axis) -> Axis | None:
 
 
 def _counts(group: Axis) -> bool:
-    """Whether parts of a table count positions along several axes, each its own."""
+    """True if the parts of a table are coordinates along several different axes."""
     atoms = [part for part in group if isinstance(part, Atom) and part.kind is Kind.COORD and not part.inner]
     return len(atoms) == len(group) > 1 and len({id(part.root) for part in atoms}) == len(group)
 
@@ -113,7 +113,7 @@ def finer(atom: Atom, group: Axis, meaning: Meaning) -> Axis | None:
 
 
 def swapped(pairs: Sequence[Pair]) -> bool:
-    """Whether two inputs are aligned whose axes stand in order in one and not in the other."""
+    """True if the aligned axes of two inputs are in order in one input and not in the other."""
     sides: tuple[dict[str, list[tuple[int, ...]]], ...] = ({}, {})
     for pair in pairs:
         for side, origin in zip(sides, pair):
@@ -123,7 +123,7 @@ def swapped(pairs: Sequence[Pair]) -> bool:
 
 
 def counted(concat: Concat) -> bool:
-    """Whether coordinates that count through all segments, frames of several videos, were aligned with them."""
+    """True if coordinates that run through all segments (frames of several videos) were aligned with them."""
     first = next(iter(atoms_of((concat,))), None)
     return first is not None and ("counted", _key(concat)) in first.derived
 

@@ -48,7 +48,7 @@ def opaque_atom(size: Any, like: Iterable[Axis] = (), why: Why | None = None) ->
     atoms = [part for axis in like for part in atoms_of(axis)]
     earlier = next((part.why for part in atoms if part.why is not None), None)
     atom.why = why or earlier or under_analysis()
-    # What the model made before a graph break may be of any input.
+    # A tensor computed before a graph break may come from any input.
     places = [None if part.origin is not None and not part.origin.given else part.places for part in atoms]
     known = [place for place in places if place is not None]
     atom.made_of = frozenset().union(*known) if places and len(known) == len(places) else None

@@ -67,7 +67,7 @@ def _part_at(asked: Sequence[_Run], keys: Sequence[_Run], at: int) -> Part | Non
 
 
 def worth_it(part: Part, keys: Any) -> bool:
-    """Whether the keys without a query are few enough to be attended in full, and computed as if they were queries."""
+    """True if the keys without a query are few enough to be attended in full, and computed as if they were queries."""
     return settled(at_most, 10 * (part.front + part.behind), OPEN_TENTHS * keys)
 
 

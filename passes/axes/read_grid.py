@@ -49,12 +49,12 @@ class Grid:
 
     @property
     def moves(self) -> bool:
-        """Whether the tokens in front are moved."""
+        """True if the open tokens in front of the video are moved behind all others."""
         return not (isinstance(self.before, int) and self.before == 0)
 
     @property
     def of_part(self) -> bool:
-        """Whether there are keys that are no queries."""
+        """True if some keys are not queries."""
         return not all(isinstance(count, int) and count == 0 for count in self.unasked)
 
     @property
@@ -72,7 +72,7 @@ class Refusal:
 
 
 def same_grid(left: Grid | None, right: Grid | None) -> bool:
-    """Whether two grids are one; where there is no text its side does not matter."""
+    """True if two grids are equal; without text its side is irrelevant."""
     if left is None or right is None:
         return False
     if left.text_first is not right.text_first and not (left.text_len is right.text_len == 0):

@@ -21,7 +21,7 @@ _NAMELESS = (Kind.TABLE, Kind.MIXED)
 
 @dataclass(frozen=True)
 class Seen:
-    """What was known of a marked tensor. uncertain: it may be a view of another one, or has lost its axes."""
+    """The state of a marked tensor. uncertain: it may alias another tensor, or has lost its axes."""
 
     axes: tuple[Axis, ...]
     selected: Selected
@@ -30,20 +30,20 @@ class Seen:
 
 
 def seen(tracker: AxisTracker, tensor: Tensor) -> Seen:
-    """What a tracker knows of a tensor now."""
+    """The current state of a tensor in a tracker."""
     axes = tuple(resolve(axis) for axis in tracker.of(tensor))
     return Seen(axes, tracker.selected_from(tensor), tracker.values.of(tensor), tracker.storages.is_uncertain(tensor))
 
 
 def same_seen(left: Seen, right: Seen) -> bool:
-    """Whether one tensor can stand for the other."""
+    """True if one tensor can replace the other."""
     if (left.selected, left.values) != (right.selected, right.values) or left.uncertain or right.uncertain:
         return False
     return len(left.axes) == len(right.axes) and all(map(interchangeable, left.axes, right.axes))
 
 
 def interchangeable(left: Axis, right: Axis) -> bool:
-    """Whether two resolved axes are of the same atoms, or of fresh nameless ones."""
+    """True if two resolved axes have the same atoms, or equivalent ones without a name."""
     return len(left) == len(right) and all(map(_interchangeable, left, right))
 
 

@@ -1,4 +1,4 @@
-"""What stands in a sequence: videos in raster order, text, and what is neither, with the reason why.
+"""The segments of a sequence: videos in raster order, text, and others, with the reason why they are neither.
 
 [11 | 5*7*3]   text of 11 tokens, then a video of 5x7x3
 [1*7*3 | ...]  a frame of its own before the video
@@ -53,7 +53,7 @@ class Video:
 
 
 def segments_of(axis: Axis) -> tuple[Axis, ...]:
-    """What a sequence is concatenated of; itself where it is not.
+    """The segments that a sequence is concatenated from; the sequence itself if it is not concatenated.
 
     Videos joined along their frames are segments, too, unless coordinates count through all of their frames.
     """
@@ -156,7 +156,7 @@ def _joined_videos(parts: Axis) -> Video | None:
 
 
 def is_text(segment: Axis, video: Video | None) -> bool:
-    """Whether a segment may be attended as text: one axis that is not the video's.
+    """True if a segment may be attended as text: one axis that is not the video's.
 
     Any order will do, as text attends all and is attended by all: cut, picked or reordered parts of other inputs are
     text, too. Tokens of the video's own input that are none of its grid are limited in number, as another video is.
@@ -183,9 +183,9 @@ def _places_of(atom: Atom) -> frozenset[Place] | None:
 
 
 def may_be_open(segment: Axis) -> bool:
-    """Whether a segment next to a video may be attended in full, as text is: none of its axes is opaque.
+    """True if a segment next to a video may be attended in full, as text is: none of its axes is opaque.
 
-    That is exact whatever stands there, but what lost its name may be tokens of the video itself.
+    Full attention is exact for any segment, but an opaque one may be tokens of the video itself.
     """
     return not any(atom.opaque for atom in atoms_of(segment)) and not made_before_a_break(segment)
 
@@ -203,17 +203,17 @@ def frame_of_one(segment: Axis) -> bool:
 
 
 def made_before_a_break(segment: Axis) -> bool:
-    """Whether it is made of axes of a tensor that the model made before a graph break, in an order that nobody saw."""
+    """True if it has axes of a tensor that the model computed before a graph break, in an unknown order."""
     return any(atom.origin is not None and not atom.origin.given for atom in atoms_of(segment))
 
 
 def resized(segment: Axis) -> bool:
-    """Whether it is made of axes that were interpolated to another size."""
+    """True if it has axes that were interpolated to another size."""
     return any(atom.origin is not None and not atom.origin.exact for atom in atoms_of(segment))
 
 
 def why_unknown(*axes: Axis) -> str:
-    """What is known of why no grid is proven: the operator that took the name, or what is odd about the axes."""
+    """Why no grid is proven: the operator that made the axes opaque, or the property that rules a grid out."""
     for axis in axes:
         if (why := lost_to(axis)) is not None:
             return why

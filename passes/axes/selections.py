@@ -17,12 +17,12 @@ from svg_compile._compat.sizes import size_hint
 from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, is_opaque, length
 from svg_compile.passes.axes.new_axes import mixed_in, opaque_axis
 
-# The atoms that a tensor was taken at a position of.
+# The atoms that a tensor was selected from, at one position.
 Selected = frozenset[Atom]
 
 
 def selectable(axis: Axis) -> Selected:
-    """The atoms that a tensor must remember, which was taken at one position of an axis."""
+    """The atoms to record for a tensor that was selected at one position of an axis."""
     kinds = (Kind.NAMED, Kind.OPAQUE)
     return frozenset(atom for atom in atoms_of(axis) if atom.kind in kinds and not of_samples(atom))
 
@@ -37,7 +37,7 @@ def not_shown(operands: Iterable[Axis], result: Iterable[Axis]) -> list[Atom]:
 
 
 def _stands_for(new: Atom, atom: Atom) -> bool:
-    """Whether an atom was made of another one, or of one that the other was split off."""
+    """True if an atom was derived from another one, or from one that the other was split off."""
     whole: Atom | None = atom
     while whole is not None:
         if whole in new.covers or any(new is each for each in whole.derived.values()):
@@ -47,12 +47,12 @@ def _stands_for(new: Atom, atom: Atom) -> bool:
 
 
 def of_samples(atom: Atom) -> bool:
-    """Whether an atom counts samples of a batch: nothing is claimed of their order."""
+    """True if an atom is a batch dimension, whose order is not tracked."""
     return atom.origin is not None and atom.origin.of_samples
 
 
 def after_selecting(axis: Axis, selected: Selected) -> Axis:
-    """An axis that is left when a position was taken of another one.
+    """A remaining axis, after a position was selected from another one.
 
     An axis of another input may be there only because of broadcasting.
     """
@@ -104,12 +104,12 @@ def broadcast_selected(
 
 
 def whole_of(piece: Atom) -> Axis:
-    """What a piece was cut out of; an atom that is none, is its own whole."""
+    """The axis that a piece was cut from; the atom itself if it is not a piece."""
     return (piece,) if piece.piece is None else piece.piece.whole
 
 
 def may_be_selected(atom: Atom, selected: Selected, shown: set[Atom]) -> bool:
-    """Whether a named axis that a tensor does not show could be the one that it was taken at a position of."""
+    """True if a named axis that a tensor does not have could be one that it was selected from."""
     if atom.kind is not Kind.NAMED or atom in shown or of_samples(atom):
         return False
     return any(_may_be(atom, other) for other in selected)

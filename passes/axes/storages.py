@@ -1,4 +1,4 @@
-"""What is known of storages: which were written, whose tensors have lost their axes, and what may alias what.
+"""The state of storages: which were written, which have invalid axes, and which may alias which.
 
 A tensor that shares a storage with others is one of their views. Beyond that, the result of a graph that was not run
 may be a view of any of that graph's operands, though it has a storage of its own here.
@@ -24,11 +24,11 @@ class Storages:
         # Those whose content no longer follows any tensor's axes, and since when; kept alive, for their identity is
         # the key.
         self._lost: dict[int, tuple[Any, Why | None]] = {}
-        # What a storage may be a view of; the tensor of the storage is kept alive likewise.
+        # Tensors that a storage may alias; the storage's own tensor is kept alive, too.
         self._aliases: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def is_lost(self, tensor: Tensor) -> bool:
-        """Whether a tensor's storage was invalidated."""
+        """True if a tensor's storage was invalidated."""
         return bool(self._lost) and storage_of(tensor) in self._lost
 
     def why_lost(self, tensor: Tensor) -> Why | None:
@@ -54,7 +54,7 @@ class Storages:
                 self.invalidate(other, but)
 
     def restore(self, tensor: Tensor) -> None:
-        """What is in a tensor's storage is known again."""
+        """Mark a tensor's storage as valid again."""
         self._lost.pop(storage_of(tensor), None)
 
     def may_alias(self, tensor: Tensor, others: list[Tensor]) -> None:
@@ -63,7 +63,7 @@ class Storages:
         self._aliases[storage_of(tensor)] = tensor, [*before, *others]
 
     def is_uncertain(self, tensor: Tensor) -> bool:
-        """Whether a tensor's storage was invalidated, or may be a view of another one."""
+        """True if a tensor's storage was invalidated, or may alias another one."""
         return storage_of(tensor) in self._aliases or storage_of(tensor) in self._lost
 
     def groups(self, tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -151,9 +151,9 @@ class AxisTracker(TorchDispatchMode):
         else:
             self.without_rule[str(func)] += 1
         if func.overloadpacket in FACTORIES:
-            # What is made in the shape of a tensor holds none of its data.
+            # `empty_like` and the like use the shape of an operand, not its data.
             operands = []
-        # What a rule says nothing of is no table: it was made of data.
+        # A result without axes from a rule is not a table: it depends on data.
         unnamed = [leaf for leaf in leaves if leaf not in self._axes]
         self.give_up(unnamed, operands)
         for leaf in unnamed:
@@ -199,7 +199,7 @@ class AxisTracker(TorchDispatchMode):
         self.carry_selected([call.query, call.value] if size_hint(value.shape[-2]) == 1 else [call.query], [out])
 
     def carry_selected(self, operands: Iterable[Tensor], results: Iterable[Tensor], joined: int | None = None) -> None:
-        """What was selected for the operands is selected in the results, wherever it is broadcast to."""
+        """The results inherit the operands' selections, wherever the operands are broadcast."""
         for operand in operands:
             if selected := self.selected_from(operand):
                 own = self.of(operand)
@@ -231,7 +231,7 @@ class AxisTracker(TorchDispatchMode):
             self.values.write(packet, bound, [leaf, *(alias for alias in self._sharing(leaf) if alias is not leaf)])
 
     def _write_selected(self, target: Tensor, operands: list[Tensor]) -> None:
-        """What was taken at one position was written into a tensor, and so into all that share its storage."""
+        """Record that a selection was written into a tensor, and so into all that share its storage."""
         for operand in operands:
             selected = self.selected_from(operand)
             # Written to its own place it stands where it stood.

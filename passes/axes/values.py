@@ -137,5 +137,5 @@ def _cast(values: Values | None, dtype: Any, packet: Any) -> Values | None:
 
 
 def hide_keys_alone(values: Values | None) -> bool:
-    """Whether a bias of these values hides some keys, and leaves the others as they are."""
+    """True if a bias of these values hides some keys and does not change the others."""
     return values is not None and all(value == 0 or value <= _HIDDEN for value in values)

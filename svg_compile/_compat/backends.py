@@ -12,7 +12,7 @@ _registrar: threading.Thread | None = None
 
 
 def registered_meanwhile(name: str) -> bool:
-    """Whether torch looks up an entry point in this thread that another thread has registered in the meantime.
+    """True if torch looks up an entry point in this thread that another thread has registered in the meantime.
 
     `lookup_backend` loads an entry point and then registers what it has loaded; a second thread between the two fails
     by "duplicate name". The first thread that asks here goes on to register; all others wait until it has. To them
@@ -33,7 +33,7 @@ def registered_meanwhile(name: str) -> bool:
 
 
 def _in_lookup() -> bool:
-    """Whether torch's `lookup_backend` is what asks."""
+    """True if the caller is torch's `lookup_backend`."""
     registry = sys.modules.get("torch._dynamo.backends.registry")
     frame = sys._getframe(1) if hasattr(registry, "_COMPILER_FNS") else None
     while frame is not None:

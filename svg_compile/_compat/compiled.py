@@ -1,4 +1,4 @@
-"""What torch.compile has compiled: how it was asked to, what it keeps, and which calls Dynamo watches."""
+"""State of torch.compile: the options of a compile, its caches, and the calls that Dynamo traces."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def let_dynamo_watch(callback: Any) -> Any:
 
 
 def at_recompile_limit(module: torch.nn.Module) -> bool:
-    """Whether Dynamo compiles the forward of a module's class no more, as it was compiled too often."""
+    """True if the forward of a module's class has reached Dynamo's recompile limit."""
     code = getattr(type(module).forward, "__code__", None)
     entries = [] if code is None else torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
     call = torch._C._dynamo.eval_frame._debug_get_cache_entry_list(torch.nn.Module._call_impl.__code__)

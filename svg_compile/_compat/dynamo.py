@@ -1,4 +1,4 @@
-"""What Dynamo knows of the frame that it traces, and of the inputs of its graph."""
+"""Facts about the frame that Dynamo traces, and the sources of its graph's inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def is_parameter_or_buffer(placeholder: torch.fx.Node) -> bool:
-    """Whether a placeholder of a Dynamo graph is a parameter or buffer of the model rather than an argument."""
+    """True if a placeholder of a Dynamo graph is a parameter or buffer of the model rather than an argument."""
     from torch._dynamo.source import is_from_unspecialized_param_buffer_source
 
     source = getattr(placeholder, "_dynamo_source", None)
@@ -30,7 +30,7 @@ def example_of(placeholder: torch.fx.Node) -> torch.Tensor | None:
 
 
 def is_plain_state(placeholder: torch.fx.Node) -> bool:
-    """Whether a placeholder is a tensor that a module or a Python module holds as it is: an attribute or a global, or
+    """True if a placeholder is a tensor that a module or a Python module holds as it is: an attribute or a global, or
     an entry of a tuple, list or dict there. False outside of a compile, and where the source is not understood.
     """
     from torch._dynamo.source import AttrSource, GlobalSource, LocalSource
@@ -97,7 +97,7 @@ def _caller() -> tuple[Any, bool]:
 
 
 def _leaves(value: Any, containers: bool) -> Iterator[Any]:
-    """What a value consists of: itself, or the entries of a tuple; of lists and dicts where `containers`."""
+    """The leaves of a value: the value itself, or the entries of tuples, with `containers` also of lists and dicts."""
     if isinstance(value, tuple) or (containers and isinstance(value, (list, dict))):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from _leaves(entry, containers)
@@ -106,7 +106,7 @@ def _leaves(value: Any, containers: bool) -> Iterator[Any]:
 
 
 def _is_state(source: Any, local: dict[str, Any], given: set[int]) -> bool:
-    """Whether a graph input is an attribute of a module, or of an object that the callable was called with."""
+    """True if a graph input is an attribute of a module, or of an object that the callable was called with."""
     from torch._dynamo.source import AttrSource, LocalSource
 
     attribute = False

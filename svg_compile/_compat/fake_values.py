@@ -21,17 +21,17 @@ from svg_compile._compat.storages import storage_of
 MOST_ELEMENTS = 2**20
 # A tensor of at most this many elements says how large something is, not what is in a video.
 _FEW = 64
-# What an operator raises where its result, or the shape of it, depends on a value that nobody knows.
+# Raised by an operator whose result, or its shape, depends on an unknown value.
 READS_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
 _ATEN = torch.ops.aten
 
 
 class LostWrite(RuntimeError):
-    """A value that nobody knows is written into a tensor with data, which could not show it."""
+    """An unknown value was written into a tensor with data, which cannot represent it."""
 
 
 class ValueMode(FakeTensorMode):
-    """A fake tensor mode in which what is computed from known values alone is known.
+    """A fake tensor mode that also computes values, where all operands' values are known.
 
     Real tensors that meet its fake ones are taken by their values. `unknown` values, of weights and of the graphs'
     results, have a shape, a dtype and a device only: reading one raises one of `READS_VALUE`.
@@ -44,37 +44,37 @@ class ValueMode(FakeTensorMode):
         # Called with each operator that runs on a fake tensor: itself, its arguments and what it returned.
         self.listener: Callable[[Any, Any, Any, Any], object] | None = None
         self._depth = 0
-        # Whether so much was read of a tensor that a video's values could be among it.
+        # True if so many elements of a tensor were read that they could be a video's values.
         self.data_was_read = False
 
     def unknown(self, like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor of the shape and strides of `like` (also of a meta tensor) whose values nobody knows."""
+        """A tensor of the shape and strides of `like` (which may be a meta tensor), with unknown values."""
         with self:
             return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
 
     def known(self, tensor: Tensor) -> Tensor:
-        """A fake tensor with the values of a real one; it is the new owner of it."""
+        """A fake tensor with the values of a real one, which it owns from now on."""
         made = self.fake_tensor_converter.from_real_tensor(self, tensor, make_constant=True)
         return made if self.value(made) is not None else self.unknown(tensor, tensor.dtype, tensor.device)
 
     def borrowed(self, tensor: Tensor) -> Tensor:
-        """As `known`, of a tensor that must not be written."""
+        """As `known`, for a tensor that must not be mutated."""
         self._borrowed.add(storage_of(tensor))
         return self.known(tensor)
 
     def is_borrowed(self, tensor: Tensor) -> bool:
-        """Whether a known tensor's values belong to somebody else: a real tensor, or one made by `borrowed`."""
+        """True if a tensor's values must not be mutated: a real tensor, or one made by `borrowed`."""
         value = self.value(tensor)
         return value is tensor or (value is not None and storage_of(value) in self._borrowed)
 
     def value(self, tensor: Tensor) -> Tensor | None:
-        """The value of a tensor of this mode, or of a real one; None where nobody knows it."""
+        """The value of a tensor of this mode, or of a real one; None if it is unknown."""
         if isinstance(tensor, FakeTensor):
             return tensor.constant if tensor.fake_mode is self else None
         return tensor if self.may_turn_const(tensor) else None
 
     def forget(self, tensor: Tensor) -> None:
-        """The values of a fake tensor, and of all that share its storage, are known no more."""
+        """Make the values of a fake tensor, and of all that share its storage, unknown."""
         if isinstance(tensor, FakeTensor) and tensor.constant is not None:
             self.fake_tensor_converter.invalidate_constant_aliases(tensor.constant)
 
@@ -88,7 +88,7 @@ class ValueMode(FakeTensorMode):
             out = self._dispatch(func, types, args, kwargs or {})
         finally:
             self._depth -= 1
-        # What an operator is made of is heard of by itself.
+        # Report only the outermost operator, not those that it decomposes into.
         if self.listener is not None and not self._depth and isinstance(func, torch._ops.OpOverload):
             self.listener(func, args, kwargs or {}, out)
         return out

@@ -31,7 +31,7 @@ def triton_op(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callab
 
 
 def is_traced(tensor: torch.Tensor) -> bool:
-    """Whether a tensor stands for one in a graph that is being traced, and has no data."""
+    """True if a tensor is a proxy or fake tensor of a graph that is being traced, without data."""
     return type(tensor) not in (torch.Tensor, torch.nn.Parameter)
 
 

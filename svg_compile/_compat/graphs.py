@@ -20,7 +20,7 @@ SDPA_TARGETS = (
     torch.ops.aten.scaled_dot_product_attention.default,
 )
 
-# What graphs call for products of matrices. functional.linear is torch._C._nn.linear today; neither is relied on alone.
+# Matrix products in graphs. functional.linear is torch._C._nn.linear today; both are listed in case that changes.
 PRODUCTS = (torch.nn.functional.linear, torch._C._nn.linear, torch.matmul, torch.bmm)
 # The fused attention of CPUs, which returns the log-sum-exp of its rows too; there is no public operator that does.
 CPU_FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -144,12 +144,12 @@ def new_fake_mode() -> Any:
 
 
 def is_fake(value: Any) -> bool:
-    """Whether a value is a tensor without data that claims a device."""
+    """True if a value is a fake tensor, which has a device but no data."""
     return isinstance(value, FakeTensor)
 
 
 def target_name(node: torch.fx.Node) -> str:
-    """What a node calls, as `graph.print_tabular` shows it: `torch.nn.functional.linear`."""
+    """The name of a node's target, as `graph.print_tabular` prints it: `torch.nn.functional.linear`."""
     return str(node._pretty_print_target(node.target))
 
 
@@ -166,7 +166,7 @@ def version_of(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else int(tensor._version)
 
 
-# What operators on tensors without data raise where the result, or its shape, would depend on them.
+# Raised by operators on fake tensors whose result, or its shape, depends on the data.
 NEEDS_DATA = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,

@@ -1,4 +1,4 @@
-"""What torch keeps of a module: its children, its hooks, and the wrapper that `torch.compile` puts around it."""
+"""Private state of a module: its children, its hooks, and the wrapper of `torch.compile`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def uncompiled(model: Any) -> Any:
 
 
 def has_child(module: nn.Module, name: str) -> bool:
-    """Whether a module holds another one directly under a name."""
+    """True if a module has a direct child of this name."""
     return name in module._modules
 
 

@@ -33,7 +33,7 @@ def qualified_name(operator: Any) -> str | None:
 
 
 def writes_operands(operator: Any) -> bool:
-    """Whether any overload of an operator writes an operand."""
+    """True if any overload of an operator mutates an operand."""
     packet = getattr(operator, "_opoverload", operator)
     overloads = [getattr(packet, name) for name in packet.overloads()] if hasattr(packet, "overloads") else [packet]
     return any(overload._schema.is_mutable for overload in overloads if hasattr(overload, "_schema"))

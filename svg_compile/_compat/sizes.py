@@ -30,7 +30,7 @@ _DECIDED: Any = WeakKeyDictionary()
 
 
 def holds(fact: Callable[..., Any], *sizes: Any) -> bool:
-    """Whether a fact about sizes holds, for every input that will reach this compiled graph.
+    """True if a fact about sizes holds for every input that this compiled graph will accept.
 
     Plain ints decide directly. Symbolic sizes: proven, or true of the traced example and then guarded, so that an
     input of which it is untrue recompiles. A fact untrue of the example is False without a guard: callers must treat
@@ -55,7 +55,7 @@ def holds(fact: Callable[..., Any], *sizes: Any) -> bool:
 
 
 def settled(fact: Callable[..., Any], *sizes: Any) -> bool:
-    """Whether a fact holds, guarded either way: an input that decides otherwise recompiles. False where it is open."""
+    """True if a fact holds. Both answers are guarded, so another input recompiles; False if it cannot be decided."""
     if all(isinstance(size, int) for size in sizes):
         return bool(fact(*sizes))
     if None in map(_hint, sizes):
@@ -78,7 +78,7 @@ def product_is(factors: Sequence[Any], size: Any) -> bool:
 
 
 def within(factors: Sequence[Any], size: Any) -> bool:
-    """Whether the product of `factors` divides `size` in the traced example; nothing is proven or guarded by it."""
+    """True if the product of `factors` divides `size` in the traced example; nothing is proven or guarded by it."""
     hints = [_hint(factor) for factor in (*factors, size)]
     if any(not hint for hint in hints):
         return False
@@ -134,5 +134,5 @@ def constant(value: Any, only: float | None = None) -> int | float | None:
 
 
 def is_symbolic(size: Any) -> bool:
-    """Whether a size is symbolic."""
+    """True if a size is symbolic."""
     return not isinstance(size, int)

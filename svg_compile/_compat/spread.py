@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# What tells Dynamo that the weights of a module are gathered before its forward.
+# Attributes by which Dynamo recognises modules whose weights are gathered before the forward.
 GATHERED = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
 
 
@@ -19,13 +19,13 @@ def class_of(module: nn.Module) -> Any:
 
 
 def is_gathered(module: nn.Module) -> bool:
-    """Whether `fully_shard` was called on a module: hooks of its own gather the weights before its forward."""
+    """True if `fully_shard` was called on a module: its hooks gather the weights before its forward."""
     bases = type(module).__bases__
     return len(bases) == 2 and bases[0].__module__.startswith("torch.distributed.")
 
 
 def is_spread(weight: Any) -> bool:
-    """Whether several processes hold parts of a weight."""
+    """True if a weight is distributed over several processes."""
     return hasattr(weight, "placements") and hasattr(weight, "to_local")
 
 

@@ -15,7 +15,7 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
 def is_quantised(tensor: Tensor) -> bool:
-    """Whether a tensor is of another library's class."""
+    """True if a tensor is of another library's class."""
     return type(tensor) not in _PLAIN and not is_fake(tensor)
 
 

@@ -30,7 +30,7 @@ KINDS = ("spatial", "temporal", "mixed")
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure. kinds: of the heads, "mixed" is half and half. densities: asked for, reached in whole blocks."""
+    """The measurement. kinds: of the heads, "mixed" is half and half. densities: requested; reached in whole blocks."""
 
     shape: Shape
     dtype: torch.dtype
@@ -111,7 +111,7 @@ def _profile_calls(
 def _repair_calls(
     request: Request, query: Tensor, key: Tensor, value: Tensor, density: float
 ) -> dict[str, Callable[[], Tensor]]:
-    """What the repair costs: the profile with its fit, the repair of a result, and the layer as the backend runs it.
+    """The calls to time for a repair: the profile with its fit, the repair of a result, the layer as compiled.
 
     Every head is repaired, whatever its own fit says: by a map that hardly changes anything, so that one result can be
     repaired over and over.
@@ -167,7 +167,7 @@ def _row(
     base: str,
     differences: Mapping[str, float],
 ) -> dict[str, Any]:
-    """One line of the table: times, rates, and what the sparsity was turned into."""
+    """One row of the table: times, rates, and the fraction of the possible speedup that was reached."""
     shape, name = request.shape, row["name"]
     found = times[name]
     speedup = found.speedup_over(times[base])

@@ -1,4 +1,4 @@
-"""What a measurement was taken on: hardware, versions, commit, date, and a GPU's clocks at the moment."""
+"""The machine of a measurement: hardware, versions, commit, date, and a GPU's current clocks."""
 
 from __future__ import annotations
 

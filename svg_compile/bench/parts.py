@@ -1,4 +1,4 @@
-"""What of a forward is attention, profile, projections, MLP, and the rest, read from one profiled run."""
+"""The time of a forward by part: attention, profile, projections, MLP and the rest, from one profiled run."""
 
 from __future__ import annotations
 

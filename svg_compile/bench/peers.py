@@ -1,4 +1,4 @@
-"""What is timed against each other: dense attention by backend, this package's op, and what one would use instead.
+"""The contestants of the benchmark: dense attention by backend, this package's op, and its alternatives.
 
 A peer takes a `Problem` and returns a call that computes its attention; `Unavailable` says why it cannot.
 """

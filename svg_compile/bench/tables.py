@@ -10,7 +10,7 @@ Result = dict[str, Any]
 
 
 def title(result: Result) -> str:
-    """What was measured, in a line."""
+    """The subject of a measurement, in one line."""
     if result["benchmark"] == "attention":
         shape = result["shape"]
         text = f" + {shape['layout']['text_len']} text" if shape["layout"]["text_len"] else ""
@@ -52,7 +52,7 @@ def table(result: Result) -> Table:
 
 
 def notes(result: Result) -> list[str]:
-    """What the figures are to be read with, a line each."""
+    """The notes needed to read the figures, one line each."""
     if result["benchmark"] != "attention":
         return [f"{what}: {reason}" for what, reason in result.get("notes", {}).items()]
     lines = [f"Speedups are over {_NAMES.get(result['base'], result['base'])}"]

@@ -1,4 +1,4 @@
-"""What a look at a whole model costs on the CPU: the first two calls of a model compiled by blocks, and `explain`.
+"""The CPU time of tracing a whole model: the first two calls of a model compiled by blocks, and `explain`.
 
 The models are whole ones on the meta device; nothing of their size is allocated. Times are CPU seconds, user and
 system, of this process beyond its imports: what else the machine does changes them less than seconds on a clock. The

@@ -1,11 +1,11 @@
-"""What decides how a module runs, as a value: two modules of equal facts, called alike, run the same operators.
+"""The facts that decide how a module runs, as a value: modules of equal facts, called alike, run the same operators.
 
     the classes of the module and of all that it holds, and the names under which it holds them
     plain attributes, containers, functions with what they close over, objects by their attributes
     of parameters shape, strides, dtype and device; of other tensors their values too, where those are known
     plain values in the files that the classes come from, and on the classes; whether autocast and gradients are on
 
-What is none of these counts by its identity, so that two modules that hold one each are not alike.
+Any other object is compared by identity, so two modules with different such objects are not alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _SEQUENCES = (list, tuple)
 # A larger container of a file is data: of it the length counts alone.
 _FEW = 4096
-# What a recorder puts on a module that is looked at.
+# The attribute that a recorder sets on a module.
 _LEFT_OUT = frozenset({"forward"})
 
 Values = Callable[[Tensor], "Tensor | None"]
@@ -39,7 +39,7 @@ class Facts:
     def __init__(self, values: Values) -> None:
         self._values = values
         self._homes: dict[frozenset[type], list[Any]] = {}
-        # What counts by its identity stays alive, so that its number is never another one's.
+        # Objects compared by identity are kept alive, so that no other object gets their id.
         self._kept: list[Any] = []
 
     def of(self, *things: Any) -> Hashable:
@@ -58,12 +58,12 @@ class Facts:
 
 
 class _Walk:
-    """One walk through what a module holds; what is met again is named by its number."""
+    """One traversal of a module's attributes; an object that was met before is represented by its number."""
 
     def __init__(self, values: Values, kept: list[Any]) -> None:
         self._values = values
         self._met: dict[int, int] = {}
-        # What is made on the way, a bound method, must not leave its number to another, either.
+        # The same for temporary objects of this traversal, such as bound methods.
         self._kept = kept
         self.classes: set[type] = set()
 
@@ -136,12 +136,12 @@ class _Walk:
 
 
 def tensor_facts(value: Tensor) -> Hashable:
-    """What a tensor looks like."""
+    """Class, shape, strides, dtype, device and requires_grad of a tensor."""
     return type(value), value.shape, value.stride(), value.dtype, value.device, value.requires_grad
 
 
 def _slots(cls: type) -> bool:
-    """Whether objects of a class keep something outside of their dictionary."""
+    """True if objects of a class have state outside of their `__dict__`."""
     return any(name not in ("__dict__", "__weakref__") for base in cls.__mro__ for name in _names_of_slots(base))
 
 

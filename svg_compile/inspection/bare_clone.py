@@ -33,7 +33,7 @@ _HOOKS_OF = ("_diffusers_hook", "_hf_hook")
 KEPT_FORWARD = "_original_forward"
 _FORWARDS_OF = ("_old_forward", KEPT_FORWARD)
 _LEFT_OFF = (*_HOOKS_OF, *_FORWARDS_OF, *GATHERED, "forward", "_compiled_call_impl")
-# What spreads the tokens over processes; without it each process sees the whole sequence.
+# The attribute that splits the tokens over processes; without it each process has the whole sequence.
 _PARALLEL = "_parallel_config"
 
 TensorMap = Callable[[Tensor, "torch.dtype | None"], Tensor]
@@ -191,7 +191,7 @@ def _forward_of(module: nn.Module, path: str) -> types.FunctionType | None:
 
 
 def is_own_method(forward: Any, module: nn.Module) -> bool:
-    """Whether a callable is a method of the module's class, bound to it: on the clone it does what it does here.
+    """True if a callable is a method of the module's class bound to the module, which works on the clone, too.
 
     A function from elsewhere may keep state between calls, as step caches do that leave blocks out.
     """
@@ -217,7 +217,7 @@ def _name(value: Any) -> str:
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether a value is an instance of an ordinary Python class, and no module-level singleton of its class' file."""
+    """True if a value is an instance of an ordinary Python class, and no module-level singleton of its class' file."""
     kind = type(value)
     if kind.__new__ is not object.__new__ or not hasattr(value, "__dict__") or isinstance(value, (type, enum.Enum)):
         return False

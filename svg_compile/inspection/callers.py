@@ -69,5 +69,5 @@ def line_of(frame: FrameType) -> str:
 
 
 def is_a_models(file: str) -> bool:
-    """Whether a file may be of a model, and is none of torch or of this package."""
+    """True if a file may be a model's code: it is not part of torch or of this package."""
     return not file.startswith(_NOT_THE_MODELS)

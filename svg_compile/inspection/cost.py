@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Band:
-    """What the density asked for becomes for one kind of head: its half-width in blocks, and the density reached."""
+    """The band of one kind of head at the requested density: its half-width in blocks, and the density reached."""
 
     half_width: int
     density: float

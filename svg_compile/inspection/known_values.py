@@ -135,7 +135,7 @@ def _value(value: Any, mode: ValueMode) -> Any:
 
 
 def _made_by_python(value: Any) -> bool:
-    """Whether it is a small tensor that Python code made of numbers: all others of a trace are fake."""
+    """True for a small real tensor, which Python code made from numbers: all others of a trace are fake."""
     return isinstance(value, Tensor) and not is_fake(value) and type(value) is Tensor and value.numel() <= _FEW
 
 
@@ -194,7 +194,7 @@ def _name(node: fx.Node) -> str:
 
 
 def _writes(node: fx.Node) -> bool:
-    """Whether a node writes one of its arguments."""
+    """True if a node mutates one of its arguments."""
     if node.op not in ("call_function", "call_method"):
         # The names of inputs end as the names of writers do.
         return False

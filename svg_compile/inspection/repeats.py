@@ -82,7 +82,7 @@ class _Call:
 
 
 def could_repeat(model: nn.Module, least: int) -> bool:
-    """Whether a model has at least so many blocks of one class in a list."""
+    """True if a model has a list of at least so many blocks of one class."""
     kinds = [(path.rpartition(".")[0], type(block)) for path, block in listed_blocks(model)]
     return any(kinds.count(kind) >= least for kind in set(kinds))
 
@@ -111,7 +111,7 @@ class _Recorder:
         self._written: set[int] = set()
         self._made: set[int] = set()
         self._reads = 0
-        # Whether attention ran since, outside of any block: its place among the others is that of no block.
+        # True if attention has run outside of any block since.
         self._attended = False
         self._numbers = count()
         mode.listener = self._hear
@@ -165,12 +165,12 @@ class _Recorder:
                 elif kept[place : place + 1] == [id(leaf)] and not touched:
                     facts.append(("kept", tensor_facts(leaf)))
                 else:
-                    # What is new is like nothing else.
+                    # A new tensor gets a unique fact.
                     facts.append(("new", next(self._numbers)))
         return (tuple(chain), self._facts.of(block, facts)), tuple(chain)
 
     def _run(self, path: str, block: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, int]:
-        """Really run a block, and see that it leaves no trace; returns its results and its FLOPs."""
+        """Run a block and check that it has no side effects; returns its results and its FLOPs."""
         given = [_shown(leaf) for leaf in tree_leaves((args, kwargs))]
         before, reads = self._facts.of(block, given), self._reads
         self._inside, self._written, self._made = True, set(), set()
@@ -210,7 +210,7 @@ class _Recorder:
 
 
 def _goes_on(before: _Call, chain: Chain) -> bool:
-    """Whether all that a block gave goes into the next one."""
+    """True if all results of a block are arguments of the next one."""
     went = {result for result, _ in chain}
     return all(place in went for place, result in enumerate(before.results) if result is not None)
 

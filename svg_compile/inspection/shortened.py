@@ -102,7 +102,7 @@ def _handing_on(run: Run) -> Callable[..., Any]:
 
 
 def told(shortened: Sequence[Shortened], sites: Sequence[Site], seen: Mapping[str, Sequence[Seen]]) -> bool:
-    """Whether the kept blocks of each run tell what the others do."""
+    """True if the kept blocks of each run determine the attentions of the blocks left out."""
     return all(_tells(short, sites, seen) for short in shortened)
 
 
@@ -142,9 +142,9 @@ def expanded(shortened: Sequence[Shortened], sites: Sequence[Site]) -> tuple[Sit
 def breaks_in_a_block(
     clone: nn.Module, shortened: Sequence[Shortened], breaks: Sequence[tuple[str, list[Any]]]
 ) -> bool:
-    """Whether Dynamo broke off in a block, or may have: then blocks are graphs of their own.
+    """True if a graph break is, or may be, inside a block: then blocks are separate graphs.
 
-    It may have where it names no place, or where the source of the blocks' forward is not to be had.
+    It may be if the break has no location, or if the source of the blocks' forward is not available.
     """
     if not breaks:
         return False

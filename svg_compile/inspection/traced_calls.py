@@ -1,4 +1,4 @@
-"""What runs while a model is traced: the calls of its graphs, and the operators that Python code calls between them."""
+"""The events of a model's trace: calls of its graphs, and operators that Python code calls between them."""
 
 from __future__ import annotations
 

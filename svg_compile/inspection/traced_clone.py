@@ -1,4 +1,4 @@
-"""What is traced in the place of a model: its bare clone, on tensors that know a few values and no others."""
+"""The clone that is traced instead of a model, on fake tensors of which only a few have values."""
 
 from __future__ import annotations
 

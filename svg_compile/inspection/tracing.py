@@ -74,7 +74,7 @@ def explain(model: Callable[..., Any], *args: Any, options: Mapping[str, Any] | 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a trace found; `stopped` says which value ended it early, None where it came to its end."""
+    """The result of a trace; `stopped` names the value whose read ended it early, None if it completed."""
 
     report: Report
     stopped: NeedsData | None = None

@@ -25,5 +25,5 @@ def blocks_as_compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_in(layer: str, block: str) -> bool:
-    """Whether a layer is a block itself, or a module inside of it."""
+    """True if a layer is a block itself, or a module inside of it."""
     return layer == block or layer.startswith(f"{block}.")

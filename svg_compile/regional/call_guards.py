@@ -1,4 +1,4 @@
-"""What decides the token grids of a model's call, so that one trace of the model holds for all calls like it.
+"""The guards of a model's call: everything that decides its token grids, so that equal calls share one trace.
 
 Dynamo guards all that a compiled model reads. A model whose blocks are compiled one by one runs as Python around them,
 guarded by nothing, so its calls are distinguished here:
@@ -102,7 +102,7 @@ class CallFacts:
         if (before.call, before.modules) != (now.call, now.modules):
             return
         for place in {place for place, _ in before.attributes ^ now.attributes}:
-            # What has decided a grid once is never harmless.
+            # A fact that has decided a grid once is always guarded.
             self._changes[place] += 1 if same else -(10**6)
 
     def _fact(self, leaf: Any, positions: list[Tensor]) -> Any:
@@ -134,7 +134,7 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def is_flags(value: Any) -> bool:
-    """Whether an argument's tensors hold zeros and ones only, as a mask does; waits for their device."""
+    """True if an argument's tensors contain only zeros and ones, like a mask; syncs with their device."""
     return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in tensors_in(value))
 
 
@@ -175,7 +175,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _is_read_state(value: Tensor) -> bool:
-    """Whether a tensor that a model holds is one that a key holds the values of: whole numbers, no weight."""
+    """True if a tensor that a model holds is one that a key holds the values of: whole numbers, no weight."""
     return not isinstance(value, nn.Parameter) and value.numel() <= MOST_ELEMENTS and _is_whole(value)
 
 

@@ -95,18 +95,18 @@ def note_parted() -> None:
 
 
 def refused_under_way() -> bool:
-    """Whether a model runs in this thread whose blocks get no grid, for a reason that a warning stated."""
+    """True if the model running in this thread has blocks without a grid, for a reason that a warning gave."""
     forward = under_way()
     return forward is not None and forward.markers is None
 
 
 def attached_under_way() -> bool:
-    """Whether a model runs whose compiled blocks are served: the whole of it was looked at already."""
+    """True if the compiled blocks of the running model are served, as the whole model was traced before."""
     return under_way() is not None
 
 
 def marks_under_way() -> bool:
-    """Whether a model runs in this thread of which at least one attention is marked."""
+    """True if at least one attention of the model running in this thread has a marker."""
     forward = under_way()
     return forward is not None and any(marker.has_grid for marker in (forward.markers or {}).values())
 

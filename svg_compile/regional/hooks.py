@@ -22,7 +22,7 @@ from svg_compile.passes.grid_marker import Marker, carriers
 
 
 class _Here(threading.local):
-    """What the forward under way in this thread tells an attention."""
+    """Per-thread state that the running forward passes to the hooks of an attention's module."""
 
     text: str | None = None
     sizes: tuple[Tensor, ...] = ()

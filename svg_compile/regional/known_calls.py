@@ -1,4 +1,4 @@
-"""What the traces of one model found, by the kinds of its calls: one trace serves all calls of a kind."""
+"""The results of one model's traces, by kind of call: one trace serves all calls of a kind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class KnownCalls:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> ModelGrids | None:
-        """What holds for calls like this one, traced where no such call was made before."""
+        """The grids for calls like this one; traces the model at the first such call."""
         key = self._facts.key(model, arguments)
         if self._last is not None and self._last.modules != key.modules:
             # The ids of modules that are gone may be taken again, and places shift: nothing that was learned holds.

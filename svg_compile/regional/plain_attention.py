@@ -57,7 +57,7 @@ def attention_by_itself(call: CompileCall) -> Attend | None:
 
 
 def of_this_backend(call: CompileCall) -> bool:
-    """Whether the backend of a compile is this package's, and so its options."""
+    """True if a compile's backend, and so its options, are this package's."""
     return getattr(call.backend, "__module__", "").partition(".")[0] == "svg_compile"
 
 
@@ -143,7 +143,7 @@ class PlainAttentions:
         path: str,
         sizes: tuple[Tensor, ...],
     ) -> PlainAttention | None:
-        """What a marked module runs within; None where its attention stays dense there.
+        """The context manager in which a marked module runs; None if its attention stays dense.
 
         blocks, whole: how the blocks were compiled, by path, and the whole model, if it was.
         """

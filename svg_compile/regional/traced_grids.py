@@ -26,7 +26,7 @@ _ANY = {"min_tokens": 0, "dense_layers": 0, "on_error": "raise"}
 
 @dataclass(frozen=True)
 class ModelGrids:
-    """What holds for one kind of calls of a model.
+    """The result of the trace for one kind of call of a model.
 
     markers: by the path of the module that is marked. sparse: the paths of the attentions that have a grid, in the
     order in which they run. reads_values: whether Python code may have read the values of integer tensors. reads: the

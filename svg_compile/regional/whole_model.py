@@ -87,7 +87,7 @@ class Regions:
         return not self._marks
 
     def in_pieces(self) -> bool:
-        """Whether hooks on its modules hide the grid from the model's own graph, so that its blocks are marked."""
+        """True if hooks on modules hide the grid from the model's own graph, so that its blocks get markers."""
         model = self._model()
         return model is not None and bool(self.holders) and (self._broken is not None or hides_grid(model))
 
@@ -240,13 +240,13 @@ def note_break() -> bool:
 
 
 def watched_under_way() -> bool:
-    """Whether a model runs, whole or by blocks, that is attached or in a `denoising` block."""
+    """True if a running model, compiled whole or by blocks, is attached or inside a `denoising` block."""
     regions = _running()
     return regions is not None and bool(regions.holders)
 
 
 def _running() -> Regions | None:
-    """What is known of the innermost model that runs in this thread, if it is watched."""
+    """The regions of the innermost watched model that runs in this thread; None if there is none."""
     frame = inspect.currentframe()
     while frame is not None:
         running = frame.f_locals.get("self")

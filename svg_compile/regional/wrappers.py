@@ -1,6 +1,6 @@
-"""What libraries put around a model's modules, as far as it decides how its blocks are served.
+"""Wrappers that libraries install on a model's modules, those that affect how its blocks are served.
 
-diffusers and accelerate are not imported: their hooks are known by the attributes that they leave on modules.
+diffusers and accelerate are not imported: their hooks are recognised by the attributes that they set on modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from svg_compile.inspection.bare_clone import is_own_method
 
 
 def hides_grid(model: nn.Module) -> bool:
-    """Whether a hook of a step cache, of offloading, FSDP or context parallelism stands around a module's forward.
+    """True if a hook of a step cache, of offloading, FSDP or context parallelism wraps a module's forward.
 
     Such hooks break the model's graph at the module, or exchange tokens between processes in it.
     """
@@ -61,6 +61,6 @@ def _splits(model: nn.Module) -> Iterator[tuple[str, Any]]:
         for hook in hooks.values() if isinstance(hooks, Mapping) else ():
             plan = getattr(hook, "metadata", None)
             if type(hook).__module__.endswith(".context_parallel") and isinstance(plan, Mapping):
-                # What is split of a module's result stands under a number: tables of positions.
+                # Integer keys are results of the module that are split (tables of positions); names are arguments.
                 named = [(name, how) for name, how in plan.items() if isinstance(name, str)]
                 yield from ((f"{name} of {path or 'the model'}", how) for name, how in named)

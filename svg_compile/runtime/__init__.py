@@ -1,1 +1,1 @@
-"""What runs at each forward: which denoising step it is, and which variant of the graph serves it."""
+"""The runtime: finds each forward's denoising step, and runs the dense or the sparse variant of the graph."""

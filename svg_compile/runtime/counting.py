@@ -56,11 +56,11 @@ class Chain:
         return Chain(self.counter.copy(), self.source, self.settled)
 
     def goes_on_with(self, value: float) -> bool:
-        """Whether a timestep is that of the chain's step, or of its next one."""
+        """True if a timestep belongs to the chain's current step or to its next one."""
         return self.counter.value is not None and value <= self.counter.value
 
     def follows(self, schedule: Any) -> bool:
-        """Whether the chain's last forward was of this schedule."""
+        """True if the chain's last forward belonged to this schedule."""
         return self.source is not None and self.source() is schedule
 
 
@@ -84,7 +84,7 @@ class Chains:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was counted."""
+        """True if nothing was counted."""
         return not self._strands and not self._seen
 
     def find(self, tensors: Sequence[Tensor], strand: Any, value: float) -> Chain:
@@ -99,7 +99,7 @@ class Chains:
                     known.append(seen)
         if not known:
             return mine.copy()
-        # What was passed least often is the most specific: a table that all requests share is passed by each.
+        # The tensor passed least often is the most specific: a table shared by all requests is passed by each.
         chain = min(known, key=lambda seen: seen.times).chain.copy()
         same = mine.counter.value == value and chain.counter.value is not None and chain.counter.value != value
         if same and mine.counter.step <= chain.counter.step:

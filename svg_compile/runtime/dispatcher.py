@@ -117,7 +117,7 @@ class Dispatcher:
 
     @property
     def _asks(self) -> bool:
-        """Whether anything depends on the step."""
+        """True if anything depends on the step."""
         return self.dense is not None or self.config.staged
 
     def decide(

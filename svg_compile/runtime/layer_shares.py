@@ -27,7 +27,7 @@ _MOST_RUNS = 16
 
 @dataclass(frozen=True)
 class Profiles:
-    """What the layers of one graph found: errors [B, H, 2] and missing mass [B, H, 2, rungs] of each.
+    """The profiles of one graph's layers: errors [B, H, 2] and missing mass [B, H, 2, rungs] of each.
 
     layouts: the grid of each layer; density: the one that they were profiled for.
     """
@@ -48,7 +48,7 @@ class _Call:
 
 
 class LayerShares:
-    """One run of one model. Guidance calls a model several times a step: each call is by itself."""
+    """The shares of one run of one model. Guidance calls a model several times per step, each with its own shares."""
 
     def __init__(self) -> None:
         self._calls: dict[int, _Call] = {}

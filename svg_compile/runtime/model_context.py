@@ -1,4 +1,4 @@
-"""What is remembered of one model between its forwards, and how a forward's step is found."""
+"""The state of one model between its forwards, and the search for a forward's step."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Schedule(Protocol):
         """The models that this schedule drives, as they are now."""
 
     def claim(self, moment: Moment) -> Claim | None:
-        """Whether a forward with this timestep is of the run under way; None where none is, here. Notes nothing."""
+        """The claim on a forward with this timestep, None without a run in progress. Changes no state."""
 
     def accept(self, claim: Claim) -> Position:
         """The step of a forward that was found to be of this schedule."""
 
 
 class ModelContext:
-    """What is remembered of one model."""
+    """The state of one model."""
 
     def __init__(self) -> None:
         self.chains = Chains()
@@ -89,7 +89,7 @@ class ModelContext:
 
     @property
     def fresh(self) -> bool:
-        """Whether no forward ran."""
+        """True if no forward has run."""
         return not self._last and self.chains.empty
 
     def warn(self, message: str, kind: str | None = None) -> None:
@@ -125,7 +125,7 @@ class ModelContext:
         return None if best is None else best[1:]
 
     def _is_counted(self, schedule: Schedule, claim: Claim, chain: Any, moment: Moment, strand: Any) -> bool:
-        """Whether a forward whose timestep is a schedule's by coincidence goes on with a chain that is not of it."""
+        """True if a forward continues `chain`, and its timestep matches the schedule's only by coincidence."""
         if claim.sure >= VIEW or not chain.goes_on_with(moment.value):
             return False
         begun = claim.state[1] is not None

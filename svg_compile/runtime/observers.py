@@ -39,7 +39,7 @@ _changing = threading.Lock()
 
 
 def watched() -> bool:
-    """Whether anybody looks on."""
+    """True if an observer is registered."""
     return bool(_observers)
 
 

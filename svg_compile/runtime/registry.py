@@ -88,7 +88,7 @@ class Registry:
             self.models.setdefault(model, ModelContext())
 
     def binding(self, parameters: tuple[Tensor, ...]) -> Binding:
-        """What is known of the model that a graph with these parameters runs for."""
+        """The binding of the model that a graph with these parameters runs for."""
         key = tuple(map(id, parameters))
         found = self.bindings.get(key)
         if found is None or found.generation != self._generation:
@@ -97,7 +97,7 @@ class Registry:
         return found
 
     def binding_of(self, model: nn.Module, layer: int) -> Binding:
-        """What is known of a model, for the graph of one of its attentions alone, by the number of its layer."""
+        """The binding of a model, for the graph of a single one of its attentions, by its layer number."""
         with self._lock:
             layers = self._layers.setdefault(model, {})
             found = layers.get(layer)

@@ -53,7 +53,7 @@ class Claim:
 
 @dataclass
 class _Run:
-    """What is kept of one run: what `set_timesteps` set, read to the host once, and the forms of its timesteps."""
+    """The state of one run: the result of `set_timesteps`, read to the host once, and the forms of its timesteps."""
 
     timesteps: Any
     number: int = field(default_factory=new_run)
@@ -89,7 +89,7 @@ class _Run:
         return _FORMS[form](times[index], sigmas[index], training)
 
     def goes_on(self, scheduler: Any, index: int, start: int, value: float) -> bool:
-        """Whether timesteps of a form that is not known go on at an index as they began, one for each index."""
+        """True if timesteps of an unknown form continue at an index as before: one per index, in one direction."""
         if self.forms != _ALL or any(_same(time, value) for time in self.host(scheduler)[0]):
             return False
         if index in self.seen:
@@ -108,7 +108,7 @@ class SchedulerSteps:
         self._run: _Run | None = None
 
     def claim(self, scheduler: Any, moment: Moment) -> Claim | None:
-        """What the scheduler says of a forward; None where no run of it is under way. Nothing is noted."""
+        """The scheduler's claim on a forward; None without a run in progress. Changes no state."""
         timesteps = getattr(scheduler, "timesteps", None)
         if timesteps is None or _never_set(scheduler, timesteps):
             return None
@@ -156,7 +156,7 @@ class SchedulerSteps:
 
 
 def _never_set(scheduler: Any, timesteps: Any) -> bool:
-    """Whether the timesteps are those of the training, as in a scheduler that was only made."""
+    """True if `set_timesteps` was never called, so that the timesteps are those of training."""
     steps = getattr(scheduler, "num_inference_steps", 0)
     if steps == 0 and not hasattr(scheduler, "num_inference_steps"):
         return len(timesteps) == getattr(getattr(scheduler, "config", None), "num_train_timesteps", -1)
@@ -168,7 +168,7 @@ def _floats(values: Any) -> list[float]:
 
 
 def _same(time: float, value: float) -> bool:
-    """Whether a model got a timestep: as it is, made an integer, or rounded to half a float's width."""
+    """True if `value` is the timestep, as is, converted to an integer, or rounded to bfloat16 or float16."""
     if math.isnan(time):
         return False
     if abs(time - value) <= 1e-5 * max(abs(time), 1.0):

@@ -23,7 +23,7 @@ from svg_compile.runtime.scheduler_steps import Claim, SchedulerSteps
 from svg_compile.runtime.steps import Position, new_run
 from svg_compile.runtime.timestep import Moment
 
-# What a `denoising` block says is surer than any scheduler.
+# A `denoising` block takes precedence over any scheduler.
 _SAID = 5
 
 
@@ -46,7 +46,7 @@ class Attached:
         yield from () if pipe is None else denoisers(pipe)
 
     def claim(self, moment: Moment) -> Claim | None:
-        """Whether a forward with this timestep is of the scheduler's run; None before its first and after its last."""
+        """The scheduler's claim on a forward with this timestep; None before its run and after it."""
         scheduler = getattr(self._pipe(), "scheduler", None)
         return None if scheduler is None else self._steps.claim(scheduler, moment)
 
@@ -74,7 +74,7 @@ class Attached:
         self.remove()
 
     def is_of(self, pipe: Any) -> bool:
-        """Whether this is the tie of that pipeline."""
+        """True if this object is attached to that pipeline."""
         return self._pipe() is pipe
 
 

@@ -61,7 +61,7 @@ class KeptPlans:
         return self.call - 1
 
     def due(self, call: int, every: int, stage: int | None) -> bool:
-        """Whether a forward profiles anew: nothing is kept for it, or what is kept is old or of another stage.
+        """True if a forward profiles anew: nothing is kept for it, or what is kept is old or of another stage.
 
         stage: the place of the step's density, None where a plan serves all densities.
         """
@@ -142,7 +142,7 @@ class SparseGraph:
 
     @property
     def keeps(self) -> bool:
-        """Whether a step depends on those before it."""
+        """True if a step depends on earlier steps."""
         return bool(self.ports.shapes) or self.ports.shared
 
     def _split(self, outputs: Sequence[Any]) -> tuple[Any, _Tensors, _Tensors, _Tensors, _Tensors, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What is known of the step that a forward belongs to, and how steps are counted from timesteps alone."""
+"""The step that a forward belongs to, and the count of steps from timesteps alone."""
 
 from __future__ import annotations
 

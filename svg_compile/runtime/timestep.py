@@ -60,12 +60,12 @@ class Moment:
 
     @property
     def was_read(self) -> bool:
-        """Whether the value is on the host by now."""
+        """True if the value was already read to the host."""
         return self._value is not None
 
     @property
     def known(self) -> bool:
-        """Whether the forward has a timestep."""
+        """True if the forward has a timestep."""
         return isinstance(self._given, (Tensor, int, float))
 
     @property
@@ -125,14 +125,14 @@ def find_timestep(graph_module: fx.GraphModule, report: Decisions) -> Timestep |
 
 
 def _holds_at_most(value: Any, elements: int) -> bool:
-    """Whether an input is a number or a numeric tensor of at most so many elements."""
+    """True if an input is a number or a numeric tensor of at most so many elements."""
     if isinstance(value, Tensor):
         return size_hint(value.numel()) <= elements and value.dtype is not torch.bool and not value.is_complex()
     return isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
 
 
 def _per_sample(value: Any, batch: int, tokens: int) -> bool:
-    """Whether a tensor has the shape of a timestep: one element, [B], [B, 1] or one a token, [B, N].
+    """True if a tensor has the shape of a timestep: one element, [B], [B, 1], or one per token, [B, N].
 
     Positions, the other thing that waves are made of, have no batch axis.
     """

@@ -1,4 +1,4 @@
-"""What the command line works on: a diffusers class and its configuration, or a function that builds a model.
+"""Targets of the command line: a diffusers class and its configuration, or a function that builds a model.
 
 WanTransformer3DModel num_layers=4              the class' defaults, with one value replaced
 WanTransformer3DModel --config config.json      a configuration file, as model repositories have it
@@ -41,7 +41,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for besides the name: configuration, sizes of the inputs, dtype, and whether to have weights.
+    """The options of a target: configuration, sizes of the inputs, dtype, and whether to allocate weights.
 
     device: where weights, if any, and inputs are made.
     """

@@ -29,7 +29,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one class wants: its usual size, arguments beyond the common ones, and its configuration's own defaults.
+    """The inputs of one class: its usual size, arguments beyond the common ones, and defaults of its configuration.
 
     more: (configuration, size, dtype) -> keyword arguments that replace or join the common ones.
     """
@@ -179,7 +179,7 @@ def _kandinsky(config: Any, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-# What these two were released with, where the class' own defaults make no model.
+# The released configuration of these two, as the class' defaults do not make a valid model.
 _EASYANIMATE = {"patch_size": 2, "add_norm_text_encoder": True, "text_embed_dim_t5": None}
 
 

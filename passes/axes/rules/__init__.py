@@ -1,1 +1,1 @@
-"""What each ATen operator does to the axes of its operands. No rule means: nothing is known of the result."""
+"""Rules: the axes of each ATen operator's result. Without a rule the result is opaque."""

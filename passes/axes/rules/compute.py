@@ -128,7 +128,7 @@ def _convolution(call: Call) -> list[Axis]:
 
 
 def _geometry(call: Call, dim: int, count: int) -> tuple[Any, ...] | None:
-    """What decides which place of the input an output position stands for; None where it need not be one."""
+    """The geometry by which output positions correspond to input positions; None if they may not correspond."""
     values: list[Any] = [call["weight"].shape[2 + dim]]
     for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
         value = call.get(name, default)
@@ -191,10 +191,10 @@ for _count, _pool in enumerate((aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3
 
 @takes_all(aten.arange)
 def _arange(call: Call) -> list[Axis]:
-    """It counts positions: evidence of a grid."""
+    """Counts positions, so it is evidence of a grid."""
     axis = axis_of(call.shape[0], Kind.COORD)
     for atom in atoms_of(axis):
-        # It counts from one position to the next, which a part of it, or some of its positions, need not do.
+        # Only the whole arange counts every position; a part of it need not.
         atom.derived["arange"] = True
     return [axis]
 

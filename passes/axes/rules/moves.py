@@ -156,7 +156,7 @@ def _embedding(call: Call) -> Named:
     rows, columns = call.of(call["weight"])
     found = call.of(call["indices"])
     if not is_table(rows):
-        # What is looked up is data, also where it is looked up by a table.
+        # The result of a look-up is data, also if the index is a table.
         found = [mixed_in(axis) for axis in found]
         if not _is_lookup(rows, found):
             found = [opaque_axis(size, rows) for size in call.shape[:-1]]
@@ -164,7 +164,7 @@ def _embedding(call: Call) -> Named:
 
 
 def _is_lookup(rows: Axis, found: list[Axis]) -> bool:
-    """Whether rows of a table that is an input, [frames, dim] say, are looked up: fewer than there are indices.
+    """True if rows of a table that is an input, [frames, dim] say, are looked up: fewer than there are indices.
 
     As many or more could be tokens, and the look-up a shuffle of them.
     """

@@ -40,7 +40,7 @@ class Named(NamedTuple):
     selected: Sequence[Axis] = ()
 
 
-# What a rule returns; None where it says nothing of the result.
+# The result of a rule; None if the result's axes are unknown.
 Answer = Union[list[Axis], Named, None]
 Rule = Callable[[Call], Answer]
 R = TypeVar("R", bound=Rule)

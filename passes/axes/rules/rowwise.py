@@ -47,7 +47,7 @@ def register_rowwise_op(operator: Any) -> None:
 
 
 def is_rowwise(name: str) -> bool:
-    """Whether an operator, by its qualified name, is known or declared to keep the rows of its first operand."""
+    """True if an operator, by its qualified name, is known or declared to keep the rows of its first operand."""
     return name in _REGISTERED or name in _KNOWN
 
 

@@ -1,4 +1,4 @@
-"""What `svg_compile.bisect` found: what each layer's sparsity costs, the costliest first."""
+"""The result of `svg_compile.bisect`: the cost in quality of each layer's sparsity, largest first."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def dense(self) -> bool:
-        """Whether the whole forward was dense."""
+        """True if the whole forward was dense."""
         return self.kinds is None
 
     @cached_property

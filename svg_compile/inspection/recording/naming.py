@@ -1,4 +1,4 @@
-"""What the layers of a model are called, wherever the graph that holds them begins.
+"""The names of a model's layers, also where a graph begins at a submodule.
 
 A graph names its layers from the module that it was traced from. That is the model itself where the whole of it is
 compiled, and a block of it where blocks are: all blocks then share one graph, and one name. The parameter that the

@@ -1,4 +1,4 @@
-"""What `svg_compile.record` collects: which kind each head was, by run, step, call and layer."""
+"""The data of `svg_compile.record`: the kind of each head, by run, step, call and layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FACTS = ("model", "run", "step", "total", "call", "layer", "dense")
 
 
 class Recording:
-    """What `record` collected: one `Entry` for each attention of each forward, in the order in which they ran."""
+    """The result of `record`: one `Entry` for each attention of each forward, in the order in which they ran."""
 
     def __init__(self, entries: Sequence[Entry] = (), missing: str = _NOTHING, conflict: str = "") -> None:
         self.fill(entries, missing, conflict)

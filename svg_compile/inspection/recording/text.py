@@ -13,7 +13,7 @@ _COLUMNS = ("layer", "heads", "spatial", "temporal", "dense", "density", "margin
 
 
 def to_text(entries: Sequence[Entry]) -> str:
-    """What ran, and a row a layer over its sparse forwards.
+    """A summary of the runs, and one row per layer over its sparse forwards.
 
     density: reached, "?" where the grid is not known. margin: how many times larger the error of the other kind is,
     the median over heads and forwards. changed: share of heads of another kind than at the step before. repaired:
