@@ -7,6 +7,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
+from token_indices import ORDERS, USES
 from token_pieces import WAYS
 from token_steps import Step, apply
 
@@ -56,6 +57,7 @@ def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.Se
         at, way = st.integers(1, x.shape[dim] - 2), st.sampled_from(WAYS)
         # Said twice: pieces are what most models make, and what is most easily taken for another.
         options += [st.tuples(st.just("pieces"), st.just(dim), at, way)] * 2
+        options += [st.tuples(st.just("by_index"), st.just(dim), st.sampled_from(ORDERS), st.sampled_from(USES))] * 2
         options.append(st.tuples(st.just("windows"), st.just(dim), st.integers(1, 2)))
         options.append(st.tuples(st.just("pad"), st.just(dim), st.integers(0, 1), st.integers(0, 2)))
         options.append(st.tuples(st.just("crop"), st.just(dim), st.integers(0, 1)))

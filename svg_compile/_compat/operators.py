@@ -39,6 +39,11 @@ def writes_operands(operator: Any) -> bool:
     return any(overload._schema.is_mutable for overload in overloads if hasattr(overload, "_schema"))
 
 
+def writes(overload: Any) -> bool:
+    """True if this overload mutates an operand."""
+    return bool(overload._schema.is_mutable)
+
+
 def _overload(operator: Any) -> Any:
     """The one overload that a call without a name of one means, None where there is none."""
     packet = getattr(operator, "_opoverload", operator)

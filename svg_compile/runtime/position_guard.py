@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from svg_compile.passes.coordinates import Ids, Rise
+from svg_compile.passes.index_runs import Runs
 from svg_compile.passes.position_inputs import Found, Positions
 
 
@@ -43,4 +44,6 @@ def _named(found: Found) -> str:
         return f"{found.frames} frames"
     if isinstance(found, Ids):
         return "ids"
+    if isinstance(found, Runs):
+        return "index"
     return f"{found.frames}x{found.height}x{found.width} video"

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from svg_compile.errors import ScheduleError
+from svg_compile.passes.timestep_names import timestep_among
 from svg_compile.regional.whole_model import leave_regions, watch_regions
 from svg_compile.runtime.registry import register, registered, unregister
 from svg_compile.runtime.scheduler_steps import Claim, SchedulerSteps
@@ -110,11 +111,11 @@ def attach(pipe: Any) -> Attached:
 
 
 def denoisers(pipe: Any) -> Iterator[nn.Module]:
-    """The components of a pipeline that are denoisers: modules whose forward takes `timestep`."""
+    """The components of a pipeline that are denoisers: modules whose forward takes `timestep`, or one of a modality."""
     components = getattr(pipe, "components", None)
     for component in (components if isinstance(components, dict) else vars(pipe)).values():
         model = getattr(component, "_orig_mod", component)
-        if isinstance(model, nn.Module) and "timestep" in inspect.signature(type(model).forward).parameters:
+        if isinstance(model, nn.Module) and timestep_among(inspect.signature(type(model).forward).parameters):
             yield model
 
 

@@ -16,9 +16,8 @@ from svg_compile._compat.graphs import version_of
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
 from svg_compile.decisions import Decisions
+from svg_compile.passes.timestep_names import NAMES, is_timestep
 
-# In order of preference: a model that takes both is driven by the first.
-NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas")
 _WAVES = frozenset({"sin", "cos"})
 # A timestep is embedded by waves before anything mixes it with other inputs.
 _MIXERS = frozenset({"linear", "matmul", "bmm", "mm", "addmm", "einsum", "scaled_dot_product_attention", "embedding"})
@@ -111,14 +110,14 @@ def find_timestep(graph_module: fx.GraphModule, report: Decisions) -> Timestep |
         if is_parameter_or_buffer(node):
             continue
         name, value = argument_name(node), node.meta.get("example_value")
-        if name in NAMES and _holds_at_most(value, batch * tokens):
+        if name is not None and (name in NAMES or is_timestep(name)) and _holds_at_most(value, batch * tokens):
             named.setdefault(name, Timestep(name, index))
         elif _per_sample(value, batch, tokens) and _reached(node) >= _WAVES:
             embedded.append(Timestep(node.name, index))
     for name, number in constant_arguments().items():
-        if name in NAMES:
+        if name in NAMES or is_timestep(name):
             named.setdefault(name, Timestep(name, None, float(number)))
-    for name in NAMES:
+    for name in (*NAMES, *named):
         if name in named:
             return named[name]
     return embedded[0] if len(embedded) == 1 else None
