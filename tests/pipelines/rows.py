@@ -27,7 +27,8 @@ class Row:
     """One pipeline: how it is built and called, the grid of its video, and whether its attention becomes sparse.
 
     grid: frames, height and width in tokens; text: tokens beside the video, before it where `text_first`.
-    tokens: length of the self-attentions that count, where it is not that of the grid with its text.
+    tokens: length of the self-attentions that count, where it is not that of the grid with its text; keys: how many
+    keys they have, where these are more.
     whole, blocks: "sparse", or "dense"; note: what the reader of the table is told.
     attached: whether `svg_compile.attach` takes the pipeline. each: `compile_repeated_blocks` misses blocks.
     steps: of the scheduler; of these the first `skipped` are not run where a strength says so.
@@ -42,6 +43,7 @@ class Row:
     text: int = 0
     text_first: bool = False
     tokens: int = 0
+    keys: int = 0
     whole: str = "sparse"
     blocks: str = "sparse"
     note: str = ""
@@ -100,7 +102,7 @@ class Seen:
 
 
 def run_eager(row: Row) -> Eager:
-    with counted(row.sequence) as count:
+    with counted(row.sequence, row.keys) as count:
         made = row.call(row.build())
     return Eager(made, count[0])
 
