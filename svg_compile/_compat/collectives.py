@@ -19,7 +19,8 @@ def exchange_of(node: fx.Node) -> tuple[str, int, int] | None:
     """(group, rank of this process in it, number of its processes) of an all-to-all in a graph; None of other nodes."""
     if not torch.distributed.is_available() or node.target not in _all_to_all():
         return None
-    group = node.args[3] if len(node.args) > 3 else node.kwargs.get("group_name")
+    # Typed as torch's own name of a group, which is a string.
+    group: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("group_name")
     if not isinstance(group, str):
         return None
     try:
