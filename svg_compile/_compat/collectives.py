@@ -19,12 +19,13 @@ def exchange_of(node: fx.Node) -> tuple[str, int, int] | None:
     """(group, rank of this process in it, number of its processes) of an all-to-all in a graph; None of other nodes."""
     if not torch.distributed.is_available() or node.target not in _all_to_all():
         return None
-    # Typed as torch's own name of a group, which is a string.
-    group: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("group_name")
+    group = node.args[3] if len(node.args) > 3 else node.kwargs.get("group_name")
     if not isinstance(group, str):
         return None
+    # torch has a type of its own for these strings.
+    name: Any = group
     try:
-        process_group = torch.distributed.distributed_c10d._resolve_process_group(group)
+        process_group = torch.distributed.distributed_c10d._resolve_process_group(name)
     except (AttributeError, LookupError, RuntimeError, ValueError):
         # A group that this process does not know, or a torch that looks groups up in another way.
         return None
