@@ -59,6 +59,12 @@ class SvgConfig:
         "with adaptive widths, layers whose heads lose more get more of the pairs, by what was profiled in the step "
         "before; `density` is the mean over the layers then. False gives each layer the same",
     )
+    share_processes: bool = option(
+        True,
+        "with adaptive widths and a layer's heads spread over processes (Ulysses), the heads of all share the pairs, "
+        "as in one process. False: each process shares them among its own heads, so that all compute about as much "
+        "and none waits for another",
+    )
     eager_attention: bool = option(
         True,
         "attention that runs as plain Python in a module whose grid is proven (hooks at every layer, caches that "
