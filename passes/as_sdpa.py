@@ -84,7 +84,7 @@ def unread(graph_module: fx.GraphModule) -> list[str]:
                 call = read_call(node.target, node.args, node.kwargs)
                 if isinstance(call, str):
                     found[f"{name} with {call}"] = None
-                elif sequences(_each(call, example)) is None:
+                elif call is not None and sequences(_each(call, example)) is None:
                     found[f"{name} over more than two packed sequences (call the model with one sample)"] = None
                 elif _readable(node) is None:
                     found[f"{name} with more than one result in use"] = None
@@ -156,8 +156,8 @@ def _emit(emitter: Emitter, node: fx.Node, call: AttentionCall, result: Tensor) 
     out = result_of(call, sdpa)
     if packed == 2 and call.lengths is not None:
         given, named = of_the_second(call, node.target, *fx.node.map_arg((node.args, node.kwargs), emitter.proxy_of))
-        rest = emitter.call(node.target, *given, **named)
-        first = in_first(call.lengths[0], call.query).unsqueeze(1).unsqueeze(2)
+        rest: Any = emitter.call(node.target, *given, **named)
+        first: Any = in_first(call.lengths[0], call.query).unsqueeze(1).unsqueeze(2)
         out = torch.where(first, out, rest if call.operator.alone else rest[0])
     out = out.permute(order).contiguous()
     out.permute([order.index(dim) for dim in range(result.dim())])
