@@ -216,7 +216,7 @@ def test_graph_breaks_are_named_with_their_cause_and_line() -> None:
     assert "attention_processor.py:" in found.source
     assert "nonzero" in found.explanation
     assert "capture_dynamic_output_shape_ops" in found.hint
-    assert Reason.BETWEEN_GRAPHS in {site.reason for site in report.sites}
+    assert Reason.UNPROVEN_BETWEEN_GRAPHS in {site.reason for site in report.sites}
 
 
 def test_a_branch_on_data_is_told_once() -> None:
