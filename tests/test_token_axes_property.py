@@ -34,7 +34,7 @@ def check(
     side: str,
     dynamic: bool,
 ) -> bool:
-    """Whether the grid was claimed; fails where it was claimed wrongly."""
+    """True if the grid was claimed; fails if the claim is wrong."""
 
     def attend(*inputs: torch.Tensor) -> torch.Tensor:
         q = sequence(*inputs, steps, order, cuts, side)
@@ -58,7 +58,7 @@ def together(query: torch.Tensor, before: int) -> torch.Tensor:
 def assert_raster(query: torch.Tensor, grid: tuple[int, int, int], layout: VideoLayout) -> None:
     """Fails unless the tokens of a query [B, H, N, D], each its number, stand in the raster order of the layout.
 
-    What stands beside the video is attended in full, whatever it is: of that nothing is asked.
+    Tokens outside of the video are attended in full whatever they are, so they are not checked.
     """
     start = layout.video_start
     assert query.shape[2] == layout.tokens

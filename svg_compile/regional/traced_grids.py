@@ -63,7 +63,7 @@ def trace_grids(
         log.debug("tracing the whole model failed", exc_info=True)
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         warnings.warn(
-            f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not "
+            f"svg: {name} could not be traced as a whole ({why}), so the grid of its compiled blocks is not "
             "known and their attention stays dense. Compile the whole model instead, or, where the tokens are in "
             "raster order, pass options={'layout': (frames, height, width), 'dense_layers': 0}.",
             stacklevel=2,
