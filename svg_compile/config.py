@@ -62,6 +62,12 @@ class SvgConfig:
         "with adaptive widths, layers whose heads lose more get more of the pairs, by the profiles of the previous "
         "step; `density` is then the mean over the layers. False gives each layer the same density",
     )
+    share_processes: bool = option(
+        True,
+        "with adaptive widths and a layer's heads distributed over processes (Ulysses), the heads of all processes "
+        "share the pairs, as in one process. False: each process shares them among its own heads, so that all compute "
+        "about as much and none waits for another",
+    )
     eager_attention: bool = option(
         True,
         "attention that runs as plain Python in a module whose grid is proven (hooks at every layer, caches that "

@@ -206,7 +206,7 @@ def found(scale: float, layout: VideoLayout = LAYOUT, density: float = DENSITY) 
     generator = torch.Generator().manual_seed(int(scale * 10))
     errors = scale * torch.rand(1, 2, 2, generator=generator)
     missing = torch.rand(1, 2, 2, len(LADDER), generator=generator).flip(-1).cumsum(-1).flip(-1)
-    return Profiles((errors,), (missing,), (layout,), density)
+    return Profiles((errors,), (missing,), (layout,), density, (None,))
 
 
 def test_what_a_graph_found_last_counts() -> None:
