@@ -31,8 +31,8 @@ class PositionGuard:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"svg: the positions that this call passes are not those of the {_named(broken.found)} that the model "
-                "was compiled for, though of the same shape: the call runs dense. Call torch.compiler.reset() before "
+                f"svg: the model was compiled for the positions of {_named(broken.found)}; this call passes other "
+                "positions of the same shape, so it runs dense. Call torch.compiler.reset() before "
                 "another grid of equal length, or pad the sequence.",
                 stacklevel=2,
             )
