@@ -34,9 +34,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.fake_values import MOST_ELEMENTS
 from svg_compile._compat.graphs import version_of
-from svg_compile._compat.pytree import tree_flatten
+from svg_compile._compat.pytree import tensors_in, tree_flatten
 from svg_compile.inspection.held_tensors import held_tensors
-from svg_compile.inspection.opened import opened, tensors_in
+from svg_compile.inspection.opened import opened
 from svg_compile.passes.position_inputs import ids_of, raster_seen, rise_seen
 
 # A grid is a few numbers; longer attributes are data.
@@ -93,7 +93,7 @@ class CallFacts:
         positions = _positions(leaves)
         timestep = arguments.get("timestep")
         when = tuple(timestep.shape) if isinstance(timestep, Tensor) else type(timestep)
-        read = [_digest(leaf) for name in sorted(self.reads & given.keys()) for leaf in tensors_in(given[name])]
+        read = [_digest(leaf) for name in sorted(self.reads & given.keys()) for leaf in tensors_in(opened(given[name]))]
         call = (is_grad_enabled(), str(structure), when, *(self._fact(leaf, positions) for leaf in leaves), *read)
         return CallKey(call, tuple(map(id, things)), frozenset((*attributes, *state)))
 
@@ -124,7 +124,7 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
     """The names of the arguments that are small floating-point tensors: neither the timestep nor latents."""
 
     def small(value: Any) -> bool:
-        tensors = tensors_in(value)
+        tensors = tensors_in(opened(value))
         return bool(tensors) and all(
             leaf.is_floating_point() and leaf.dim() < 5 and leaf.numel() <= MOST_ELEMENTS and not leaf.is_meta
             for leaf in tensors
@@ -135,7 +135,7 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
 
 def is_flags(value: Any) -> bool:
     """True if an argument's tensors contain only zeros and ones, like a mask; syncs with their device."""
-    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in tensors_in(value))
+    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in tensors_in(opened(value)))
 
 
 def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callable[[Tensor], bool]:
@@ -143,10 +143,10 @@ def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callab
 
     also: the names of floating-point arguments that it may read.
     """
-    asked = {id(leaf) for name in also for leaf in tensors_in(arguments[name])}
-    leaves = [leaf for name, value in arguments.items() if name != "timestep" for leaf in tensors_in(value)]
+    asked = {id(leaf) for name in also for leaf in tensors_in(opened(arguments[name]))}
+    leaves = [leaf for name, value in arguments.items() if name != "timestep" for leaf in tensors_in(opened(value))]
     given, positions = set(map(id, leaves)), _positions(leaves)
-    never = {id(leaf) for leaf in tensors_in(arguments.get("timestep"))}
+    never = {id(leaf) for leaf in tensors_in(opened(arguments.get("timestep")))}
 
     def may_be_read(tensor: Tensor) -> bool:
         if id(tensor) in never:
