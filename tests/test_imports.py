@@ -28,6 +28,7 @@ LAYERS = (
     {"inspection.recording"},
     {"backend"},
     {"inspection.dump_run", "inspection.bisection"},
+    {"zoo"},
     {"bench", "targets", "cli_checks"},
     {"cli"},
 )
