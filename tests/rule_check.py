@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from svg_compile._compat.pytree import tensors_in
 from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Origin, expand
 from svg_compile.passes.axes.new_axes import axis_of
-from svg_compile.passes.axes.rules.call import leaves_of
 from svg_compile.passes.axes.selections import not_shown, of_samples
 from svg_compile.passes.axes.tracker import AxisTracker
 
@@ -52,7 +52,7 @@ def claims(function: Callable[..., Any], *operands: str) -> str:
         for number, fake in enumerate(fakes):
             tracker.name(fake, [d.axis for d in dimensions if d.operand == number])
         with tracker:
-            results = leaves_of(function(*fakes))
+            results = tensors_in(function(*fakes))
     assert not tracker.without_rule, f"no rule: {dict(tracker.without_rule)}"
     plain = _run(function, numbers)
     assert [tuple(result.shape) for result in results] == [tuple(tensor.shape) for tensor in plain]
@@ -73,7 +73,7 @@ def _read(operand: int, text: str) -> Iterator[Dimension]:
 
 def _run(function: Callable[..., Any], numbers: list[Tensor]) -> list[Tensor]:
     # Whatever the operator writes.
-    return [result.double() for result in leaves_of(function(*(tensor.clone() for tensor in numbers)))]
+    return [result.double() for result in tensors_in(function(*(tensor.clone() for tensor in numbers)))]
 
 
 def _changes(

@@ -39,8 +39,8 @@ def check(
 ) -> bool:
     """True if the grid was claimed; fails if the claim is wrong.
 
-    call: the form of the attention call, of `token_calls.CALLS`. unasked: the number of keys at the beginning and at the
-    end that are not queries.
+    call: the form of the attention call, of `token_calls.CALLS`. unasked: the number of keys at the beginning and at
+    the end that are not queries.
     """
 
     def attend(*inputs: torch.Tensor) -> torch.Tensor:

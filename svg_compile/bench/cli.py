@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from svg_compile.bench.asked import finish, place_of, prepare, shape_of, store, transformer
-from svg_compile.bench.presets import PRESETS
 from svg_compile.cli_checks import Fraction, Grid, usage
 from svg_compile.errors import SvgError
+from svg_compile.zoo import MODELS, PRESETS
 
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
 _out = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -112,8 +112,6 @@ def attention(preset: str | None, grid: Any, device: str | None, threads: int | 
 
 
 def _model_options(command: Any) -> Any:
-    from svg_compile.bench.models import MODELS
-
     for option in reversed(
         (
             click.option(
