@@ -100,9 +100,5 @@ def _computed(operator: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | N
         return None
     args, kwargs = tree_map_only(Numbers, lambda each: each.values, (args, kwargs))
     args, kwargs = tree_map_only(torch.SymInt, size_hint, (args, kwargs))
-    try:
-        with beside_modes():
-            result: Tensor = operator(*args, **kwargs)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return None
+    result: Tensor | None = beside_modes(partial(operator, *args, **kwargs))
     return result
