@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.graphs import SDPA, graph_modules
+from svg_compile._compat.graphs import SDPA, graph_nodes
 from svg_compile._compat.operators import qualified_name
 from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.passes.attention_call import example
@@ -53,8 +53,7 @@ def as_sdpa(graph_module: fx.GraphModule) -> Iterator[None]:
     """
     replaced = [
         (module, each)
-        for module in graph_modules(graph_module)
-        for node in list(module.graph.nodes)
+        for module, node in list(graph_nodes(graph_module))
         if node.op == "call_function" and (each := _replace(module.graph, node)) is not None
     ]
     changed = {id(module): module for module, _ in replaced}.values()
@@ -73,21 +72,20 @@ def unread(graph_module: fx.GraphModule) -> list[str]:
     Known operators that ask for more than attention, and unknown ones that have attention in their names.
     """
     found: dict[str, None] = {}
-    for module in graph_modules(graph_module):
-        for node in module.graph.nodes:
-            if node.op != "call_function" or (name := qualified_name(node.target)) is None or _of_ours(name):
-                continue
-            if attention_operator(node.target) is None:
-                if any(each in name.lower() for each in ("attn", "attention")):
-                    found[f"{name}, which is not known (svg_compile.register_attention_op declares it)"] = None
-            else:
-                call = read_call(node.target, node.args, node.kwargs)
-                if isinstance(call, str):
-                    found[f"{name} with {call}"] = None
-                elif call is not None and sequences(_each(call, example)) is None:
-                    found[f"{name} over more than two packed sequences (call the model with one sample)"] = None
-                elif _readable(node) is None:
-                    found[f"{name} with more than one result in use"] = None
+    for _, node in graph_nodes(graph_module):
+        if node.op != "call_function" or (name := qualified_name(node.target)) is None or _of_ours(name):
+            continue
+        if attention_operator(node.target) is None:
+            if any(each in name.lower() for each in ("attn", "attention")):
+                found[f"{name}, which is not known (svg_compile.register_attention_op declares it)"] = None
+        else:
+            call = read_call(node.target, node.args, node.kwargs)
+            if isinstance(call, str):
+                found[f"{name} with {call}"] = None
+            elif call is not None and sequences(_each(call, example)) is None:
+                found[f"{name} over more than two packed sequences (call the model with one sample)"] = None
+            elif _readable(node) is None:
+                found[f"{name} with more than one result in use"] = None
     return list(found)
 
 

@@ -26,7 +26,7 @@ class Reason(enum.Enum):
     )
     SEVERAL_GRIDS = (
         "several token grids in one sequence",
-        "nothing to do: one video is supported, with text or little else beside it",
+        "nothing to do: one video is supported, with text or few other tokens before or after it",
     )
     LAYOUT_CONFLICT = (
         "options['layout'] contradicts the grid found in the graph",

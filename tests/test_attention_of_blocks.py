@@ -1,4 +1,4 @@
-"""Attention that a block calls itself, in no module of its own: compiled in the block's graph, or parted from it."""
+"""Attention that a block calls directly, without a submodule: in the block's graph, or behind a graph break."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_attention_that_a_block_calls_itself_is_sparse_without_a_break() -> None
 
 
 def test_attention_of_a_module_behind_the_same_break_is_sparse() -> None:
-    """What the reason advises."""
+    """The remedy in the reason."""
     model = broken(behind_a_break)
     model.blocks = nn.ModuleList(nn.Sequential(block) for block in model.blocks)
     for block in model.blocks:

@@ -1,4 +1,4 @@
-"""Attention by operators of other libraries: read as SDPA's where they compute the same, else left as they are."""
+"""Attention operators of other libraries: read as SDPA where the result is equal, otherwise left unchanged."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_two_packed_sequences_are_told_apart_wherever_the_first_one_ends(cut: in
 
 
 def test_diffusers_operator_around_flash_attention_3_is_known() -> None:
-    """It has no kernel for CPUs: looked at, not run."""
+    """The operator has no kernel for CPUs: it is traced, not run."""
     from diffusers.models.attention_dispatch import _wrapped_flash_attn_3
 
     model = ToyVideoDiT(attend=rows(lambda *qkv: _wrapped_flash_attn_3(*qkv)[0]))

@@ -1,4 +1,4 @@
-"""`explain`: what it tells of a model, that it needs no weights, and that it leaves nothing behind."""
+"""`explain`: its report on a model, that it needs no weights, and that it leaves no state behind."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_nothing_is_left_of_any_number_of_explains() -> None:
     assert torch._dynamo.utils.graph_break_reasons == breaks
     backend = Counting()
     compiled = torch.compile(model, backend=backend)
-    # As if nothing had been: one compile, and the sizes that explain saw have made none of them dynamic.
+    # As without `explain`: one compile, and the sizes that it saw have made none of them dynamic.
     compiled(latents())
     assert (backend.compiles, entries(ToyVideoDiT.forward)) == (1, 1)
 

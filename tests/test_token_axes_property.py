@@ -37,10 +37,10 @@ def check(
     call: str = "plain",
     unasked: tuple[int, int] = (0, 0),
 ) -> bool:
-    """True if the grid was claimed; fails where it was claimed wrongly.
+    """True if the grid was claimed; fails if the claim is wrong.
 
-    call: how attention is called, of `token_calls.CALLS`. unasked: how many keys at the beginning and at the end are no
-    queries.
+    call: the form of the attention call, of `token_calls.CALLS`. unasked: the number of keys at the beginning and at
+    the end that are not queries.
     """
 
     def attend(*inputs: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def together(query: torch.Tensor, before: int) -> torch.Tensor:
 def assert_raster(query: torch.Tensor, grid: tuple[int, int, int], layout: VideoLayout) -> None:
     """Fails unless the tokens of a query [B, H, N, D], each its number, stand in the raster order of the layout.
 
-    What stands beside the video is attended in full, whatever it is: of that nothing is asked.
+    Tokens outside of the video are attended in full whatever they are, so they are not checked.
     """
     start = layout.video_start
     assert query.shape[2] == layout.tokens

@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from token_calls import CALLS, layer
+from token_indices import ORDERS, USES
 from token_pieces import WAYS
 from token_steps import Step, apply
 
@@ -15,7 +16,7 @@ BATCH, CHANNELS, TEXT = 2, 4, 5
 GRIDS = [(4, 4, 4), (4, 2, 6), (2, 4, 4), (6, 4, 2), (3, 5, 2)]
 
 
-# What stands beside the tokens, and what is done to all of them together.
+# Tokens next to the video's, and operations on all of them together.
 SIDES = ("none", "first", "last", "both", "frame", "frame and words", "words backwards", "words picked")
 FINISHES = ("", "", "", ", scaled", ", written over", ", counted", ", a frame less", ", a token less", ", windows")
 # What runs over the whole sequence before the attention that is asked about: attention layers.
@@ -23,7 +24,7 @@ LAYERS = ("", "", "", *(f"; {call}" for call in CALLS))
 
 
 def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.SearchStrategy[Step]]:
-    """The steps that a tensor can take; beside_video: also those that put the video beside it."""
+    """The steps that are possible for a tensor; beside_video: also those that combine it with the video."""
     dims = list(range(x.dim()))
     even = [dim for dim in dims if x.shape[dim] % 2 == 0 and x.shape[dim] > 1]
     pair = st.integers(0, x.dim() - 2) if x.dim() > 1 else None
@@ -57,8 +58,9 @@ def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.Se
     if long and x.numel() < 5000:
         dim = draw(st.sampled_from(long))
         at, way = st.integers(1, x.shape[dim] - 2), st.sampled_from(WAYS)
-        # Said twice: pieces are what most models make, and what is most easily taken for another.
+        # Listed twice: most models use pieces, and pieces are easily confused.
         options += [st.tuples(st.just("pieces"), st.just(dim), at, way)] * 2
+        options += [st.tuples(st.just("by_index"), st.just(dim), st.sampled_from(ORDERS), st.sampled_from(USES))] * 2
         options.append(st.tuples(st.just("windows"), st.just(dim), st.integers(1, 2)))
         options.append(st.tuples(st.just("pad"), st.just(dim), st.integers(0, 1), st.integers(0, 2)))
         options.append(st.tuples(st.just("crop"), st.just(dim), st.integers(0, 1)))
@@ -66,7 +68,7 @@ def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.Se
     if short:
         options.append(st.tuples(st.just("singles"), st.sampled_from(short), st.booleans(), st.booleans()))
     if beside_video:
-        # Said twice: what puts the video beside its tokens is what most fools the analysis.
+        # Listed twice: combining the video with its own tokens is hardest for the analysis.
         for name in ("residual", "mask", "copy") * 2:
             options.append(st.tuples(st.just(name), st.booleans()))
     return options
@@ -138,7 +140,7 @@ def sequence(
 
 
 def beside(x: torch.Tensor, text: torch.Tensor, frame: torch.Tensor, side: str) -> torch.Tensor:
-    """A query [B, H, N, D] with what stands beside it, and what is done to all of it; `side` as in `programs`."""
+    """A query [B, H, N, D] with the tokens next to it, after the operations on all of them; `side` as in `programs`."""
     side, _, call = side.partition("; ")
     side, _, finish = side.partition(", ")
     words = text[None, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
@@ -158,7 +160,7 @@ def beside(x: torch.Tensor, text: torch.Tensor, frame: torch.Tensor, side: str) 
 
 
 def _finished(x: torch.Tensor, how: str, text: torch.Tensor, at: int) -> torch.Tensor:
-    """What is done to the whole sequence: nothing but the order of what is written over depends on it."""
+    """An operation on the whole sequence; only the order of overwritten tokens depends on it."""
     size = x.shape[2]
     if how == "" or size <= 2 * at:
         return x

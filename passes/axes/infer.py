@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.graphs import SDPA_TARGETS, graph_modules, keep_torch_state, symbolic_run, to_fake
-from svg_compile._compat.pytree import tree_leaves, tree_map_only
+from svg_compile._compat.fake_runs import FakeRun, example_inputs, symbolic_run
+from svg_compile._compat.graphs import SDPA_TARGETS, graph_nodes, is_higher_order
+from svg_compile._compat.operators import writes
+from svg_compile._compat.pytree import tensors_in, tree_leaves, tree_map_only
 from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.passes.axes.axis import Atom, Concat, Kind, atoms_of
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, input_facts, name_input
@@ -32,10 +34,10 @@ from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
 from svg_compile.passes.axes.why import Why, analysing
 from svg_compile.passes.coordinates import Raster, Rise
 from svg_compile.passes.grid_marker import MARK
+from svg_compile.passes.index_runs import Runs
 
 log = logging.getLogger(__name__)
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_", "resize_as_", "set_")
-_WRITERS = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class TokenAxes:
 
     visits: Mapping[fx.Node, tuple[AttentionAxes, ...]]
     without_rule: Mapping[str, int]
+    # The inputs whose values have proven where an index reads or writes.
+    indexed: frozenset[fx.Node] = frozenset()
 
 
 def infer_token_axes(
@@ -53,24 +57,22 @@ def infer_token_axes(
     rises: Mapping[fx.Node, Rise] | None = None,
     call: GraphCall | None = None,
     ids: Iterable[fx.Node] = (),
+    indices: Mapping[fx.Node, Runs] | None = None,
 ) -> TokenAxes:
     """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it.
 
     rasters: inputs whose values were looked at and are positions in raster order (`passes.coordinates`). Along their
     tokens they count frames, rows and columns, as a table that the model computes from `arange` does. rises: inputs
     that number frames, some of which may stand behind the others. call: the call of it in the trace of a model, which
-    knows what its inputs are; else the graph is all that is known. ids: other inputs that are constants.
+    knows what its inputs are; else the graph is all that is known. ids: other inputs that are constants. indices:
+    inputs of whole numbers that may be used as an index (`passes.index_runs`).
     """
     tracker, unseen = AxisTracker(), set[fx.Node]()
-    # The graph may switch gradients and autocast itself, and fail between on and off.
-    with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode):
-        placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-        inputs = [node.meta["example_value"] for node in placeholders]
-        if any(node.target in _RESHAPING for module in graph_modules(graph_module) for node in module.graph.nodes):
-            # Tensors that change their own shape: not the graph's examples. Else those themselves, for they remember
-            # the symbols of sizes and numbers read from them.
-            inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
-        values = dict(zip(placeholders, inputs))
+    with symbolic_run(fake_mode):
+        # Tensors that change their own shape are not the graph's examples. Else they are those themselves, for these
+        # remember the symbols of sizes and numbers read from them.
+        reshaped = any(node.target in _RESHAPING for _, node in graph_nodes(graph_module))
+        values = example_inputs(graph_module, detached=reshaped)
         if call is None:
             _name_inputs(values, tracker, input_facts(graph_module))
         else:
@@ -81,14 +83,17 @@ def infer_token_axes(
             _name_positions(values[node], raster, tracker)
         for node in ids:
             tracker.name(values[node], [free_axis(size) for size in values[node].shape])
+        for node, runs in (indices or {}).items():
+            if holds(equal, values[node].shape[0], sum(run.size for run in runs.runs)):
+                tracker.numbers.enter(values[node], node, runs.numbers())
         with tracker:
-            results = _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
+            results = _Run(graph_module, tracker, fake_mode, unseen).run(*values.values())
         if call is not None:
             call.end(tracker, values, results)
     if tracker.without_rule:
         log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
     visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
-    return TokenAxes(visits, dict(tracker.without_rule))
+    return TokenAxes(visits, dict(tracker.without_rule), frozenset(tracker.indexed))
 
 
 def _name_inputs(values: Mapping[fx.Node, Any], tracker: AxisTracker, facts: InputFacts) -> None:
@@ -119,15 +124,12 @@ def _note_rise(value: Tensor, rise: Rise, tracker: AxisTracker) -> None:
             tracker.rises[atom.origin.source] = rise.frames
 
 
-class _Run(fx.Interpreter):
+class _Run(FakeRun):
     """Runs a graph and its child graphs, reporting the operands of every SDPA to the tracker."""
 
     def __init__(self, module: fx.GraphModule, tracker: AxisTracker, fake_mode: Any, unseen: set[fx.Node]) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        # Inductor's provenance hooks have no business in an analysis run.
-        self.extra_traceback = False
+        super().__init__(module, fake_mode)
         self.tracker = tracker
-        self.fake_mode = fake_mode
         # The nodes of graphs that are called by operators of which nothing is known.
         self.unseen = unseen
         self.node: fx.Node | None = None
@@ -138,11 +140,9 @@ class _Run(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         value = super().fetch_attr(target)
-        if not isinstance(value, Tensor):
-            return value
-        constant = to_fake(self.fake_mode, value)
-        self.tracker.weight(constant)
-        return constant
+        if isinstance(value, Tensor):
+            self.tracker.weight(value)
+        return value
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in SDPA_TARGETS:
@@ -156,7 +156,7 @@ class _Run(fx.Interpreter):
             return self._attention(list(args[:3]), super().call_function(target, args, kwargs))
         if target in MARK:
             self.tracker.marked.setdefault(str(args[1]), []).append(seen(self.tracker, args[0]))
-        if isinstance(target, torch._ops.HigherOrderOperator):
+        if is_higher_order(target):
             return self._higher_order(target, args, kwargs)
         out = super().call_function(target, args, kwargs)
         if target in NODE_RULES and isinstance(out, Tensor):
@@ -187,10 +187,11 @@ class _Run(fx.Interpreter):
             return _Run(args[0], self.tracker, self.fake_mode, self.unseen).run(*given)
         leaves = tree_leaves([*args, *kwargs.values()])
         bodies = [leaf for leaf in leaves if isinstance(leaf, fx.GraphModule)]
-        operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        operands = tensors_in(leaves)
         # Attention in a graph that is not run here may be in another one, too, that is: of neither is all known.
-        self.unseen.update(node for body in bodies for module in graph_modules(body) for node in module.graph.nodes)
-        if not bodies or any(writes(body) for body in bodies):
+        nodes = {node for body in bodies for _, node in graph_nodes(body)}
+        self.unseen.update(nodes)
+        if not bodies or any(map(writes, nodes)):
             for operand in operands:
                 self.tracker.storages.invalidate(operand)
         assert self.node is not None
@@ -204,20 +205,6 @@ class _Run(fx.Interpreter):
         self.tracker.give_up([value], operands)
         self.tracker.storages.may_alias(value, operands)
         return value
-
-
-def writes(module: fx.GraphModule) -> bool:
-    """True if a graph may mutate one of its inputs."""
-    for node in module.graph.nodes:
-        name = str(getattr(node.target, "__name__", node.target))
-        in_place = (name.split(".")[0].endswith("_") and not name.endswith("__")) or name.startswith("__i")
-        overloads: list[str] = getattr(node.target, "overloads", list)()
-        operators = [node.target, *(getattr(node.target, overload) for overload in overloads)]
-        schemas = [schema for operator in operators if (schema := getattr(operator, "_schema", None)) is not None]
-        in_place = in_place or any(schema.is_mutable for schema in schemas)
-        if node.op in ("call_function", "call_method") and (in_place or "out" in node.kwargs or name in _WRITERS):
-            return True
-    return any(writes(child) for child in graph_modules(module) if child is not module)
 
 
 def table(axes: TokenAxes) -> str:

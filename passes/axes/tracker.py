@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,19 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from svg_compile._compat.operators import definition_of
+from svg_compile._compat.operators import definition_of, mutates
+from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
 from svg_compile.passes.attention_operators import AttentionCall, axes_of_result, heads_first, read_call, sdpa_arguments
 from svg_compile.passes.axes import selections
 from svg_compile.passes.axes.alias_update import Write, kind_of_write, same_place, written_axes
 from svg_compile.passes.axes.axis import Axis, atoms_of
+from svg_compile.passes.axes.indexed import as_slices
 from svg_compile.passes.axes.new_axes import free_axis, lost_axis, mixed_in, opaque_axis
+from svg_compile.passes.axes.numbers import KnownNumbers, Numbers
 from svg_compile.passes.axes.rules.by_node import NodeRule
-from svg_compile.passes.axes.rules.call import Call, bound_arguments, leaves_of
+from svg_compile.passes.axes.rules.call import Call, bound_arguments
 from svg_compile.passes.axes.rules.compute import FACTORIES, attended
 from svg_compile.passes.axes.rules.lookup import rule_of
 from svg_compile.passes.axes.rules.registry import Named, Rule, check_lengths, shown_axes
@@ -54,6 +57,9 @@ class AxisTracker(TorchDispatchMode):
         self.node: fx.Node | None = None
         self.without_rule: Counter[str] = Counter()
         self.values = KnownValues()
+        self.numbers = KnownNumbers()
+        # The inputs whose values have proven where an index reads or writes.
+        self.indexed: set[Any] = set()
         self.rises: dict[str, int] = {}
         self._axes: Any = WeakIdKeyDictionary()
         self._selected: Any = WeakIdKeyDictionary()
@@ -124,18 +130,39 @@ class AxisTracker(TorchDispatchMode):
         if rule_of(func) is None and (definition := definition_of(func)) is not None:
             with self:
                 return definition(*args, **kwargs)
+        sliced = self._as_slices(func, args, kwargs)
         out = func(*args, **kwargs)
         with analysing(Why(func, self.node)):
-            self._carry(func, args, kwargs, out)
+            if sliced is None:
+                self._carry(func, args, kwargs, out)
+            else:
+                with self:
+                    twin = sliced()
+                if isinstance(out, Tensor) and out is not twin:
+                    self.adopt(out, self.of(twin), self, twin)
+        if not mutates(func):
+            self.numbers.carry(func, args, kwargs, out)
         return out
+
+    def _as_slices(self, func: Any, args: Any, kwargs: Any) -> Callable[[], Tensor] | None:
+        """What an operator with an index comes to in slices, where the values of the index are known."""
+        found = as_slices(func, bound_arguments(func._schema, args, kwargs), self.known_numbers)
+        if found is None:
+            return None
+        self.indexed |= found[1]
+        return found[0]
+
+    def known_numbers(self, tensor: Tensor) -> Numbers | None:
+        """The values of a tensor of whole numbers, where they are known."""
+        return None if self.storages.is_lost(tensor) else self.numbers.of(tensor)
 
     def _carry(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         schema = func._schema
         bound = bound_arguments(schema, args, kwargs)
-        operands = leaves_of(list(bound.values()))
+        operands = tensors_in(list(bound.values()))
         if schema.is_mutable:
             return self._write(func, bound, out, operands)
-        leaves = leaves_of(out)
+        leaves = tensors_in(out)
         if not leaves:
             return
         self.values.carry(func.overloadpacket, bound, leaves)
@@ -176,7 +203,7 @@ class AxisTracker(TorchDispatchMode):
 
     def rename(self, rule: NodeRule, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> None:
         """Name the result of a node by the node's rule, if it is in a storage of its own."""
-        operands = leaves_of([*args, *kwargs.values()])
+        operands = tensors_in([*args, *kwargs.values()])
         storage = storage_of(out)
         if storage in self._weights or any(storage_of(operand) == storage for operand in operands):
             return
@@ -211,15 +238,17 @@ class AxisTracker(TorchDispatchMode):
     def _write(self, func: Any, bound: Mapping[str, Any], out: Any, operands: list[Tensor]) -> None:
         """An operator that writes arguments: into its first one in a known way, or in an unknown one."""
         written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        leaves = [leaf for name in written for leaf in leaves_of(bound.get(name))]
+        leaves = [leaf for name in written for leaf in tensors_in(bound.get(name))]
         self._write_values(func.overloadpacket if written == ["self"] else None, bound, leaves)
         self.storages.written.update(map(storage_of, leaves))
+        for leaf in leaves:
+            self.numbers.forget(leaf)
         how = kind_of_write(func) if written == ["self"] else None
         if how is None:
             self.without_rule[str(func)] += 1
             for leaf in leaves:
                 self.storages.invalidate(leaf)
-            return self.give_up(leaves_of(out), operands)
+            return self.give_up(tensors_in(out), operands)
         # A constant says nothing of the order of tokens.
         if how is not Write.CONSTANT:
             self.written(bound["self"], operands, over=how is Write.COPY)

@@ -10,12 +10,13 @@ from torch import Tensor, fx, nn
 
 from svg_compile._compat.fake_values import ValueMode
 from svg_compile._compat.operators import qualified_name
+from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.inspection.callers import Callers, place, stack
 from svg_compile.inspection.held_tensors import held_tensors
-from svg_compile.inspection.opened import tensors_in
+from svg_compile.inspection.opened import opened
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_operators import AttentionCall, heads_first, read_call
 from svg_compile.passes.axes.axis import Axis
@@ -46,7 +47,7 @@ class TracedCalls:
         # Attentions with a grid so far.
         self._layers = 0
         self.ledger = Ledger(
-            tensors_in(inputs),
+            tensors_in(opened(inputs)),
             _state_of(model),
             lambda: mode.data_was_read,
         )

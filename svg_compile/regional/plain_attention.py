@@ -157,7 +157,7 @@ class PlainAttentions:
             return None
         own = [compiled for at, compiled in blocks.items() if is_in(path, at)]
         call = own[0] if own else whole
-        why = "it is not known how this backend was asked to compile it"
+        why = "the options of its compile are not known"
         why = why if call is None or not of_this_backend(call) else why_not_alone(marker)
         if why or call is None:
             forward.dense[path] = why

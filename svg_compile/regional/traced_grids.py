@@ -63,10 +63,10 @@ def trace_grids(
         log.debug("tracing the whole model failed", exc_info=True)
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         warnings.warn(
-            f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not "
+            f"svg: {name} could not be traced as a whole ({why}), so the grid of its compiled blocks is not "
             "known and their attention stays dense. Where the tokens are in raster order, pass "
             "options={'layout': (frames, height, width), 'dense_layers': 0}, or compile the whole model, which is "
-            "sparse if no graph break stands between its patches and its attention.",
+            "sparse if no graph break lies between its patches and its attention.",
             stacklevel=2,
         )
         return None
