@@ -85,7 +85,8 @@ class Shared(Profiled):
         call, share = self.shares.enter(step, layer)
         options = ([self.density], self.rows, True, *tail, None, None, None, None if share is None else share[0])
         plan, errors, exact, fit, missing = repair_ops.PROFILE(query, key, value, None, grid, *options)
-        self.shares.note(call, layer, Profiles((errors[..., :2],), (missing,), (layout,), self.density))
+        found = Profiles((errors[..., :2],), (missing,), (layout,), self.density, spreads=(None,))
+        self.shares.note(call, layer, found)
         self.plans[step, layer] = plan.cpu()
         out: Tensor = torch.ops.svg.attention(query, key, value, plan, None, grid, *tail)
         bands = out.clone() if self.keeps_bands else out

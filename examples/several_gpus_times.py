@@ -3,7 +3,8 @@
     torchrun --nproc_per_node 2 examples/several_gpus_times.py --json out/bench/ulysses.json
 
 Each process holds the whole model and a part of the tokens. A forward is one step of the model at 9,216 tokens, by
-blocks; the sparse one profiles its heads. Times are those of the slowest process. `make bench-ulysses` runs it on two
+blocks; the sparse ones profile their heads, and share the pairs of a layer among the heads of all processes or of each
+(`share_processes`). Times are those of the slowest process. `make bench-ulysses` runs it on two
 processes and writes docs/benchmarks/ulysses.md.
 """
 
@@ -30,25 +31,28 @@ from several_gpus import join, prepare
 from video_model import WEIGHTS, keyframes_of, load_model
 
 OPTIONS = {"dense_steps": 0, "dense_layers": 0}
+# What is timed, and the options of it that are svg's.
+WAYS: dict[str, dict[str, Any]] = {"inductor": {}, "svg": {}, "svg, apart": {"share_processes": False}}
 
 
 def forwards(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """The forward of a model compiled by each backend."""
+    """The forward of a model compiled in each way."""
     device, dtype = device_of_this_process(), getattr(torch, args.dtype)
     prompt, _ = keyframes_of(parse("small cyan dotted ring bouncing; night"), 0, frames=args.frames, pixels=args.size)
     prompt = prompt.to(device, dtype)
     seen = torch.cat([prompt.noise, prompt.given], dim=1).to(prompt.text.dtype)
     inputs = seen, torch.tensor([500.0], device=device), prompt.text
     found: dict[str, Callable[[], Any]] = {}
-    for backend in ("inductor", "svg"):
+    for way, more in WAYS.items():
+        backend = way.partition(",")[0]
         model = load_model(args.weights, dtype)
         prepare(model, device)
-        options = {**OPTIONS, "density": args.density} if backend == "svg" else None
+        options = {**OPTIONS, "density": args.density, **more} if backend == "svg" else None
         model.compile_repeated_blocks(backend=backend, options=options, dynamic=False)
         if backend == "svg":
             # A model compiled by blocks is served in a schedule alone.
             svg_compile.denoising(model, steps=10**6).__enter__()
-        found[backend] = lambda model=model: model(*inputs, return_dict=False)  # type: ignore[misc]
+        found[way] = lambda model=model: model(*inputs, return_dict=False)  # type: ignore[misc]
     return found
 
 
@@ -64,13 +68,14 @@ def timed(forward: Callable[[], Any]) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Both backends in turns; the medians of the turns' own ratios."""
+    """All ways in turns; the medians of the turns' own ratios."""
     runs = forwards(args)
     for _ in range(2):
         outputs = {name: run() for name, run in runs.items()}
     off = (outputs["svg"][0] - outputs["inductor"][0]).float().norm() / outputs["inductor"][0].float().norm()
     turns = [{name: timed(run) for name, run in runs.items()} for _ in range(args.repeats)]
     ratios = [turn["inductor"] / turn["svg"] for turn in turns]
+    apart = [turn["inductor"] / turn["svg, apart"] for turn in turns]
     return {
         "date": date.today().isoformat(),
         "processes": dist.get_world_size(),
@@ -87,6 +92,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "speedup": statistics.median(ratios),
         "least": min(ratios),
         "most": max(ratios),
+        "sparse_apart": statistics.median(turn["svg, apart"] for turn in turns),
+        "speedup_apart": statistics.median(apart),
+        "least_apart": min(apart),
+        "most_apart": max(apart),
         "difference": float(off),
     }
 
@@ -97,11 +106,11 @@ A step of the example model under diffusers' context parallelism, {processes} pr
 CPU (gloo), {tokens} tokens, density {density}, {dtype}, blocks compiled one by one, medians of {count} turns
 ({date}, torch {torch}, load {load:.1f} at the end). `make bench-ulysses` measures it anew.
 
-| | seconds |
-|---|---|
-| dense, `inductor` | {dense:.2f} |
-| sparse, `svg`, profile included | {sparse:.2f} |
-| times faster | **{speedup:.2f}x** ({least:.2f} to {most:.2f}) |
+| | seconds | times faster |
+|---|---|---|
+| dense, `inductor` | {dense:.2f} | |
+| sparse, `svg`, profile included | {sparse:.2f} | **{speedup:.2f}x** ({least:.2f} to {most:.2f}) |
+| sparse, `share_processes` off | {sparse_apart:.2f} | {speedup_apart:.2f}x ({least_apart:.2f} to {most_apart:.2f}) |
 
 The output of a sparse step differs by {difference:.3f} from the dense one (relative, L2).
 """

@@ -1,7 +1,7 @@
 """The two ops that the rewrite puts into a graph, `svg::profile` and `svg::attention`, and what runs them.
 
     svg::profile(q, k, v, key_mask, grid, densities, sampled_rows, adaptive, scale, engine, abi,
-                 when, previous, share) -> plan, errors, missing
+                 when, previous, share, group, rank, ranks) -> plan, errors, missing
     svg::attention(q, k, v, plan, key_mask, grid, scale, engine, abi) -> out
 
 grid is [frames, height, width, text_len, text_first, block], as `VideoLayout.grid` gives it; sizes may be symbolic.
@@ -19,6 +19,10 @@ a change of the density needs a new profile. Without `previous` every call profi
 NaN, and missing has no value of this step. `share`, float32 [B], with `adaptive` only, is the mean density of each
 sample's heads as a multiple of the current density; None means 1. The writer of `when` must pass a valid index: a GPU
 does not check its range.
+
+Where the heads of a layer are spread over processes, `group` is the name of their process group, `rank` this process's
+and `ranks` their number: with `adaptive` the heads of all of them share the pairs, and all processes of the group must
+call the op (kernels/spread.py). None means that q, k and v hold all heads that share.
 
 Everything that changes a result is an argument, because Inductor's caches hash the graph; `abi` is a hash of the ops'
 source files and identifies the implementation.
@@ -38,6 +42,7 @@ from svg_compile import layout as layout_module
 from svg_compile._compat.gpu import triton_op
 from svg_compile.errors import LayoutError
 from svg_compile.kernels.plan import ProfiledRows, check_plan, kept_plan
+from svg_compile.kernels.spread import spread_of
 from svg_compile.kernels.storage import empty_output
 from svg_compile.kernels.widths import LADDER
 from svg_compile.layout import VideoLayout
@@ -123,6 +128,9 @@ def _profile_host(
     when: Optional[Tensor],
     previous: Optional[Tensor],
     share: Optional[Tensor],
+    group: Optional[str] = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`svg::profile` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
     layout = VideoLayout.of(grid)
@@ -138,7 +146,7 @@ def _profile_host(
         nothing = errors.fill_(float("nan")), missing.fill_(float("nan"))
         return kept_plan(previous, layout, density, adaptive), *nothing
     options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive, share=share)
-    options |= dict(key_mask=key_mask, scale=scale)
+    options |= dict(key_mask=key_mask, scale=scale, spread=spread_of(group, rank, ranks))
     found = profile_rows_for(engine)(query, key, value, layout, **options)
     return found.plan, found.errors.float(), found.missing.float()
 
@@ -203,6 +211,9 @@ def profile(
     when: Optional[Tensor],
     previous: Optional[Tensor],
     share: Optional[Tensor],
+    group: Optional[str] = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Profile the heads, or keep their kinds: q, k, v [B, H, N, D], key_mask bool [B, N], when int32 [2], previous
     int32 [B, H, 2], share float32 [B] -> plan int32 [B, H, 2] = (kind, half-width), errors float32 [B, H, 2] =
@@ -211,11 +222,12 @@ def profile(
     check_stages(query, densities, adaptive, when, previous, share)
     options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
-        stages = (engine, abi, when, previous, share)
+        stages = (engine, abi, when, previous, share, group, rank, ranks)
         return torch.ops.svg.profile_host(query, key, value, key_mask, grid, *options, *stages)
     from svg_compile.kernels.triton.profile import profile_heads
 
-    return profile_heads(query, key, value, key_mask, grid, *options, when, previous, share)
+    spread = spread_of(group, rank, ranks)
+    return profile_heads(query, key, value, key_mask, grid, *options, when, previous, share, spread)
 
 
 def check_stages(

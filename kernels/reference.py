@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svg_compile.kernels.plan import ProfiledRows, plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.spread import Spread
 from svg_compile.kernels.widths import ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import mask_of
@@ -145,18 +146,20 @@ def profile_rows(
     *,
     adaptive: bool = False,
     share: Tensor | None = None,
+    spread: Spread | None = None,
     **options: Any,
 ) -> ProfiledRows:
     """The profile in float64 (its plan in int32); takes the options of `uniform_rows`.
 
-    adaptive: half-widths by need; share: float32 [B], each sample's mean density as a multiple of `density`.
+    adaptive: half-widths by need; share: float32 [B], each sample's mean density as a multiple of `density`; spread:
+    the processes whose heads share the pairs.
     """
     outputs = uniform_rows(query, key, value, layout, **options)
     errors = (outputs[:, :, 1:] - outputs[:, :, :1]).square().mean((-1, -2))
     density = options["density"]
     if adaptive:
         missing = missing_mass(query, key, layout, **options)
-        plan = plan_by_need(errors, missing, layout, density, share)
+        plan = plan_by_need(errors, missing, layout, density, share, spread)
     else:
         missing = errors.new_zeros(*errors.shape, 0)
         plan = plan_from_errors(errors, layout, density)

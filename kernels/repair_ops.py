@@ -1,10 +1,10 @@
 """The ops of the repair in a rewritten graph, next to `svg::attention` of kernels/ops.py.
 
     svg::profile_and_fit(q, k, v, key_mask, grid, densities, sampled_rows, adaptive, scale, engine, abi, when,
-                         previous, previous_fit, share) -> plan, errors, exact, fit, missing
+                         previous, previous_fit, share, group, rank, ranks) -> plan, errors, exact, fit, missing
     svg::repair_(out, exact, fit, grid, engine, abi), in place
 
-The first replaces `svg::profile`, the second follows `svg::attention`. plan, missing and share are those of
+The first replaces `svg::profile`, the second follows `svg::attention`. plan, missing, share and group are those of
 `svg::profile`. errors are float32 [B, H, 3]: those of the profile for (spatial, temporal), then the leave-one-out error
 of the head's repair (without a repair, the error of its kind). exact is float32 [B, H, R, D], the dense output of the R
 sampled rows; fit is float32 [B, H, D + 2, D], the affine map of each head (kernels/repair.py). exact is NaN and fit is
@@ -29,6 +29,7 @@ from svg_compile.errors import LayoutError
 from svg_compile.kernels.ops import ANY_STRIDES, check_stages, engine_for, profile_rows_for
 from svg_compile.kernels.plan import kept_plan
 from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
+from svg_compile.kernels.spread import spread_of
 from svg_compile.kernels.widths import LADDER
 from svg_compile.layout import VideoLayout
 
@@ -52,6 +53,9 @@ def _profile_and_fit_host(
     previous: Optional[Tensor],
     previous_fit: Optional[Tensor],
     share: Optional[Tensor],
+    group: Optional[str] = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`svg::profile_and_fit` by ATen calls: the CPU engine, or the oracle. Opaque to Inductor."""
     layout = VideoLayout.of(grid)
@@ -65,7 +69,7 @@ def _profile_and_fit_host(
         missing = _nan(query, 2, len(LADDER) if adaptive else 0)
         return plan, _nan(query, 3), exact, kept_fit(previous_fit, previous, plan), missing
     options: dict[str, Any] = dict(density=density, sampled_rows=sampled_rows, adaptive=adaptive, share=share)
-    options |= dict(key_mask=key_mask, scale=scale)
+    options |= dict(key_mask=key_mask, scale=scale, spread=spread_of(group, rank, ranks))
     if engine == "reference":
         from svg_compile.kernels import reference_repair
 
@@ -134,6 +138,9 @@ def profile_and_fit(
     previous: Optional[Tensor],
     previous_fit: Optional[Tensor],
     share: Optional[Tensor],
+    group: Optional[str] = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Profile the heads and fit their repairs, or keep both: q, k, v [B, H, N, D], key_mask bool [B, N], when int32
     [2], previous int32 [B, H, 2], previous_fit float32 [B, H, D + 2, D] -> plan int32 [B, H, 2], errors float32
@@ -144,12 +151,13 @@ def profile_and_fit(
         raise LayoutError("svg::profile_and_fit takes previous and previous_fit together.")
     options = (densities, sampled_rows, adaptive, scale)
     if engine_for(query, engine) != "triton":
-        stages = (engine, abi, when, previous, previous_fit, share)
+        stages = (engine, abi, when, previous, previous_fit, share, group, rank, ranks)
         host: Profiled = torch.ops.svg.profile_and_fit_host(query, key, value, key_mask, grid, *options, *stages)
         return host
     from svg_compile.kernels.triton.fit import profile_and_fit
 
-    return profile_and_fit(query, key, value, key_mask, grid, *options, when, previous, previous_fit, share)
+    spread = spread_of(group, rank, ranks)
+    return profile_and_fit(query, key, value, key_mask, grid, *options, when, previous, previous_fit, share, spread)
 
 
 @triton_op("svg::repair_", mutates_args=("out",))

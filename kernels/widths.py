@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from svg_compile.kernels.plan import plan_from_errors
+from svg_compile.kernels.spread import Spread, of_all_processes, of_this_process
 from svg_compile.layout import HeadKind, VideoLayout
 
 # Densities of the rungs as multiples of the requested one, clipped to 1; the rung of 1.0 is the uniform half-width.
@@ -61,14 +62,23 @@ def ladder_cost(layout: VideoLayout, density: float) -> tuple[tuple[float, ...],
 
 
 def plan_by_need(
-    errors: Tensor, missing: Tensor, layout: VideoLayout, density: float, share: Tensor | None = None
+    errors: Tensor,
+    missing: Tensor,
+    layout: VideoLayout,
+    density: float,
+    share: Tensor | None = None,
+    spread: Spread | None = None,
 ) -> Tensor:
     """The plan, int32 [B, H, 2], for errors [B, H, 2] of (spatial, temporal) at the uniform half-widths.
 
     missing: [B, H, 2, rungs], the sampled rows' mean square of the mass that the half-widths of `ladder` leave out.
     share: float32 [B], the mean density of each sample's heads as a multiple of `density`; 1 by default.
+    spread: the processes whose heads share the pairs with those of this one; each gets the plan of its own heads.
     A head neither of whose errors is finite is dense, as with uniform half-widths, and not counted in the budget.
     """
+    if spread is not None:
+        errors, missing = everywhere(errors, missing, spread)
+        return of_this_process(plan_by_need(errors, missing, layout, density, share), spread)
     uniform = plan_from_errors(errors, layout, density)
     counted = uniform[..., 0] != HeadKind.DENSE
     widths = torch.tensor(ladder(layout, density), device=errors.device).flatten()
@@ -92,6 +102,12 @@ def plan_by_need(
     better = (spent(rung) <= most) & ((total < before) | (spent(first) > most))
     chosen = torch.stack((rung // rungs, widths[rung]), dim=-1).to(torch.int32)
     return torch.where((better[:, None] & counted)[..., None], chosen, uniform)
+
+
+def everywhere(errors: Tensor, missing: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
+    """The errors [B, ranks * H, 2] and the missing mass [B, ranks * H, 2, rungs] of the heads of all processes."""
+    every = of_all_processes(torch.cat((errors[..., None].to(missing.dtype), missing), dim=-1), spread)
+    return every[..., 0], every[..., 1:]
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,14 @@ from svg_compile.passes.axes.ledger import GraphCall
 from svg_compile.passes.expose_plans import expose_plans
 from svg_compile.passes.find_attention import Candidate, attention_nodes, find_attention
 from svg_compile.passes.grid_marker import Marker
-from svg_compile.passes.position_inputs import Found, build_on, ids_among, rasters_among, rises_among
+from svg_compile.passes.position_inputs import (
+    Found,
+    build_on,
+    ids_among,
+    indices_among,
+    rasters_among,
+    rises_among,
+)
 from svg_compile.passes.rewrite_attention import rewrite_attention
 
 # Where the values of position inputs may prove what the graph does not.
@@ -79,16 +86,17 @@ def _on_sdpa(
     built_on: dict[fx.Node, Found] = {}
     # In a graph before a break positions become tables for attention behind it.
     behind = call is not None and not candidates
-    if (behind or any(one.reason in _HIDDEN for one in candidates)) and (
-        rasters := rasters_among(graph_module, examples)
-    ):
+    hidden = behind or any(one.reason in _HIDDEN for one in candidates)
+    rasters = rasters_among(graph_module, examples) if hidden else {}
+    indices = indices_among(graph_module, examples) if hidden else {}
+    if rasters or indices:
         # The graph does not show the grid, but values of its inputs may.
         ids = ids_among(graph_module, rasters, examples)
-        other_axes = infer_token_axes(graph_module, fake_mode, rasters, rises, call, ids)
+        other_axes = infer_token_axes(graph_module, fake_mode, rasters, rises, call, ids, indices)
         others = find_attention(graph_module, other_axes, config, markers, before)
         if sum(other.grid is not None for other in others) > sum(one.grid is not None for one in candidates):
             axes, candidates = other_axes, others
-            built_on |= {**rasters, **ids}
+            built_on |= {**rasters, **ids, **{node: indices[node] for node in axes.indexed}}
         else:
             candidates = tuple(map(_better_reason, candidates, others))
     if any(one.grid is not None and one.grid.by_numbers for one in candidates):

@@ -7,10 +7,11 @@ and seconds, [B, N, 3] or [N, 3] ids. A graph cannot show what such a tensor hol
     raster    the first component depends on f alone and rises with it, the second on h alone, the third on w alone
 
 at any patch size, frame rate or offset. Tokens of conditions may stand in front of it and behind it, with coordinates
-of their own: the video is the longest run of tokens whose coordinates go on rising. Where the numbers of the
-frames, [F], are an input, frames behind the video need not be part of it: there the numbers stop rising. An input that
-is concatenated with positions, ids of text say, is a constant once its values were read. Code that builds on values
-must read them again at each call: other values are another grid.
+of their own: the video is the longest run of tokens whose coordinates go on rising, and of that the frames that are
+alike, for positions of a text rise, too. Where the numbers of the frames, [F], are an input, frames behind the video
+need not be part of it: there the numbers stop rising. An input that is concatenated with positions, ids of text say,
+is a constant once its values were read. Code that builds on values must read them again at each call: other values are
+another grid.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Raster:
 def raster_of(positions: Tensor) -> Raster | None:
     """The raster that a tensor of positions holds, None where it holds none, or has no values to look at.
 
-    positions: [N, 3], [B, N, 3], [B, 3, N], [B, N, 3, 2] or [B, 3, N, 2] of any dtype but bool and complex, or with 4
-    components of which one never changes. Each sample, and each of the two bounds, must be a raster of the same grid.
-    On a GPU this waits for the values; `position_inputs.raster_seen` remembers.
+    positions: [N, 3], [3, N], [B, N, 3], [B, 3, N], [B, N, 3, 2] or [B, 3, N, 2] of any dtype but bool and complex, or
+    with 4 components of which one never changes. Each sample, and each of the two bounds, must be a raster of the same
+    grid. On a GPU this waits for the values; `position_inputs.raster_seen` remembers.
     """
     places = _places(positions)
     known = known_value(positions) if places else None
@@ -73,7 +74,7 @@ def _places(positions: Tensor) -> list[tuple[int, int]]:
         return []
     if not 0 < positions.numel() <= _MOST_VALUES or (positions.dim() == 4 and positions.shape[3] != 2):
         return []
-    pairs = [(0, 1)] if positions.dim() == 2 else [(1, 2), (2, 1)]
+    pairs = [(0, 1), (1, 0)] if positions.dim() == 2 else [(1, 2), (2, 1)]
     shape = positions.shape
     return [(n, c) for n, c in pairs if shape[c] in _COMPONENTS and shape[n] >= _FEWEST_TOKENS]
 
@@ -84,7 +85,7 @@ def _raster(values: Tensor, tokens: int, components: int) -> Raster | None:
     rows = values.movedim((tokens, components), (-2, -1)).reshape(-1, count, values.shape[components])
     if not bool(rows.isfinite().all()):
         return None
-    start, stop = _longest_run(rows[0])
+    start, stop = _frames_alike(rows[0], *_longest_run(rows[0]))
     rows = rows[:, start:stop]
     changing = (rows != rows[:, :1]).flatten(0, 1).any(0)
     if 10 * (stop - start) < _LEAST_TENTHS * count or stop - start < _FEWEST_TOKENS or int(changing.sum()) != 3:
@@ -116,6 +117,29 @@ def _longest_run(rows: Tensor) -> tuple[int, int]:
     edges = torch.cat([falls.new_zeros(1), falls, falls.new_full((1,), len(rows))])
     longest = int(edges.diff().argmax())
     return int(edges[longest]), int(edges[longest + 1])
+
+
+def _frames_alike(rows: Tensor, start: int, stop: int) -> tuple[int, int]:
+    """Of a run of rows [N, components] the most tokens in frames of one time each that are else the same, in a row.
+
+    Each token of a text is a frame of its own, or one with others in it.
+    """
+    run = rows[start:stop]
+    changing = (run != run[:1]).any(0).nonzero()[:, 0]
+    if not len(changing):
+        return start, stop
+    time = run[:, changing[0]]
+    others = run[:, [each for each in range(run.shape[1]) if each != changing[0]]]
+    edges = [0, *((time.diff() != 0).nonzero()[:, 0] + 1).tolist(), len(run)]
+    best, first = (0, 0), 0
+    for at in range(1, len(edges)):
+        here, end = edges[at - 1], edges[at]
+        size, before = end - here, edges[at - 1] - edges[at - 2] if at > 1 else 0
+        if size != before or not bool((others[here:end] == others[here - size : here]).all()):
+            first = here
+        if size > 1 and end - first > best[1] - best[0]:
+            best = first, end
+    return start + best[0], start + best[1]
 
 
 def _first_change(values: Tensor) -> int:

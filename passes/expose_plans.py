@@ -30,7 +30,9 @@ from svg_compile._compat.dynamo import pin_source
 from svg_compile._compat.sizes import constant, is_symbolic
 from svg_compile.config import SvgConfig
 from svg_compile.kernels import repair_ops
+from svg_compile.kernels.spread import Spread
 from svg_compile.passes.node_origin import layer_of
+from svg_compile.passes.spread_heads import SPREAD
 
 _KEY = "svg_plan_ports"
 _PROFILES = (torch.ops.svg.profile.default, repair_ops.PROFILE)
@@ -45,6 +47,7 @@ class PlanPorts:
     """How plans pass in and out of a graph.
 
     layers: the module path of each profile that is led out, in the order of the outputs that follow the graph's own.
+    spreads: of each the processes that its layer's heads are spread over, if any.
     grids: of each the (frames, height, width, text_len, text_first, block), None for a size that is symbolic.
     outputs: how many outputs are the graph's own.
     staged: whether the graph takes `when` after its own inputs, and then a `previous` for each of `shapes`.
@@ -55,6 +58,7 @@ class PlanPorts:
     """
 
     layers: tuple[str, ...] = ()
+    spreads: tuple[Spread | None, ...] = ()
     grids: tuple[tuple[int | None, ...], ...] = ()
     outputs: int = 0
     staged: bool = False
@@ -118,6 +122,7 @@ def expose_plans(graph_module: fx.GraphModule, config: SvgConfig, fake_mode: Any
     sizes = [size for grid in grids for size in grid if shared and isinstance(size, fx.Node)]
     graph_module.meta[_KEY] = PlanPorts(
         layers=tuple(layer_of(profile) for profile in profiles),
+        spreads=tuple(profile.meta.get(SPREAD) for profile in profiles),
         grids=tuple(tuple(None if isinstance(size, fx.Node) else size for size in grid) for grid in grids),
         outputs=len(output.args[0]),
         staged=config.staged,

@@ -1,4 +1,4 @@
-"""The inputs of a graph that hold positions, numbers of frames or ids: each looked at once, until it is written.
+"""The inputs of a graph that hold positions, numbers of frames, ids or an index: each looked at once, until written.
 
 A denoising loop gives each step the same tensor, so a GPU is waited for once a run. What the rewrite of a graph builds
 on is noted with the graph (`build_on`), and looked up at each call.
@@ -18,8 +18,9 @@ from svg_compile._compat.dynamo import example_of
 from svg_compile._compat.graphs import version_of
 from svg_compile._compat.subclasses import is_quantised
 from svg_compile.passes.coordinates import Ids, Raster, Rise, raster_of, rise_of, stands_beside, whole_numbers
+from svg_compile.passes.index_runs import Runs, runs_of
 
-Found = Union[Raster, Rise, Ids]
+Found = Union[Raster, Rise, Ids, Runs]
 # By tensor, and by what looked at it: the version of its values, and what they hold.
 _SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -34,6 +35,12 @@ def rise_seen(positions: Tensor) -> Rise | None:
     """`rise_of`, looked up likewise."""
     found = _seen(positions, _raster_or_rise)
     return found if isinstance(found, Rise) else None
+
+
+def runs_seen(tensor: Tensor) -> Runs | None:
+    """`runs_of`, looked up likewise."""
+    found = _seen(tensor, runs_of)
+    return found if isinstance(found, Runs) else None
 
 
 def ids_of(tensor: Tensor, positions: Iterable[Tensor]) -> Ids | None:
@@ -93,6 +100,13 @@ def ids_among(
     return {node: ids for node, example in others if (ids := ids_of(example, positions)) is not None}
 
 
+def indices_among(
+    graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None = None
+) -> Mapping[fx.Node, Runs]:
+    """The inputs of a graph that could be used as an index, and are a few runs of consecutive numbers."""
+    return {node: runs for node, example in _examples(graph_module, inputs) if (runs := runs_seen(example))}
+
+
 def _examples(
     graph_module: fx.GraphModule, inputs: Mapping[fx.Node, Tensor] | None
 ) -> Iterator[tuple[fx.Node, Tensor]]:
@@ -114,7 +128,8 @@ class Positions:
         value = inputs[self.place]
         if not isinstance(value, Tensor):
             return False
-        return _seen(value, whole_numbers if isinstance(self.found, Ids) else _raster_or_rise) == self.found
+        look = {Ids: whole_numbers, Runs: runs_of}.get(type(self.found), _raster_or_rise)
+        return _seen(value, look) == self.found
 
 
 _KEY = "svg_positions"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
 from torch import fx
@@ -30,6 +31,7 @@ from svg_compile.passes.axes.read_grid import Grid
 from svg_compile.passes.emit import Emitter, shown
 from svg_compile.passes.find_attention import Candidate
 from svg_compile.passes.move_open import move_of
+from svg_compile.passes.spread_heads import SPREAD, spread_heads
 from svg_compile.passes.symbols import emit_size
 
 # Where the step matters, `expose_plans` says what these are.
@@ -76,10 +78,14 @@ def _replacement(emitter: Emitter, candidate: Candidate, config: SvgConfig) -> f
     attention = {"grid": sizes, "scale": None if scale is None else float(scale), **options}
     profile = {"grid": sizes, "densities": list(config.densities), "sampled_rows": config.sampled_rows}
     profile |= {"adaptive": config.adaptive_widths, **attention, **dict.fromkeys(_STAGES)}
+    spread = spread_heads(call["query"])
+    if spread is not None and config.adaptive_widths and config.share_processes:
+        profile |= asdict(spread)
     if config.repair:
         profiled = emitter.call(repair_ops.PROFILE, query, key, value, key_mask, **profile, previous_fit=None)
     else:
         profiled = emitter.call(torch.ops.svg.profile.default, query, key, value, key_mask, **profile)
+    profiled.node.meta[SPREAD] = spread
     plan = emitter.call(operator.getitem, profiled, 0)
     op = torch.ops.svg.attention.default
     out = emitter.call(op, query, key, value, plan, key_mask, **attention)

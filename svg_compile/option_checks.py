@@ -127,6 +127,7 @@ CHECKS: dict[str, Any] = {
     "repair": _flag,
     "widths": _choice(*WIDTHS),
     "share_layers": _flag,
+    "share_processes": _flag,
     "eager_attention": _flag,
     "layout": _grid,
     "block": _block,

@@ -84,7 +84,7 @@ def test_a_part_without_attention_says_what_the_next_forward_will_be() -> None:
     said = {str(each.message) for each in warned if str(each.message).startswith("svg: ")}
     assert dense == [[], [False, False], [False, False]]
     (only,) = said
-    assert "this forward is dense; the model is compiled anew at the next one, and is sparse from then on" in only
+    assert "this forward is dense; the next forward recompiles the model, which is sparse from then on" in only
     assert "all of it stays dense" not in only
     # Outside of a schedule nobody looks at the whole model.
     torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""Positions given as an input: a raster is found at any patch size, rate, layout and dtype; what is none never is."""
+"""Positions as an input: a raster is found at any patch size, rate, layout and dtype; anything else is refused."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def ids(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> Tenso
     return torch.cartesian_prod(torch.arange(frames), torch.arange(height), torch.arange(width))
 
 
+def text(count: int) -> Tensor:
+    """[N, 3] positions of a text: all three components count its tokens."""
+    return torch.arange(count)[:, None].expand(count, 3)
+
+
 def bounds(rate: float = 24.0, patch: float = 32.0) -> Tensor:
     """[B, 3, N, 2] first and last second and pixel of each token; the first frame lasts an eighth of the others."""
     time, row, column = ids().double().unbind(-1)
@@ -35,24 +40,26 @@ def bounds(rate: float = 24.0, patch: float = 32.0) -> Tensor:
     width=st.integers(2, 6),
     scale=st.floats(0.01, 100.0),
     offset=st.floats(-10.0, 10.0),
-    form=st.sampled_from(["[N, 3]", "[B, N, 3]", "[B, 3, N]", "[B, 3, N, 2]", "[N, 4]"]),
+    form=st.sampled_from(["[N, 3]", "[3, N]", "[B, N, 3]", "[B, 3, N]", "[B, 3, N, 2]", "[N, 4]"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_a_raster_is_found(
     frames: int, height: int, width: int, scale: float, offset: float, form: str, dtype: torch.dtype
 ) -> None:
     positions = (ids(frames, height, width).double() * scale + offset).to(dtype)
-    tokens = {"[N, 3]": 0, "[B, N, 3]": 1, "[B, 3, N]": 2, "[B, 3, N, 2]": 2, "[N, 4]": 0}[form]
+    tokens = {"[N, 3]": 0, "[3, N]": 1, "[B, N, 3]": 1, "[B, 3, N]": 2, "[B, 3, N, 2]": 2, "[N, 4]": 0}[form]
     if form == "[N, 4]":
         positions = torch.cat([positions, torch.full_like(positions[:, :1], 7.0)], 1)
     if form.startswith("[B"):
         positions = positions.expand(2, -1, -1)
+    if form == "[3, N]":
+        positions = positions.T
     if form.startswith("[B, 3"):
         positions = positions.transpose(1, 2)
     if form.endswith("2]"):
         positions = torch.stack([positions, positions + scale / 2], -1)
     expected = Raster(frames, height, width, tokens)
-    # A grid of 3 or 4 tokens along a side can be read two ways; then nothing is said.
+    # A grid of 3 or 4 tokens along a side can be read in two ways; then none is claimed.
     assert raster_of(positions) in (expected, None)
     if min(positions.shape[tokens], 8) == 8:
         assert raster_of(positions) == expected
@@ -69,8 +76,21 @@ def test_bounds_in_pixels_and_seconds() -> None:
         (torch.cat([ids(), ids()[20:40]]), 0, 20),
         (torch.cat([ids()[40:50], ids(), ids()[:5]]), 10, 5),
         (torch.cat([ids()[40:].flip(0), ids()]), 20, 0),
+        (torch.cat([ids(1, 4, 6)[4:] - 9, ids()]), 20, 0),
+        (torch.cat([text(11), ids() + torch.tensor([15011, 0, 0])]), 11, 0),
+        (torch.cat([ids(), text(11) + torch.tensor([FRAMES, 0, 0])]), 0, 11),
+        (torch.cat([text(6) - torch.tensor([6, 0, 0]), ids(), text(5) + torch.tensor([FRAMES, 9, 9])]), 6, 5),
     ],
-    ids=["text before it", "a later frame behind it", "parts of frames on both sides", "a frame backwards"],
+    ids=[
+        "text before it",
+        "a later frame behind it",
+        "parts of frames on both sides",
+        "a frame backwards",
+        "a frame in front that goes on as the video does, of other columns",
+        "rising text before it",
+        "rising text behind it",
+        "rising text on both sides",
+    ],
 )
 def test_tokens_with_positions_of_their_own_stand_beside_it(positions: Tensor, before: int, after: int) -> None:
     if before == 7:
@@ -89,7 +109,7 @@ def test_ids_beside_positions_are_whole_numbers_of_other_tokens() -> None:
     assert ids_of(text.clone(), [positions]) == found
     assert ids_of(text + 1, [positions]) not in (None, found)
     assert ids_of(torch.cat([text[:, :10], text[:, :1] + 1], 1), [positions]) not in (None, found)
-    # Latents, as many tokens as the video has, other components, nothing beside it.
+    # Latents, the right number of tokens, other components, no other input.
     assert ids_of(text + 0.25, [positions]) is None
     assert ids_of(torch.zeros_like(positions), [positions]) is None
     assert ids_of(torch.zeros(1, 11, 4), [positions]) is None
@@ -107,9 +127,12 @@ WRONG = {
     "two tokens in one place": ids().index_put((torch.tensor([1]), torch.tensor([2])), torch.tensor(0)),
     "a frame twice": ids().view(FRAMES, -1, 3)[[0, 1, 1]].reshape(-1, 3),
     "one frame": ids(1, 6, 10),
+    "text alone": text(60),
+    "frames of the same time as the text in front of each": torch.cat(
+        [torch.cat([text(1) + frame, ids()[20 * frame : 20 * (frame + 1)]]) for frame in range(3)]
+    ),
     "much more text before it": torch.cat([torch.zeros(100, 3, dtype=torch.int64), ids()]),
     "a frame on both sides, too much of it": torch.cat([ids()[20:40]] * 3 + [ids()] + [ids()[:20]] * 2),
-    "a frame in front that goes on as the video does, of other columns": torch.cat([ids(1, 4, 6)[4:] - 9, ids()]),
     "its last tokens swapped": ids()[[*range(TOKENS - 2), TOKENS - 1, TOKENS - 2]],
     "rows of unequal length": torch.cat([ids()[:7], ids()[8:]]),
     "two videos": torch.cat([ids(), ids()]),
@@ -140,7 +163,7 @@ def test_a_tensor_is_looked_at_once_until_it_is_written(monkeypatch: pytest.Monk
     positions = ids().float()
     assert raster_seen(positions) == raster_seen(positions) == Raster(FRAMES, HEIGHT, WIDTH, 0)
     assert len(looks) == 1
-    positions[[0, 1]] = positions[[1, 0]]
+    positions[[25, 30]] = positions[[30, 25]]
     assert raster_seen(positions) is None
     assert len(looks) == 2
 
@@ -149,5 +172,5 @@ def test_inference_tensors_count_no_writes_and_are_looked_at_each_time() -> None
     with torch.inference_mode():
         positions = ids().float()
         assert raster_seen(positions) is not None
-        positions[[0, 1]] = positions[[1, 0]]
+        positions[[25, 30]] = positions[[30, 25]]
         assert raster_seen(positions) is None

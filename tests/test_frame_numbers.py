@@ -1,4 +1,4 @@
-"""Frames that stand behind the video, as the values of an input say that numbers them: attended in full."""
+"""Frames behind the video, recognised by the values of an input that numbers them: attended in full."""
 
 from __future__ import annotations
 

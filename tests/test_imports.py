@@ -1,4 +1,4 @@
-"""The house's one direction of imports, where private names of torch and triton may stand, and what importing costs."""
+"""The direction of imports, the files that may use private names of torch and triton, and the cost of importing."""
 
 from __future__ import annotations
 

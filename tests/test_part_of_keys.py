@@ -1,4 +1,4 @@
-"""Queries that are a part of the keys' tokens: video that looks at text as well, frames that look at those before."""
+"""Queries that are a part of the keys' tokens: video that attends to text too, frames that attend to earlier frames."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def frames_to_come(video: Tensor, text: Tensor, attend: Attend, mask: Tensor | N
     return attend(keys[:, :, AREA:].contiguous() * 2, keys, keys + 1, attn_mask=mask)
 
 
-# What asks, the grid that it is found to be, and the keys in front of the queries and behind them.
+# The queries, their expected grid, and the keys in front of and behind them.
 CASES: dict[str, tuple[Callable[..., Tensor], str, tuple[int, int]]] = {
     "text in front": (text_in_front, "11+5*7*3", (11, 0)),
     "text behind": (text_behind, "5*7*3+11", (0, 11)),
@@ -97,7 +97,7 @@ def test_at_density_one_it_is_dense_attention(name: str, dynamic: bool, masked: 
 
 
 def oracle(planned: list[Planned], layout: VideoLayout, before: int, unasked: tuple[int, int]) -> Attend:
-    """The oracle over the keys' whole sequence, whose rows that nobody asked for are dropped."""
+    """The oracle over the keys' whole sequence, without the rows that are not queries."""
 
     def sdpa(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         (found,) = planned

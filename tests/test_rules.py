@@ -1,4 +1,4 @@
-"""What the rule of each operator claims of its result, checked against numbers by `rule_check`."""
+"""The claims of each operator's rule about its result, checked against numbers by `rule_check`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATENTS = "B=2 c=8 F=3 H=4 W=6"
 
 TURNED = ("H W", "?6 H", "?4 ?6", "W ?4")
 
-# Operator, operands, what is claimed of its results.
+# Operator, operands, the claimed axes of its results.
 CASES: list[tuple[Callable[..., Any], tuple[str, ...], str]] = [
     (lambda x: x.permute(0, 2, 3, 4, 1), (LATENTS,), "B F H W c"),
     (lambda x: x.flatten(2), (LATENTS,), "B c F*H*W"),
@@ -47,6 +47,12 @@ CASES: list[tuple[Callable[..., Any], tuple[str, ...], str]] = [
     (lambda x: x.cumsum(2), (LATENTS,), "B c ?3 H W"),
     (lambda x: x.index_select(2, torch.tensor([2, 0])), (LATENTS,), "B c ?2 H W"),
     (lambda x: x.index_select(2, torch.tensor([2])), (LATENTS,), "B c 1 H W"),
+    (lambda x: x.index_select(2, torch.arange(3)), (LATENTS,), "B c F H W"),
+    (lambda x: x.index_select(2, torch.arange(1, 3)), (LATENTS,), "B c F[1:3] H W"),
+    (lambda x: x[:, :, :, torch.arange(4)], (LATENTS,), "B c F H W"),
+    (lambda x: torch.zeros(2, 9, 8).index_copy(1, torch.arange(7) + 2, x), ("B=2 N=7 c=8",), "B [2 | N] c"),
+    (lambda x: torch.zeros(2, 9, 8).index_add(1, torch.arange(7) + 2, x), ("B=2 N=7 c=8",), "B [2 | N] c"),
+    (lambda x: torch.zeros(2, 7, 8).index_copy(1, torch.arange(7).roll(1), x), ("B=2 N=7 c=8",), "B [?6 | 1] c"),
     (lambda x: F.pad(x, (0, 1)), (LATENTS,), "B c F H W'"),
     (lambda x: F.pad(x, (1, 0)), (LATENTS,), "B c F H ?7"),
     (lambda x: x.sum(1), (LATENTS,), "B F H W"),

@@ -39,19 +39,28 @@ def processes(*arguments: str, count: int = 2, script: Path = TESTS / "ulysses.p
     return found
 
 
-@pytest.mark.parametrize(
-    "case", ["whole", *(pytest.param(case, marks=pytest.mark.slow) for case in ("blocks", "whole-adaptive"))]
-)
-def test_ulysses_is_sparse_and_with_uniform_half_widths_equals_one_process(case: str) -> None:
+@pytest.mark.parametrize("case", ["whole", pytest.param("blocks", marks=pytest.mark.slow)])
+def test_ulysses_is_sparse_and_equals_one_process(case: str) -> None:
     first, second = processes(case)
     for each in (first, second):
-        # Each process shares the pairs of a density among its own heads: by need they come to other half-widths.
-        assert (each["off"] < 1e-4) is not case.endswith("adaptive")
+        assert each["off"] < 1e-4
         assert each["said"] == []
         # The first of three steps of two attentions is dense, at both ranks alike.
         assert each["sparse"] == 4
         assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
     assert first["steps"] == second["steps"]
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_compute_about_as_much() -> None:
+    apart, together = ([each["pairs"] for each in processes(case)] for case in ("whole-apart", "whole"))
+
+    def most_apart(ranks: list[list[list[float]]]) -> float:
+        """The largest difference of density between the processes, over layers and steps."""
+        steps = zip(*ranks, strict=True)
+        return max(max(layer) - min(layer) for step in steps for layer in zip(*step, strict=True))
+
+    assert most_apart(apart) < 0.5 * most_apart(together)
 
 
 @pytest.mark.slow

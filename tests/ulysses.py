@@ -1,6 +1,6 @@
-"""Context parallelism of diffusers beside `backend="svg"`, on CPUs: run by torchrun, see tests/test_ulysses.py.
+"""Context parallelism of diffusers with `backend="svg"`, on CPUs: run by torchrun, see tests/test_ulysses.py.
 
-    torchrun --nproc_per_node 2 tests/ulysses.py whole|blocks|ring|anything [LTX]
+    torchrun --nproc_per_node 2 tests/ulysses.py whole|blocks|whole-apart|ring|anything [LTX]
 
 Each process prints one line of JSON: what it ran, and how far it is from one process.
 """
@@ -40,11 +40,11 @@ def build(name: str) -> Any:
 def run_one(model: Any, how: str, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], list[Any]]:
     """The outputs and the forwards of a run of three steps, the first one dense; how: "whole" or "blocks".
 
-    After a "-adaptive" half-widths are by need, which each process shares out among its own heads.
+    After a "-apart" each process shares the pairs of a layer among its own heads.
     """
     torch._dynamo.reset()
-    how, _, adaptive = how.partition("-")
-    compiled(model, how, **SPARSE, widths=adaptive or "uniform")
+    how, _, apart = how.partition("-")
+    compiled(model, how, **SPARSE, share_processes=not apart)
     outputs: list[torch.Tensor] = []
     seen: list[Any] = []
     with watch(seen.append), svg_compile.denoising(model, steps=STEPS) as denoising:
@@ -52,6 +52,16 @@ def run_one(model: Any, how: str, inputs: dict[str, Any]) -> tuple[list[torch.Te
             outputs.append(output)
             denoising.advance()
     return outputs, seen
+
+
+def pairs(forward: Any) -> list[float]:
+    """The mean density of this process's heads in each layer of a forward."""
+    found = []
+    for plan, grid in zip(forward.plans, forward.grids, strict=True):
+        layout = svg_compile.VideoLayout.of([size or 0 for size in grid])
+        heads = [layout.density(half_width, kind) for kind, half_width in plan.flatten(0, 1).tolist()]
+        found.append(sum(heads) / len(heads))
+    return found
 
 
 def error_of_another_backend(model: Any, inputs: dict[str, Any]) -> str:
@@ -89,6 +99,7 @@ def main(case: str, name: str = "Wan") -> None:
             off = max(float((got - want).abs().max()) for got, want in zip(outputs, one, strict=True))
             found |= {"off": off, "steps": [forward.decision.position.step for forward in seen]}
             found |= {"dense": [forward.decision.dense for forward in seen]}
+            found |= {"pairs": [pairs(forward) for forward in seen if not forward.decision.dense]}
             found |= {"sparse": sum(len(forward.layers) for forward in seen if not forward.decision.dense)}
         except Exception as error:
             found["error"] = str(error)

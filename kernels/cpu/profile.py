@@ -16,6 +16,7 @@ from svg_compile.kernels.cpu.autocast import without_autocast
 from svg_compile.kernels.cpu.order import token_order
 from svg_compile.kernels.plan import ProfiledRows, plan_from_errors
 from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.spread import Spread
 from svg_compile.kernels.widths import LADDER, ladder, plan_by_need
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import mask_of, tokens_at
@@ -43,11 +44,12 @@ def profile_rows(
     key_mask: Tensor | None = None,
     scale: float | None = None,
     share: Tensor | None = None,
+    spread: Spread | None = None,
 ) -> ProfiledRows:
     """Profile q, k, v [B, H, N, D] in any strides, key_mask bool [B, N]; adaptive: half-widths by need.
 
-    share: float32 [B], with `adaptive`, each sample's mean density as a multiple of `density`. Scores, outputs and
-    errors are computed in float32.
+    share: float32 [B], with `adaptive`, each sample's mean density as a multiple of `density`. spread: the processes
+    whose heads share the pairs. Scores, outputs and errors are computed in float32.
     """
     rows, masks = _sampled_masks(layout, density, min(sampled_rows, layout.video))
     scale = query.shape[3] ** -0.5 if scale is None else scale
@@ -64,7 +66,7 @@ def profile_rows(
         if adaptive and scores:
             missing = _missing_mass(scores, layout, density, shown)
             given = None if share is None else share[batch : batch + 1]
-            plan = plan_by_need(errors[None], missing[None], layout, density, given)[0]
+            plan = plan_by_need(errors[None], missing[None], layout, density, given, spread)[0]
         else:
             # Uniform half-widths, or no visible key: no mass is missing.
             missing = errors.new_zeros(*errors.shape, len(LADDER) if adaptive else 0)

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from svg_compile.kernels.repair import inverts_rows, kept_fit, repair_of
+from svg_compile.kernels.spread import Spread
 from svg_compile.kernels.triton.decide import merged_rows
 from svg_compile.kernels.triton.launch import launcher
 from svg_compile.kernels.triton.profile import profile_parts
@@ -96,10 +97,11 @@ def profile_and_fit(
     previous: Optional[Tensor] = None,
     previous_fit: Optional[Tensor] = None,
     share: Optional[Tensor] = None,
+    spread: Optional[Spread] = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Plan, errors, exact rows, fits and missing mass, as `svg::profile_and_fit` returns them; sizes may be SymInts."""
     options = (densities, sampled_rows, adaptive, scale, when, previous)
-    parts = profile_parts(query, key, value, key_mask, grid, *options, share=share, plan_rows=True)
+    parts = profile_parts(query, key, value, key_mask, grid, *options, share, spread, plan_rows=True)
     batch, heads, channels = query.shape[0], query.shape[1], int(value.shape[3])
     rows = query.new_empty(batch * heads, 3, parts.rows, channels, dtype=torch.float32)
     launcher(sampled_rows_fwd_kernel)[(batch * heads * parts.row_tiles,)](

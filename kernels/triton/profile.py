@@ -30,6 +30,7 @@ from torch import Tensor
 
 from svg_compile._compat.gpu import in_one_buffer
 from svg_compile.kernels.sampling import sampled_video_token
+from svg_compile.kernels.spread import Spread, of_all_processes, of_this_process
 from svg_compile.kernels.triton.configs import key_splits, profile_tiles
 from svg_compile.kernels.triton.decide import profile_plan_fwd_kernel
 from svg_compile.kernels.triton.half_width import half_widths, ladders
@@ -88,12 +89,14 @@ def profile_parts(
     when: Optional[Tensor] = None,
     previous: Optional[Tensor] = None,
     share: Optional[Tensor] = None,
+    spread: Optional[Spread] = None,
     plan_rows: bool = False,
 ) -> Parts:
     """Profile q, k, v [B, H, N, D].
 
-    when int32 [2], previous int32 [B, H, 2], share float32 [B], in any strides; see the module. plan_rows: compute the
-    sampled rows' outputs at the plan's half-widths, too. Sizes may be SymInts.
+    when int32 [2], previous int32 [B, H, 2], share float32 [B], in any strides; see the module. spread: the processes
+    whose heads share the pairs. plan_rows: compute the sampled rows' outputs at the plan's half-widths, too. Sizes may
+    be SymInts.
     """
     frames, height, width, text_len, text_first, block = grid
     batch, heads = query.shape[0], query.shape[1]
@@ -159,13 +162,29 @@ def profile_parts(
         missing, mean, stage, stage.stride(0), count, row_tiles,
         HAS_PREVIOUS=stages["HAS_PREVIOUS"], RUNGS=_RUNGS, SPLITS=splits, BLOCK_M=block_m,
     )  # fmt: skip
-    by_need = torch.empty_like(plan)
+    every = errors, mean, plan
+    if spread is not None:
+        # Kept plans are those of this process's heads: they replace the decision below.
+        every, stages = _of_all_processes(*every, spread), {**stages, "HAS_PREVIOUS": False}
+    by_need = torch.empty_like(every[2])
     launcher(plan_by_need_fwd_kernel)[(batch,)](
-        errors, mean, plan, rungs, cost, stage, before, errors if share is None else share, by_need,
-        stage.stride(0), before.stride(0), 0 if share is None else share.stride(0), heads,
-        **stages, HAS_SHARE=share is not None, HEADS=triton.next_power_of_2(int(heads)), RUNGS=_RUNGS, UNIFORM=UNIFORM,
+        *every, rungs, cost, stage, before, errors if share is None else share, by_need,
+        stage.stride(0), before.stride(0), 0 if share is None else share.stride(0), by_need.shape[1], **stages,
+        HAS_SHARE=share is not None, HEADS=triton.next_power_of_2(int(by_need.shape[1])), RUNGS=_RUNGS, UNIFORM=UNIFORM,
         LEAST_PRICE=LEAST_PRICE, MOST_PRICE=MOST_PRICE, STEPS=STEPS, FILLS=FILLS, SLACK=SLACK,
     )  # fmt: skip
+    if spread is not None:
+        by_need = of_this_process(by_need, spread).contiguous()
+        if when is not None and previous is not None:
+            by_need = torch.where(when[1] != 0, by_need, previous)
     if plan_rows:
         profile_rows(by_need)
     return Parts(by_need, errors, mean, partial, sums, count, row_tiles, block_m, splits)
+
+
+def _of_all_processes(errors: Tensor, missing: Tensor, plan: Tensor, spread: Spread) -> tuple[Tensor, Tensor, Tensor]:
+    """Errors, missing mass and plan of all processes' heads, gathered at once: float32 holds half-widths exactly."""
+    packed = torch.cat((errors[..., None], plan[..., None].float(), missing), dim=-1)
+    every = of_all_processes(packed, spread)
+    errors, plan, missing = every[..., 0], every[..., 1], every[..., 2:]
+    return errors.contiguous(), missing.contiguous(), plan.to(torch.int32).contiguous()

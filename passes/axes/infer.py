@@ -34,6 +34,7 @@ from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
 from svg_compile.passes.axes.why import Why, analysing
 from svg_compile.passes.coordinates import Raster, Rise
 from svg_compile.passes.grid_marker import MARK
+from svg_compile.passes.index_runs import Runs
 
 log = logging.getLogger(__name__)
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_", "resize_as_", "set_")
@@ -45,6 +46,8 @@ class TokenAxes:
 
     visits: Mapping[fx.Node, tuple[AttentionAxes, ...]]
     without_rule: Mapping[str, int]
+    # The inputs whose values have proven where an index reads or writes.
+    indexed: frozenset[fx.Node] = frozenset()
 
 
 def infer_token_axes(
@@ -54,13 +57,15 @@ def infer_token_axes(
     rises: Mapping[fx.Node, Rise] | None = None,
     call: GraphCall | None = None,
     ids: Iterable[fx.Node] = (),
+    indices: Mapping[fx.Node, Runs] | None = None,
 ) -> TokenAxes:
     """Run `graph_module` on its example inputs' fake tensors and read off the axes; changes nothing of it.
 
     rasters: inputs whose values were looked at and are positions in raster order (`passes.coordinates`). Along their
     tokens they count frames, rows and columns, as a table that the model computes from `arange` does. rises: inputs
     that number frames, some of which may stand behind the others. call: the call of it in the trace of a model, which
-    knows what its inputs are; else the graph is all that is known. ids: other inputs that are constants.
+    knows what its inputs are; else the graph is all that is known. ids: other inputs that are constants. indices:
+    inputs of whole numbers that may be used as an index (`passes.index_runs`).
     """
     tracker, unseen = AxisTracker(), set[fx.Node]()
     with symbolic_run(fake_mode):
@@ -78,6 +83,9 @@ def infer_token_axes(
             _name_positions(values[node], raster, tracker)
         for node in ids:
             tracker.name(values[node], [free_axis(size) for size in values[node].shape])
+        for node, runs in (indices or {}).items():
+            if holds(equal, values[node].shape[0], sum(run.size for run in runs.runs)):
+                tracker.numbers.enter(values[node], node, runs.numbers())
         with tracker:
             results = _Run(graph_module, tracker, fake_mode, unseen).run(*values.values())
         if call is not None:
@@ -85,7 +93,7 @@ def infer_token_axes(
     if tracker.without_rule:
         log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
     visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
-    return TokenAxes(visits, dict(tracker.without_rule))
+    return TokenAxes(visits, dict(tracker.without_rule), frozenset(tracker.indexed))
 
 
 def _name_inputs(values: Mapping[fx.Node, Any], tracker: AxisTracker, facts: InputFacts) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from svg_compile._compat.sizes import equal, holds
 from svg_compile.passes.axes.axis import (
     Atom,
     Axis,
@@ -84,6 +85,40 @@ def prove(atom: Atom, group: Axis) -> Axis | None:
     else:
         return None
     return atom.parts
+
+
+def prove_piece(axis: Axis, group: Axis) -> Axis | None:
+    """Coordinates along a piece of an input's packed axis prove that this is a grid, and what stands beside it none."""
+    atom = axis[0] if len(axis) == 1 else None
+    if not isinstance(atom, Atom) or atom.piece is None or atom.parts is not None or not _counts(group):
+        return None
+    whole, start, stop = atom.piece
+    source = whole[0] if len(whole) == 1 else None
+    if not isinstance(source, Atom) or source.kind is not Kind.NAMED or source.inner or source.parts is not None:
+        return None
+    if source.origin is None or source.origin.first:
+        return None
+    sizes = start, None, source.size - stop
+    segments: list[Axis] = []
+    for at, size in enumerate(sizes):
+        if size is None:
+            atom.parts = _named(source.origin, group, (at,))
+            segments.append(atom.parts)
+        elif not holds(equal, size, 0):
+            origin = replace(source.origin, path=(*source.origin.path, at, 0))
+            beside = (Atom(size, Kind.NAMED, origin),)
+            segments.append(beside)
+            _name_piece(source, 0 if at == 0 else stop, size, beside)
+    source.parts = (Concat(tuple(segments), source.size),)
+    return atom.parts
+
+
+def _name_piece(source: Atom, start: Any, size: Any, axis: Axis) -> None:
+    """The piece that was cut out of an atom there, if one was, is this axis."""
+    for piece in source.derived.values():
+        if isinstance(piece, Atom) and piece.piece is not None and piece.parts is None:
+            if holds(equal, piece.piece.start, start) and holds(equal, piece.size, size):
+                piece.parts = axis
 
 
 def _counts(group: Axis) -> bool:

@@ -66,6 +66,11 @@ def _schemas(operator: Any) -> list[torch.FunctionSchema]:
     return [schema for each in overloads if isinstance(schema := getattr(each, "_schema", None), torch.FunctionSchema)]
 
 
+def mutates(overload: Any) -> bool:
+    """True if this overload mutates an operand."""
+    return bool(overload._schema.is_mutable)
+
+
 def _overload(operator: Any) -> Any:
     """The one overload that a call without a name of one means, None where there is none."""
     packet = getattr(operator, "_opoverload", operator)

@@ -98,14 +98,16 @@ class TracedCalls:
         axes = AttentionAxes(of_query, of_key, of_value)
         tokens = query.shape[-2], key.shape[-2]
         found = grid_of(axes, tokens, self.config) if query.dim() == 4 else None
-        layout, reason, detail = None, Reason.BETWEEN_GRAPHS, self._why_between()
+        layout, reason, detail = None, Reason.UNPROVEN_BETWEEN_GRAPHS, self._why_between()
         if isinstance(found, Grid):
+            reason = Reason.BETWEEN_GRAPHS
             layout = VideoLayout(*found.sizes, found.text_first, self.config.block)
-        elif found is not None and found.reason is Reason.CROSS_ATTENTION:
-            reason, detail = found.reason, found.detail
+        elif found is None:
+            detail = f"{detail}; {Reason.RANK.text}".lstrip("; ")
+        elif found.reason in (Reason.UNKNOWN_GRID, Reason.NOT_VIDEO):
+            detail = f"{detail}; {found.detail or found.reason.text}".lstrip("; ")
         else:
-            more = "" if found is None or not found.detail else f" ({found.detail})"
-            detail = f"{detail}; its token grid could not be proven{more}".lstrip("; ")
+            reason, detail = found.reason, found.detail
         site = Site(
             rewritten=False,
             reason=reason,

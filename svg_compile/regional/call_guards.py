@@ -10,7 +10,7 @@ guarded by nothing, so its calls are distinguished here:
     them;
     the values of positions that are the raster of a video (`passes.coordinates`), which prove the grid, and of ids
     that are concatenated with them;
-    the values of integers [F], which may number frames;
+    the values of integers [N], which may number frames or be an index;
 
     the values of small floating-point arguments where the trace ends at a line that reads one: of those that hold
     zeros and ones, as masks do, and of one more where these are not enough (whether an image is all zeros).
@@ -37,14 +37,15 @@ from svg_compile._compat.graphs import version_of
 from svg_compile._compat.pytree import tensors_in, tree_flatten
 from svg_compile.inspection.held_tensors import held_tensors
 from svg_compile.inspection.opened import opened
-from svg_compile.passes.position_inputs import ids_of, raster_seen, rise_seen
+from svg_compile.passes.position_inputs import ids_of, raster_seen, rise_seen, runs_seen
+from svg_compile.passes.timestep_names import is_timestep
 
 # A grid is a few numbers; longer attributes are data.
 _FEW = 16
 # An attribute that changed this often without any grid is a counter, and would cost a trace at every step.
 _HARMLESS = 3
 # Arguments that are other ones at each step.
-_CHANGING = ("timestep", "hidden_states", "sample", "latents", "x")
+_CHANGING = ("hidden_states", "sample", "latents", "x")
 _PLAIN = (bool, int, float, str, type(None))
 # By tensor: the version of its values, None where writes are not counted, and their hash.
 _DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -88,12 +89,12 @@ class CallFacts:
             for name, value in held_tensors(thing)
             if _is_read_state(value) and self._changes[number, name] < _HARMLESS
         )
-        given = {name: opened(value) for name, value in arguments.items() if name != "timestep"}
+        given = {name: opened(value) for name, value in arguments.items() if not is_timestep(name)}
         leaves, structure = tree_flatten(given)
         positions = _positions(leaves)
-        timestep = arguments.get("timestep")
-        when = tuple(timestep.shape) if isinstance(timestep, Tensor) else type(timestep)
-        read = [_digest(leaf) for name in sorted(self.reads & given.keys()) for leaf in tensors_in(opened(given[name]))]
+        times = (value for name, value in arguments.items() if is_timestep(name))
+        when = tuple(tuple(time.shape) if isinstance(time, Tensor) else type(time) for time in times)
+        read = [_digest(leaf) for name in sorted(self.reads & given.keys()) for leaf in tensors_in(given[name])]
         call = (is_grad_enabled(), str(structure), when, *(self._fact(leaf, positions) for leaf in leaves), *read)
         return CallKey(call, tuple(map(id, things)), frozenset((*attributes, *state)))
 
@@ -130,7 +131,9 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
             for leaf in tensors
         )
 
-    return [name for name, value in arguments.items() if name not in _CHANGING and small(value)]
+    return [
+        name for name, value in arguments.items() if name not in _CHANGING and not is_timestep(name) and small(value)
+    ]
 
 
 def is_flags(value: Any) -> bool:
@@ -144,9 +147,9 @@ def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callab
     also: the names of floating-point arguments that it may read.
     """
     asked = {id(leaf) for name in also for leaf in tensors_in(opened(arguments[name]))}
-    leaves = [leaf for name, value in arguments.items() if name != "timestep" for leaf in tensors_in(opened(value))]
+    leaves = [leaf for name, value in arguments.items() if not is_timestep(name) for leaf in tensors_in(opened(value))]
     given, positions = set(map(id, leaves)), _positions(leaves)
-    never = {id(leaf) for leaf in tensors_in(opened(arguments.get("timestep")))}
+    never = {id(leaf) for name, value in arguments.items() if is_timestep(name) for leaf in tensors_in(opened(value))}
 
     def may_be_read(tensor: Tensor) -> bool:
         if id(tensor) in never:
@@ -166,7 +169,7 @@ def _positions(leaves: Iterable[Any]) -> list[Tensor]:
 
 
 def _decides(tensor: Tensor, positions: list[Tensor]) -> bool:
-    seen = any(tensor is each for each in positions) or rise_seen(tensor) is not None
+    seen = any(tensor is each for each in positions) or rise_seen(tensor) is not None or runs_seen(tensor) is not None
     return seen or ids_of(tensor, positions) is not None
 
 

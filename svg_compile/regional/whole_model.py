@@ -42,6 +42,7 @@ from svg_compile._compat.modules import add_end_hook, listed_blocks
 from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.subclasses import referable
 from svg_compile.inspection.opened import opened
+from svg_compile.passes.timestep_names import timestep_among
 from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_in
 from svg_compile.regional.call_guards import arguments_of
 from svg_compile.regional.forward import Forward, enter, leave, under_way
@@ -129,9 +130,8 @@ class Regions:
         if self._marks:
             # Other models of the class may be compiled without markers; this one must not run their code.
             guard_absent_hooks()
-        forward = Forward(
-            self, None if kind is None else markers, sparse, arguments.get("timestep"), served=self._served
-        )
+        timestep = arguments.get(timestep_among(arguments) or "")
+        forward = Forward(self, None if kind is None else markers, sparse, timestep, served=self._served)
         calls = {at: compile_call_of(block) for at, block in blocks_as_compiled(model)}
         for path, mark in list(self._marks.items()):
             marker = markers.get(path)

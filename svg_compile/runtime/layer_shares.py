@@ -3,14 +3,15 @@
 Each layer profiles what its heads would lose by narrower and wider bands. From what all layers found in a step follow
 their shares of the next one (kernels.widths.shares_of_layers): the mean over the layers stays the density. In the first
 sparse step of a run, and for a layer that did not run before, a layer has the density itself. A layer that a cache
-leaves out of a step takes part by what it found last.
+leaves out of a step takes part by what it found last. Where heads are spread over processes the heads of all take part,
+and all processes find the same shares.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from svg_compile.kernels.widths import shares_of_layers
+from svg_compile.kernels.spread import Spread
+from svg_compile.kernels.widths import everywhere, shares_of_layers
 from svg_compile.layout import VideoLayout
 
 # Runs of one model that are under way at once.
@@ -29,13 +31,15 @@ _MOST_RUNS = 16
 class Profiles:
     """The profiles of one graph's layers: errors [B, H, 2] and missing mass [B, H, 2, rungs] of each.
 
-    layouts: the grid of each layer; density: the one that they were profiled for.
+    layouts: the grid of each layer; density: the one that they were profiled for; spreads: the processes that a layer's
+    heads are spread over, if any: then these are the profiles of this process's heads.
     """
 
     errors: tuple[Tensor, ...]
     missing: tuple[Tensor, ...]
     layouts: tuple[VideoLayout, ...]
     density: float
+    spreads: tuple[Spread | None, ...]
 
 
 @dataclass
@@ -88,13 +92,29 @@ def _shared_out(found: dict[Hashable, Profiles]) -> dict[Hashable, Tensor]:
     for graph, profiles in found.items():
         for layer, layout in enumerate(profiles.layouts):
             shown = profiles.errors[layer]
-            groups.setdefault((layout, shown.shape[0], shown.device, profiles.density), []).append((graph, layer))
+            spread = profiles.spreads[layer]
+            alike = (layout, shown.shape[0], shown.device, profiles.density, spread)
+            groups.setdefault(alike, []).append((graph, layer))
     rows: dict[tuple[Hashable, int], Tensor] = {}
-    for (layout, _, _, density), members in groups.items():
+    for (layout, _, _, density, spread), members in groups.items():
         errors = [found[graph].errors[layer] for graph, layer in members]
         missing = [found[graph].missing[layer] for graph, layer in members]
+        if spread is not None:
+            errors, missing = _of_all_processes(errors, missing, spread)
         rows.update(zip(members, shares_of_layers(errors, missing, layout, density), strict=True))
     return {graph: torch.stack([rows[graph, n] for n in range(len(p.layouts))]) for graph, p in found.items()}
+
+
+def _of_all_processes(
+    errors: Sequence[Tensor], missing: Sequence[Tensor], spread: Spread
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The profiles of the heads of all processes, layer by layer, from those of this process: gathered at once."""
+    heads = [each.shape[1] for each in errors]
+    every = everywhere(torch.cat(tuple(errors), dim=1), torch.cat(tuple(missing), dim=1), spread)
+    errors, missing = (
+        [layer.flatten(1, 2) for layer in part.unflatten(1, (spread.ranks, -1)).split(heads, dim=2)] for part in every
+    )
+    return errors, missing
 
 
 _POOLS: WeakKeyDictionary[Any, OrderedDict[int, LayerShares]] = WeakKeyDictionary()

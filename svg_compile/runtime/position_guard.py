@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from svg_compile.passes.coordinates import Ids, Rise
+from svg_compile.passes.index_runs import Runs
 from svg_compile.passes.position_inputs import Found, Positions
 
 
@@ -30,8 +31,8 @@ class PositionGuard:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"svg: the positions that this call passes are not those of the {_named(broken.found)} that the model "
-                "was compiled for, though of the same shape: the call runs dense. Call torch.compiler.reset() before "
+                f"svg: the model was compiled for the positions of {_named(broken.found)}; this call passes other "
+                "positions of the same shape, so it runs dense. Call torch.compiler.reset() before "
                 "another grid of equal length, or pad the sequence.",
                 stacklevel=2,
             )
@@ -43,4 +44,6 @@ def _named(found: Found) -> str:
         return f"{found.frames} frames"
     if isinstance(found, Ids):
         return "ids"
+    if isinstance(found, Runs):
+        return "index"
     return f"{found.frames}x{found.height}x{found.width} video"

@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -130,11 +131,11 @@ class SchedulerSteps:
         # Before the first `step()`, where no pipeline says at which timestep it begins, and for schedulers that keep
         # no index, or of which a pipeline steps copies, the timestep itself is looked up.
         places = [index] if index is not None else [start, *range(len(timesteps))]
-        for form in run.forms:
-            for at in places:
-                if _same(run.value(scheduler, form, at), value):
-                    forms = tuple(other for other in run.forms if _same(run.value(scheduler, other, at), value))
-                    return Claim(at, state, VALUE if index is None else INDEX, forms)
+        # A forward of a video and its sound passes a timestep of each, of which one is of this scheduler.
+        for passed, form, at in product(moment.values, run.forms, places):
+            if _same(run.value(scheduler, form, at), passed):
+                forms = tuple(other for other in run.forms if _same(run.value(scheduler, other, at), passed))
+                return Claim(at, state, VALUE if index is None else INDEX, forms)
         at = start if index is None else index
         if run.goes_on(scheduler, at, start, value):
             return Claim(at, state, FOLLOWS, run.forms, follows=value)

@@ -18,6 +18,7 @@ from torch import nn
 
 from svg_compile._compat.modules import uncompiled
 from svg_compile.errors import ScheduleError
+from svg_compile.passes.timestep_names import timestep_among
 from svg_compile.regional.whole_model import leave_regions, watch_regions
 from svg_compile.runtime.registry import register, registered, unregister
 from svg_compile.runtime.scheduler_steps import Claim, SchedulerSteps
@@ -111,11 +112,11 @@ def attach(pipe: Any) -> Attached:
 
 
 def denoisers(pipe: Any) -> Iterator[nn.Module]:
-    """The components of a pipeline that are denoisers: modules whose forward takes `timestep`."""
+    """The components of a pipeline that are denoisers: modules whose forward takes `timestep`, or one of a modality."""
     components = getattr(pipe, "components", None)
     for component in (components if isinstance(components, dict) else vars(pipe)).values():
         model = uncompiled(component)
-        if isinstance(model, nn.Module) and "timestep" in inspect.signature(type(model).forward).parameters:
+        if isinstance(model, nn.Module) and timestep_among(inspect.signature(type(model).forward).parameters):
             yield model
 
 

@@ -124,7 +124,8 @@ class SparseGraph:
             shares.release(turn, key)
         elif ports.shared and due:
             found = _copied([each[..., :2] for each in errors]), _copied(missing)
-            shares.note(turn, key, Profiles(*found, _layouts(ports.grids, sizes), self.config.densities[stage]))
+            layouts = _layouts(ports.grids, sizes)
+            shares.note(turn, key, Profiles(*found, layouts, self.config.densities[stage], ports.spreads))
         return own, plans, errors
 
     def _given(

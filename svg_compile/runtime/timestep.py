@@ -16,9 +16,10 @@ from svg_compile._compat.graphs import version_of
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
 from svg_compile.decisions import Decisions
+from svg_compile.passes.timestep_names import NAMES, is_timestep
 
-# In order of preference: a model that takes both is driven by the first.
-NAMES = ("timestep", "timesteps", "t", "sigma", "sigmas")
+# So many different timesteps in one forward are all looked at.
+_FEW = 8
 _WAVES = frozenset({"sin", "cos"})
 # A timestep is embedded by waves before anything mixes it with other inputs.
 _MIXERS = frozenset({"linear", "matmul", "bmm", "mm", "addmm", "einsum", "scaled_dot_product_attention", "embedding"})
@@ -45,7 +46,7 @@ class _LastRead(threading.local):
 
     tensor: Any = None
     version: int = -1
-    value: float = 0.0
+    values: tuple[float, ...] = ()
 
 
 _LAST_READ = _LastRead()
@@ -56,12 +57,12 @@ class Moment:
 
     def __init__(self, given: Any) -> None:
         self._given = given
-        self._value: float | None = None
+        self._values: tuple[float, ...] | None = None
 
     @property
     def was_read(self) -> bool:
         """True if the value was already read to the host."""
-        return self._value is not None
+        return self._values is not None
 
     @property
     def known(self) -> bool:
@@ -71,9 +72,16 @@ class Moment:
     @property
     def value(self) -> float | None:
         """The largest timestep of the forward (conditioning frames are clean and hold 0); None where it has none."""
-        if self._value is None and self.known:
-            self._value = _read(self._given) if isinstance(self._given, Tensor) else float(self._given)
-        return self._value
+        return next(iter(self.values), None)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The timesteps of the forward, the largest first: all, where it passes a few different ones, as for a video
+        and its sound; else the largest alone.
+        """
+        if self._values is None and self.known:
+            self._values = _read(self._given) if isinstance(self._given, Tensor) else (float(self._given),)
+        return self._values or ()
 
     def place_in(self, timesteps: Any) -> int | None:
         """The index at which the timestep is a view of a schedule's tensor: then nothing needs to be read."""
@@ -90,15 +98,16 @@ class Moment:
         return place if offset % stride == 0 and 0 <= place < len(timesteps) else None
 
 
-def _read(tensor: Tensor) -> float:
+def _read(tensor: Tensor) -> tuple[float, ...]:
     # Without a version counter nobody would notice that the tensor was written.
     version = -1 if tensor.is_inference() else version_of(tensor)
     last = None if _LAST_READ.tensor is None else _LAST_READ.tensor()
     if version >= 0 and last is tensor and _LAST_READ.version == version:
-        return _LAST_READ.value
-    value = float((tensor.amax() if tensor.numel() > 1 else tensor).item())
-    _LAST_READ.tensor, _LAST_READ.version, _LAST_READ.value = weakref.ref(tensor), version, value
-    return value
+        return _LAST_READ.values
+    few = tensor if tensor.numel() <= _FEW else tensor.amax()
+    values = tuple(sorted({float(value) for value in few.flatten().tolist()}, reverse=True))
+    _LAST_READ.tensor, _LAST_READ.version, _LAST_READ.values = weakref.ref(tensor), version, values
+    return values
 
 
 def find_timestep(graph_module: fx.GraphModule, report: Decisions) -> Timestep | None:
@@ -111,14 +120,14 @@ def find_timestep(graph_module: fx.GraphModule, report: Decisions) -> Timestep |
         if is_parameter_or_buffer(node):
             continue
         name, value = argument_name(node), node.meta.get("example_value")
-        if name in NAMES and _holds_at_most(value, batch * tokens):
+        if name is not None and (name in NAMES or is_timestep(name)) and _holds_at_most(value, batch * tokens):
             named.setdefault(name, Timestep(name, index))
         elif _per_sample(value, batch, tokens) and _reached(node) >= _WAVES:
             embedded.append(Timestep(node.name, index))
     for name, number in constant_arguments().items():
-        if name in NAMES:
+        if name in NAMES or is_timestep(name):
             named.setdefault(name, Timestep(name, None, float(number)))
-    for name in NAMES:
+    for name in (*NAMES, *named):
         if name in named:
             return named[name]
     return embedded[0] if len(embedded) == 1 else None

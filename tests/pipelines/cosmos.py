@@ -89,6 +89,12 @@ def _cosmos3() -> Any:
                                                enable_safety_checker=False))  # fmt: skip
 
 
+def _text3(**more: Any) -> dict[str, Any]:
+    return _SIZE | {"prompt": "a dog", "negative_prompt": "a cat", "num_frames": 17, "guidance_scale": 3.0,
+                    "use_system_prompt": False, "add_resolution_template": False,
+                    "add_duration_template": False} | more  # fmt: skip
+
+
 class Letters3(Letters):
     """Cosmos 3's tokenizer, with the templates and the markers that it asks for."""
 
@@ -125,10 +131,7 @@ ROWS = (
         lambda: _pipe("Cosmos2TextToImagePipeline", wan_vae(), flow(use_karras_sigmas=True), 4),
         lambda: _text(num_frames=...), grid=(1, 7, 3), whole="dense", blocks="dense", each=True,
         note="an image: there is no time to be sparse in"),
-    Row("Cosmos 3", "Cosmos3OmniPipeline", _cosmos3,
-        lambda: {"prompt": "a dog", "negative_prompt": "bad", "height": 112, "width": 48, "num_frames": 17,
-                 "use_system_prompt": False, "add_resolution_template": False, "add_duration_template": False,
-                 "guidance_scale": 1.0}, tokens=105, whole="dense", blocks="dense", attached=False,
-        note="writes text and video into one buffer at indices that are inputs (`aten.index_put_`), so that the grid "
-             "is not proven; `attach` finds no denoiser, as its forward takes no `timestep`"),
+    Row("Cosmos 3", "Cosmos3OmniPipeline", _cosmos3, _text3, tokens=105, keys=112, text=7, text_first=True, quick=True),
+    Row("Cosmos 3, first frame given", "Cosmos3OmniPipeline", _cosmos3, lambda: _text3(image=picture()), tokens=105,
+        keys=112, text=7, text_first=True),
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""docs/models.md: what becomes of each diffusers pipeline with 3D attention, made of the rows that the tests check."""
+"""docs/models.md: the result for each diffusers pipeline with 3D attention, from the rows that the tests check."""
 
 from __future__ import annotations
 
-from pipelines import cogvideox, cosmos, hunyuan, ltx, others, wan
+from pipelines import cogvideox, cosmos, hunyuan, ltx, minimax, others, wan
 from pipelines.rows import Row
 
 FAMILIES: tuple[tuple[str, tuple[Row, ...]], ...] = (
@@ -12,6 +12,7 @@ FAMILIES: tuple[tuple[str, tuple[Row, ...]], ...] = (
     ("CogVideoX, and others of their own", cogvideox.ROWS),
     ("Cosmos", cosmos.ROWS),
     ("Kandinsky, Helios", others.ROWS),
+    ("MiniMax-H3", minimax.ROWS),
 )
 ROWS = tuple(row for _, rows in FAMILIES for row in rows)
 
@@ -40,8 +41,8 @@ _TAIL = """
 ## Not in the table
 
 - EasyAnimate control and inpaint: diffusers 0.42.1 itself raises in them where embeddings are given.
-- MiniMax-H3 has modular blocks in the place of a pipeline, and was not run there. Its transformer puts text and video
-  into one buffer by index, and stays dense.
+- MiniMax-H3 with references, whose blocks need its autoencoders. The rows above are its modular blocks without the
+  encoders, called with embeddings.
 - Kandinsky 6 SR and Wan-Animate 2 attend by FlexAttention with masks of their own.
 - Not run: LTX-2 with upsampling, HDR or diffusion forcing, Helios pyramid, SANA-WM, Cosmos 3 with sound or actions.
 

@@ -1,4 +1,4 @@
-"""Toy models that move tokens about, each with the verdict that the analysis must reach.
+"""Toy models that move tokens, each with the expected verdict of the analysis.
 
 One file a way of moving them; `test_token_axes.py` traces them all.
 """
@@ -64,5 +64,5 @@ PACKED = torch.randn(B, N, C)
 
 # Each registers its models.
 PARTS = ("in_order", "reordered", "rebuilt", "written", "filled", "not_one_video", "pieces", "padded", "beside")
-for part in (*PARTS, "counted", "squares", "part_of_keys"):
+for part in (*PARTS, "counted", "squares", "part_of_keys", "by_index"):
     importlib.import_module(f"{__name__}.{part}")

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from heads_in_parts import in_parts
 from strategies import strided
 from svg_compile.kernels import reference, widths
 from svg_compile.kernels.plan import plan_from_errors
 from svg_compile.kernels.repair import inverts_rows, repair_of
+from svg_compile.kernels.spread import Spread
 from svg_compile.kernels.triton.fit import profile_and_fit
 from svg_compile.kernels.triton.half_width import ladders
 from svg_compile.kernels.triton.need import plan_by_need_fwd_kernel
@@ -132,3 +134,31 @@ def test_a_head_that_is_not_finite_is_dense() -> None:
     plan = profile_parts(*operands, None, LAYOUT.grid, [0.4], 12, True, None).plan
     assert plan[0, 1].tolist() == [HeadKind.DENSE, LAYOUT.full_half_width]
     assert (plan[0, ::2, 0] != HeadKind.DENSE).all()
+
+
+@pytest.mark.parametrize("anew", [1, 0])
+def test_heads_spread_over_processes_share_as_in_one(anew: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    operands = rand(LAYOUT, 16, heads=4)
+    when, previous = torch.tensor([0, anew], dtype=torch.int32), torch.tensor([[[0, 3], [1, 2], [0, 5], [2, 4]]] * 2)
+    share = torch.tensor([1.2, 0.8])
+
+    def profiled(own: slice, spread: Spread | None = None) -> tuple[Tensor, ...]:
+        kept = previous[:, own].to(torch.int32)
+        fits = torch.zeros(2, kept.shape[1], 18, 16)
+        parts = [operand[:, own] for operand in operands]
+        options = (LAYOUT.grid, [0.4], 12, True, None, when, kept, fits, share, spread)
+        return profile_and_fit(*parts, None, *options)
+
+    def half(rank: int) -> tuple[Tensor, ...]:
+        return profiled(slice(2 * rank, 2 * rank + 2), Spread("heads", rank, 2))
+
+    whole = profiled(slice(None))
+    if anew:
+        halves = in_parts(2, half, monkeypatch)
+    else:
+        # Nothing is profiled, so what is gathered has no values.
+        monkeypatch.setattr("svg_compile.kernels.spread.all_gathered", lambda each, group, ranks: torch.cat([each] * 2))
+        halves = [half(0), half(1)]
+    for index, result in enumerate(whole[:4]):
+        torch.testing.assert_close(torch.cat([each[index] for each in halves], dim=1), result, equal_nan=True)
+    assert torch.equal(whole[0], previous.to(torch.int32)) is not bool(anew)

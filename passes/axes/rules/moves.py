@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.sizes import at_most, equal, holds, product_of, size_hint
-from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, atoms_of, is_one, is_table, length
+from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, atoms_of, is_one, is_plain, is_table, length
 from svg_compile.passes.axes.merge import unify_each
 from svg_compile.passes.axes.new_axes import free_axis, mixed_in, opaque_axis, other_positions
 from svg_compile.passes.axes.new_axes import picked as mask_picked
@@ -111,7 +111,10 @@ def _rot90(call: Call) -> list[Axis]:
 def _looked_up(call: Call, axis: Axis, size: Any) -> Axis:
     """Positions in the order of an index; looked up in a table by data they are in the data's order."""
     index = next(iter(call.of(call["index"])), ())
-    return index if is_table(axis) and not is_table(index) else other_positions(size, axis)
+    if is_table(index):
+        return other_positions(size, axis)
+    # The result of a look-up is data.
+    return index if is_table(axis) else mixed_in(index) if _is_lookup(axis, [index]) else other_positions(size, axis)
 
 
 @rule(aten.constant_pad_nd)
@@ -164,9 +167,10 @@ def _embedding(call: Call) -> Named:
 
 
 def _is_lookup(rows: Axis, found: list[Axis]) -> bool:
-    """True if rows of a table that is an input, [frames, dim] say, are looked up: fewer than there are indices.
+    """True if rows of a small table are looked up that is an input, [frames, dim] say, or made of one, timesteps [T].
 
-    As many or more could be tokens, and the look-up a shuffle of them.
+    Each is taken twice or more often. As many as there are indices could be tokens, and the look-up a shuffle of them.
     """
-    small = all(atom.origin is not None and atom.origin.rank == 2 for atom in atoms_of(rows))
-    return small and holds(at_most, length(rows) + 1, product_of([length(axis) for axis in found]))
+    named = [atom for atom in atoms_of(rows) if not is_plain((atom,))]
+    small = bool(named) and all(atom.origin is not None and atom.origin.rank <= 2 for atom in named)
+    return small and holds(at_most, 2 * length(rows), product_of([length(axis) for axis in found]))

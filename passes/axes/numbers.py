@@ -1,0 +1,108 @@
+"""The values of whole numbers, where a graph computes them from inputs whose values were read, or from none.
+
+    frames       [1, 2, 3, 4], an input, read by its values
+    flat         (frames[:, None] * 6 + arange(6)).flatten(): 6, 7, 8, ... 29
+
+Each is computed where something asks for it, on real tensors beside the fake ones that the graph is run on. A tensor
+that is written is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from svg_compile._compat.pytree import tree_leaves, tree_map_only
+from svg_compile._compat.real_values import beside_modes
+from svg_compile._compat.sizes import equal, holds, size_hint
+from svg_compile._compat.storages import storage_of
+from svg_compile.passes.index_runs import WHOLE
+
+aten = torch.ops.aten
+# Views need no memory, whatever their size.
+_VIEWS = {
+    *(aten.view, aten._unsafe_view, aten._reshape_alias, aten.unsqueeze, aten.squeeze, aten.expand, aten.slice),
+    *(aten.select, aten.permute, aten.transpose, aten.t, aten.alias, aten.detach),
+}
+_COMPUTED = {
+    *(aten.arange, aten.add, aten.sub, aten.mul, aten.rsub, aten.floor_divide, aten.remainder, aten.neg),
+    *(aten.cat, aten.clone, aten._to_copy, aten.lift_fresh, aten.lift_fresh_copy, aten.flip, aten.roll),
+    *(aten.index_select, aten.index, aten.full, aten.zeros, aten.ones, aten.repeat),
+}
+_MOST_NUMBERS = 2**22
+# Where a result stands, which is of no interest here.
+_PLACE = ("device", "layout", "pin_memory", "memory_format")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The values of one tensor. sources: the inputs that they were computed from."""
+
+    compute: Callable[[], Tensor | None]
+    sources: frozenset[Any] = frozenset()
+
+    @cached_property
+    def values(self) -> Tensor | None:
+        """The real tensor, on the CPU; None where it cannot be computed."""
+        return self.compute()
+
+
+class KnownNumbers:
+    """The whole numbers that are known in one run of a graph."""
+
+    def __init__(self) -> None:
+        self._known: Any = WeakIdKeyDictionary()
+
+    def enter(self, tensor: Tensor, source: Any, values: Tensor) -> None:
+        """An input holds these values, which were read."""
+        self._known[tensor] = Numbers(lambda: values, frozenset({source}))
+
+    def of(self, tensor: Tensor) -> Numbers | None:
+        """The numbers of a tensor; None where they are not known."""
+        known: Numbers | None = self._known.get(tensor)
+        return known
+
+    def carry(self, operator: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
+        """Note what an operator has computed, where it has from numbers that are known."""
+        packet = operator.overloadpacket
+        if packet not in _VIEWS and packet not in _COMPUTED:
+            return
+        if not isinstance(out, Tensor) or out.dtype not in WHOLE:
+            return
+        if packet not in _VIEWS and size_hint(out.numel()) > _MOST_NUMBERS:
+            return
+        operands = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+        known = [self.of(operand) for operand in operands]
+        if None not in known:
+            sources = frozenset().union(*(numbers.sources for numbers in known if numbers is not None))
+            given = tree_map_only(Tensor, self.of, (args, dict(kwargs)))
+            self._known[out] = Numbers(partial(_computed, operator, *given), sources)
+
+    def forget(self, written: Tensor) -> None:
+        """A tensor was written: of it, and of all that share its storage, nothing is known any more."""
+        storage = storage_of(written)
+        for tensor in [tensor for tensor in self._known if storage_of(tensor) == storage]:
+            del self._known[tensor]
+
+
+def _computed(operator: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    kwargs = {name: value for name, value in kwargs.items() if name not in _PLACE}
+    numbers = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Numbers)]
+    sizes = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.SymInt)]
+    # A size that is symbolic is guarded: the numbers are those of this one.
+    if any(each.values is None for each in numbers) or not all(holds(equal, size, size_hint(size)) for size in sizes):
+        return None
+    args, kwargs = tree_map_only(Numbers, lambda each: each.values, (args, kwargs))
+    args, kwargs = tree_map_only(torch.SymInt, size_hint, (args, kwargs))
+    try:
+        with beside_modes():
+            result: Tensor = operator(*args, **kwargs)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+    return result
