@@ -70,14 +70,14 @@ def no_schedule_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The timesteps that were read on the host."""
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
+    """The timesteps that were read on the host, of each reading."""
     from svg_compile.runtime import timestep
 
-    values: list[float] = []
+    values: list[tuple[float, ...]] = []
     real = timestep._read
 
-    def read(tensor: torch.Tensor) -> float:
+    def read(tensor: torch.Tensor) -> tuple[float, ...]:
         values.append(real(tensor))
         return values[-1]
 
