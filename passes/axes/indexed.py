@@ -45,7 +45,7 @@ def as_slices(
     target = bound["self"]
     place = _place(bound, target, packet)
     numbers = None if place is None else known(place[1])
-    if place is None or numbers is None or numbers.values is None:
+    if place is None or numbers is None or numbers.of_sizes_alone or numbers.values is None:
         return None
     (dim, index), values = place, numbers.values
     # Which number stands where must not depend on any other dimension.
@@ -72,6 +72,14 @@ def as_slices(
         return None
     added = packet in _ADDS or bool(bound.get("accumulate"))
     return partial(_written, target, dim, runs, source, added, fresh), numbers.sources
+
+
+def moved_by_index(operator: Any, bound: Mapping[str, Any]) -> list[Tensor]:
+    """What an operator reads or writes at an index of whole numbers; nothing where it has none."""
+    if operator.overloadpacket not in _ALL or _place(bound, bound["self"], operator.overloadpacket) is None:
+        return []
+    given = (bound.get(name) for name in ("self", "source", "src", "values"))
+    return [tensor for tensor in given if isinstance(tensor, Tensor)]
 
 
 def _one_row(values: Tensor, others: list[int]) -> Tensor:

@@ -45,8 +45,9 @@ class TokenAxes:
 
     visits: Mapping[fx.Node, tuple[AttentionAxes, ...]]
     without_rule: Mapping[str, int]
-    # The inputs whose values have proven where an index reads or writes.
+    # The inputs whose values have proven where an index reads or writes; and if any other index was met.
     indexed: frozenset[fx.Node] = frozenset()
+    asks_index: bool = False
 
 
 def infer_token_axes(
@@ -97,7 +98,7 @@ def infer_token_axes(
     if tracker.without_rule:
         log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
     visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
-    return TokenAxes(visits, dict(tracker.without_rule), frozenset(tracker.indexed))
+    return TokenAxes(visits, dict(tracker.without_rule), frozenset(tracker.indexed), tracker.asks_index)
 
 
 def _name_inputs(values: Mapping[fx.Node, Any], tracker: AxisTracker, facts: InputFacts) -> None:

@@ -42,10 +42,16 @@ _PLACE = ("device", "layout", "pin_memory", "memory_format")
 
 @dataclass(frozen=True)
 class Numbers:
-    """The values of one tensor. sources: the inputs that they were computed from."""
+    """The values of one tensor. sources: the inputs that they were computed from; symbolic: sizes took part in it."""
 
     compute: Callable[[], Tensor | None]
     sources: frozenset[Any] = frozenset()
+    symbolic: bool = False
+
+    @property
+    def of_sizes_alone(self) -> bool:
+        """True if they follow from sizes that are symbolic, and from no input that was read: asking would fix these."""
+        return self.symbolic and not self.sources
 
     @cached_property
     def values(self) -> Tensor | None:
@@ -77,12 +83,15 @@ class KnownNumbers:
             return
         if packet not in _VIEWS and size_hint(out.numel()) > _MOST_NUMBERS:
             return
-        operands = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-        known = [self.of(operand) for operand in operands]
-        if None not in known:
-            sources = frozenset().union(*(numbers.sources for numbers in known if numbers is not None))
+        leaves = tree_leaves((args, dict(kwargs)))
+        known = [self.of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+        found = [numbers for numbers in known if numbers is not None]
+        if len(found) == len(known):
+            sources = frozenset().union(*(numbers.sources for numbers in found))
+            sized = any(isinstance(leaf, torch.SymInt) for leaf in leaves)
             given = tree_map_only(Tensor, self.of, (args, dict(kwargs)))
-            self._known[out] = Numbers(partial(_computed, operator, *given), sources)
+            symbolic = sized or any(numbers.symbolic for numbers in found)
+            self._known[out] = Numbers(partial(_computed, operator, *given), sources, symbolic)
 
     def forget(self, written: Tensor) -> None:
         """A tensor was written: of it, and of all that share its storage, nothing is known any more."""

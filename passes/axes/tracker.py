@@ -18,8 +18,8 @@ from svg_compile._compat.storages import storage_of
 from svg_compile.passes.attention_operators import AttentionCall, axes_of_result, heads_first, read_call, sdpa_arguments
 from svg_compile.passes.axes import selections
 from svg_compile.passes.axes.alias_update import Write, kind_of_write, same_place, written_axes
-from svg_compile.passes.axes.axis import Axis, atoms_of
-from svg_compile.passes.axes.indexed import as_slices
+from svg_compile.passes.axes.axis import Axis, atoms_of, is_table
+from svg_compile.passes.axes.indexed import as_slices, moved_by_index
 from svg_compile.passes.axes.new_axes import free_axis, lost_axis, mixed_in, opaque_axis
 from svg_compile.passes.axes.numbers import KnownNumbers, Numbers
 from svg_compile.passes.axes.rules.by_node import NodeRule
@@ -57,8 +57,9 @@ class AxisTracker(TorchDispatchMode):
         self.without_rule: Counter[str] = Counter()
         self.values = KnownValues()
         self.numbers = KnownNumbers()
-        # The inputs whose values have proven where an index reads or writes.
+        # The inputs whose values have proven where an index reads or writes; and if any other index was met.
         self.indexed: set[Any] = set()
+        self.asks_index = False
         self.rises: dict[str, int] = {}
         self._axes: Any = WeakIdKeyDictionary()
         self._selected: Any = WeakIdKeyDictionary()
@@ -145,8 +146,11 @@ class AxisTracker(TorchDispatchMode):
 
     def _as_slices(self, func: Any, args: Any, kwargs: Any) -> Callable[[], Tensor] | None:
         """What an operator with an index comes to in slices, where the values of the index are known."""
-        found = as_slices(func, bound_arguments(func._schema, args, kwargs), self.known_numbers)
+        bound = bound_arguments(func._schema, args, kwargs)
+        found = as_slices(func, bound, self.known_numbers)
         if found is None:
+            moved = moved_by_index(func, bound)
+            self.asks_index |= not all(is_table(axis) for tensor in moved for axis in self.of(tensor))
             return None
         self.indexed |= found[1]
         return found[0]
