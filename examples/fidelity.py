@@ -60,7 +60,7 @@ def cases(prompts: int, only: str) -> Iterator[Case]:
     """
     for prompt in range(prompts):
         for planner in PLANNERS:
-            # The floor checks the study itself, "watched" is "shared" with dense attention beside it.
+            # The floor checks the study itself; "watched" is "shared" with dense attention computed too.
             if planner not in ("floor", "watched") or prompt < 2:
                 yield Case(prompt, planner, *MAIN)
     grid = [(density, MAIN[1]) for density in DENSITIES] + [(MAIN[0], share) for share in DENSE_STEPS]

@@ -33,7 +33,7 @@ SETTING = ("weights", "frames", "size", "steps", "dtype", "device")
 
 
 def write_page(rows: list[Row], page: Path, study: Path, note: str = "") -> None:
-    """Write the page for the setting (weights, size, steps) of the last row, and its pictures beside it.
+    """Write the page for the setting (weights, size, steps) of the last row, and its pictures.
 
     `study` is the folder of the rows and of the frames of the first prompt.
     """
@@ -62,7 +62,7 @@ def write_page(rows: list[Row], page: Path, study: Path, note: str = "") -> None
 
 
 def enough(rows: list[Row]) -> list[Row]:
-    """The rows of cases that half of the prompts have: means of fewer would be drawn beside means of all."""
+    """The rows of cases that at least half of the prompts have: means of fewer prompts are not comparable."""
     prompts = len({row["prompt"] for row in rows})
     counts = Counter((row["planner"], row["density"], row["dense_steps"]) for row in rows)
     return [row for row in rows if 2 * counts[row["planner"], row["density"], row["dense_steps"]] >= prompts]

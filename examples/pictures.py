@@ -15,7 +15,7 @@ BAR = 18
 
 
 def side_by_side(clips: dict[str, Tensor], path: Path, *, frames_per_second: int = 8, height: int = 288) -> None:
-    """Write a GIF that repeats: the clips [3, F, H, W] beside each other under their names."""
+    """Write a GIF that repeats: the clips [3, F, H, W] side by side under their names."""
     arrays = {name: frames_of(clip) for name, clip in clips.items()}
     pages = []
     for index in range(len(next(iter(arrays.values())))):

@@ -74,7 +74,7 @@ class Profiled:
         return sparse_attention(query, key, value, plan, self.layout)
 
     def figures(self) -> dict[str, float]:
-        """What is to be kept of a run, beside its plans, by name; none but where a planner looks."""
+        """Further results of a run to keep in addition to its plans, by name; empty unless a planner needs them."""
         return {}
 
     def plan(self, step: int, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

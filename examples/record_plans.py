@@ -3,7 +3,7 @@
     python examples/record_plans.py                      pictures and the recording go to out/plans
     python examples/record_plans.py --out docs/pictures
 
-Everything is written beside each other: kinds.png, densities.png, margins.png, attention.png,
+All files go into one folder: kinds.png, densities.png, margins.png, attention.png,
 run.npz and run.json; the two tables are
 printed.
 """

@@ -157,7 +157,7 @@ def train_step(
 
 
 def frames_to_give(batch: int, frames: int, generator: torch.Generator) -> Tensor:
-    """Which frames the model is shown in training, bool [B, F]: of nine tenths of the videos all `keyframes`, of the
+    """The frames that the model receives in training, bool [B, F]: of nine tenths of the videos all `keyframes`, of the
     rest the first and the last alone; none of single frames.
     """
     every = torch.rand(batch, 1, generator=generator) > 0.1

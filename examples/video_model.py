@@ -33,7 +33,7 @@ PATCH = (1, 4, 4)
 SCALES = {"pixels_per_unit": 48.0, "frames_per_unit": 15.0}
 # Given are every fifth frame and the last: the model draws what moves between them.
 KEYFRAME_EVERY = 5
-# Beside the noisy video: the frames that are given (zeros elsewhere), and a map of where they are given.
+# In addition to the noisy video: the given frames (zeros elsewhere), and a map of their positions.
 GIVEN_CHANNELS = 4
 # Towards noise, as for real video models: many frames show one scene, which little noise would not hide.
 SHIFT = 5.0
@@ -113,7 +113,7 @@ def no_caption(batch: int) -> Tensor:
 
 
 def give_frames(clips: Tensor, given: Tensor) -> Tensor:
-    """What the model is told of frames that are known: [B, 4, F, H, W] of clips [B, 3, F, H, W], given bool [B, F]."""
+    """The model's input for known frames: [B, 4, F, H, W] of clips [B, 3, F, H, W], given bool [B, F]."""
     where = given[:, None, :, None, None].to(clips)
     return torch.cat([clips * where, where.expand(-1, -1, -1, *clips.shape[3:])], dim=1)
 
@@ -142,7 +142,7 @@ def training_noise_levels(batch: int, generator: torch.Generator, *, frames: int
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a generation starts from: noise [B, 3, F, H, W] in float32, the caption's words [B, CAPTION_LENGTH,
+    """The inputs of a generation: noise [B, 3, F, H, W] in float32, the caption's words [B, CAPTION_LENGTH,
     TEXT_DIM] in the model's dtype, and the frames that are given [B, 4, F, H, W] (`give_frames`).
     """
 

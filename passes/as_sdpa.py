@@ -4,8 +4,8 @@
     while    out = scaled_dot_product_attention(q.transpose(1, 2), ..., scale=scale).transpose(1, 2)
     after    the ops of `rewrite_attention` where it was accepted, and the operator itself where it was not
 
-Operands that hold sequences one behind another, [N, H, D], are read where there is one of them. Its length is a value
-that no graph knows: a mask hides the keys behind it. Rows behind it, which the operator leaves undefined, are computed.
+Operands that hold sequences one behind another, [N, H, D], are read where there are one or two of them: SDPA stands for
+the first, the operator for the second (`packed_sequences`).
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.graphs import SDPA, graph_modules
+from svg_compile._compat.graphs import SDPA, graph_nodes
 from svg_compile._compat.operators import qualified_name
 from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.passes.attention_call import example
 from svg_compile.passes.attention_operators import (
     AttentionCall,
     attention_operator,
-    one_sequence,
+    in_first,
     read_call,
     result_of,
     sdpa_arguments,
 )
 from svg_compile.passes.emit import Emitter, shown
+from svg_compile.passes.packed_sequences import of_the_second, sequences
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ def as_sdpa(graph_module: fx.GraphModule) -> Iterator[None]:
     """
     replaced = [
         (module, each)
-        for module in graph_modules(graph_module)
-        for node in list(module.graph.nodes)
+        for module, node in list(graph_nodes(graph_module))
         if node.op == "call_function" and (each := _replace(module.graph, node)) is not None
     ]
     changed = {id(module): module for module, _ in replaced}.values()
@@ -72,19 +72,20 @@ def unread(graph_module: fx.GraphModule) -> list[str]:
     Known operators that ask for more than attention, and unknown ones that have attention in their names.
     """
     found: dict[str, None] = {}
-    for module in graph_modules(graph_module):
-        for node in module.graph.nodes:
-            if node.op != "call_function" or (name := qualified_name(node.target)) is None or _of_ours(name):
-                continue
-            if attention_operator(node.target) is None:
-                if any(each in name.lower() for each in ("attn", "attention")):
-                    found[f"{name}, which is not known (svg_compile.register_attention_op declares it)"] = None
-            else:
-                call = read_call(node.target, node.args, node.kwargs)
-                if isinstance(call, str):
-                    found[f"{name} with {call}"] = None
-                elif _readable(node) is None:
-                    found[f"{name} over several sequences, or with more than one result in use"] = None
+    for _, node in graph_nodes(graph_module):
+        if node.op != "call_function" or (name := qualified_name(node.target)) is None or _of_ours(name):
+            continue
+        if attention_operator(node.target) is None:
+            if any(each in name.lower() for each in ("attn", "attention")):
+                found[f"{name}, which is not known (svg_compile.register_attention_op declares it)"] = None
+        else:
+            call = read_call(node.target, node.args, node.kwargs)
+            if isinstance(call, str):
+                found[f"{name} with {call}"] = None
+            elif call is not None and sequences(_each(call, example)) is None:
+                found[f"{name} over more than two packed sequences (call the model with one sample)"] = None
+            elif _readable(node) is None:
+                found[f"{name} with more than one result in use"] = None
     return list(found)
 
 
@@ -111,7 +112,7 @@ def _replace(graph: fx.Graph, node: fx.Node) -> _Replaced | None:
     emitter, behind = Emitter(graph, read, origin=node), read.next
     uses = list(read.users)
     with graph.inserting_before(behind):
-        sdpa = _emit(emitter, call, example(read))
+        sdpa = _emit(emitter, node, call, example(read))
     made = [read.next]
     while made[-1].next is not behind:
         made.append(made[-1].next)
@@ -132,14 +133,15 @@ def _first(node: fx.Node) -> fx.Node | None:
 
 def _as_expected(call: AttentionCall, out: Tensor) -> bool:
     operands = (call.query, call.key, call.value)
-    if not all(isinstance(each, Tensor) for each in operands) or not one_sequence(call):
+    if not all(isinstance(each, Tensor) for each in operands) or sequences(call) is None:
         return False
     rank = 4 if call.lengths is None else 3
     return all(each.dim() == rank for each in (*operands, out)) and out.dtype is operands[0].dtype
 
 
-def _emit(emitter: Emitter, call: AttentionCall, result: Tensor) -> fx.Node:
-    """Append the SDPA call and, last, the result as the operator gives it; returns the first."""
+def _emit(emitter: Emitter, node: fx.Node, call: AttentionCall, result: Tensor) -> fx.Node:
+    """Append the SDPA call and, last, the result as the operator, called by a node, gives it; returns the first."""
+    packed = sequences(_each(call, example))
     call = _each(call, emitter.proxy_of)
     (query, key, value), more = sdpa_arguments(call)
     # SDPA's default, False, where it is not needed: a graph that holds it is of grouped queries.
@@ -149,7 +151,13 @@ def _emit(emitter: Emitter, call: AttentionCall, result: Tensor) -> fx.Node:
         sdpa = emitter.call(SDPA, query, key, value, **more, **grouped)
     # In the storage order that the operator gives it, on which later views rely.
     order = sorted(range(result.dim()), key=lambda dim: -size_hint(result.stride(dim)))
-    out = result_of(call, sdpa).permute(order).contiguous()
+    out = result_of(call, sdpa)
+    if packed == 2 and call.lengths is not None:
+        given, named = of_the_second(call, node.target, *fx.node.map_arg((node.args, node.kwargs), emitter.proxy_of))
+        rest: Any = emitter.call(node.target, *given, **named)
+        first: Any = in_first(call.lengths[0], call.query).unsqueeze(1).unsqueeze(2)
+        out = torch.where(first, out, rest if call.operator.alone else rest[0])
+    out = out.permute(order).contiguous()
     out.permute([order.index(dim) for dim in range(result.dim())])
     return sdpa.node
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from svg_compile._compat.operators import (
     arguments_of,
@@ -25,7 +24,6 @@ from svg_compile._compat.operators import (
     results_of,
     writes_operands,
 )
-from svg_compile._compat.sizes import equal, holds
 
 LAYOUTS = ("BNHD", "BHND")
 T = TypeVar("T")
@@ -204,9 +202,13 @@ def sdpa_arguments(call: AttentionCall) -> tuple[tuple[Any, Any, Any], dict[str,
     query, key, value = (heads_first(call, each) for each in (call.query, call.key, call.value))
     mask = call.mask
     if call.lengths is not None:
-        places = key.new_ones(key.size(2), dtype=torch.int32).cumsum(0)
-        mask = places.le(call.lengths[1].select(0, 1)).unsqueeze(0).unsqueeze(0).unsqueeze(0)
+        mask = in_first(call.lengths[1], call.key).unsqueeze(0).unsqueeze(0).unsqueeze(0)
     return (query, key, value), {"attn_mask": mask, "dropout_p": 0.0, "is_causal": call.causal, "scale": call.scale}
+
+
+def in_first(ends: Any, rows: Any) -> Any:
+    """bool [N], tensor or proxy: which of packed rows [N, H, D] are those of the first sequence, by cumulative ends."""
+    return rows.new_ones(rows.size(0), dtype=torch.int32).cumsum(0).le(ends.select(0, 1))
 
 
 def heads_first(call: AttentionCall, tensor: Any) -> Any:
@@ -226,13 +228,6 @@ def axes_of_result(call: AttentionCall, axes: Sequence[T]) -> list[T]:
     samples, heads, tokens, channels = axes
     rest = [tokens, heads, channels] if call.operator.layout == "BNHD" else [heads, tokens, channels]
     return [samples, *rest] if call.lengths is None else rest
-
-
-def one_sequence(call: AttentionCall) -> bool:
-    """True if packed operands of a call, as tensors, have a single sequence, and if they are not packed."""
-    return call.lengths is None or all(
-        isinstance(each, Tensor) and each.dim() == 1 and holds(equal, each.shape[0], 2) for each in call.lengths
-    )
 
 
 def _same(value: Any, neutral: Any) -> bool:

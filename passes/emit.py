@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
-from svg_compile._compat.graphs import symbolic_run
+from svg_compile._compat.fake_runs import symbolic_run
 from svg_compile.passes.attention_call import example
 
 _ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "from_node", "custom", "seq_nr")
@@ -41,7 +40,7 @@ class Emitter(fx.proxy.GraphAppendingTracer):
         node.meta.update(self.origin)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), example)
         function = getattr(type(args[0]), target) if kind == "call_method" else target
-        with symbolic_run(self.fake_mode), torch.no_grad():
+        with symbolic_run(self.fake_mode):
             node.meta["example_value"] = function(*args, **kwargs)
         return node
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from svg_compile._compat.graphs import SDPA_TARGETS
+from svg_compile._compat.graphs import SDPA_TARGETS, graph_nodes
 from svg_compile._compat.sizes import at_most, settled, size_hint
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
@@ -113,21 +113,8 @@ def find_attention(
 
 def attention_nodes(graph_module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, fx.Node]]:
     """(module, node) of every SDPA call, child graphs where they are called."""
-    seen: set[int] = set()
-
-    def walk(module: fx.GraphModule) -> Iterator[tuple[fx.GraphModule, fx.Node]]:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        for node in module.graph.nodes:
-            if node.op == "call_function" and node.target in SDPA_TARGETS:
-                yield module, node
-            elif node.op in ("get_attr", "call_module"):
-                child = getattr(module, str(node.target), None)
-                if isinstance(child, fx.GraphModule):
-                    yield from walk(child)
-
-    yield from walk(graph_module)
+    nodes = graph_nodes(graph_module)
+    return ((each, node) for each, node in nodes if node.op == "call_function" and node.target in SDPA_TARGETS)
 
 
 def _marked(nodes: list[fx.Node], markers: Mapping[str, Marker]) -> dict[fx.Node, Grid | Reason]:

@@ -53,11 +53,14 @@ class Marker:
     """The marker of one module: `text` as above, and the numbers of its grids, which may be symbolic.
 
     number: of the module's first sparse attention among all of the model's, None where only the forward shows it.
+    outside: the module is a block that calls attention between its graphs, and runs as plain Python: the entries are
+    those of all attentions in it.
     """
 
     text: str
     sizes: tuple[Any, ...] = ()
     number: int | None = None
+    outside: bool = False
 
     @property
     def has_grid(self) -> bool:

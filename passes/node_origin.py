@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from svg_compile._compat.modules import WRAPPER
+
 # Parts of a traced path that are no module: Dynamo's locals, and how a hook that wraps `forward` reaches its module.
-_NO_MODULE = {"", "L", "self", "_modules", "__dict__", "_orig_mod", "forward", "original_forward", "_old_forward"}
+_NO_MODULE = {"", "L", "self", "_modules", "__dict__", WRAPPER, "forward", "original_forward", "_old_forward"}
 _NO_MODULE |= {"function_reference", "fn_ref", "func", "cell_contents", "_diffusers_hook", "_hf_hook"}
 _WITH_INDEX = ("__closure__", "__defaults__", "args")
 

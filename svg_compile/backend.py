@@ -46,20 +46,20 @@ from svg_compile.runtime.timestep import find_timestep
 
 log = logging.getLogger(__name__)
 _NUMBER = (
-    "svg: {} is a Python number, of which torch.compile makes a constant: it compiles anew for each step, and after "
-    "torch._dynamo.config.recompile_limit of them runs the model uncompiled and dense. Pass a tensor."
+    "svg: {} is a Python number, which torch.compile makes a constant of the graph: it recompiles for each step, and "
+    "after torch._dynamo.config.recompile_limit recompiles it runs the model uncompiled and dense. Pass a tensor."
 )
 # Of a watched model that is compiled whole: what its later graphs hold is not known yet.
 _FRAGMENT = (
-    "svg: this graph holds no attention that is known (scaled_dot_product_attention, FlashAttention), so far all of "
-    "the model stays dense. If a graph break parts it from the attention (TORCH_LOGS=graph_breaks names the line), and "
-    "hides the token grid there, this forward is dense; the model is compiled anew at the next one, and is sparse from "
-    "then on. Attention that is in no graph at all is served where the model's blocks are compiled one by one. If the "
+    "svg: this graph holds no known attention (scaled_dot_product_attention, FlashAttention), so all of the model is "
+    "dense so far. If the attention comes after a graph break (TORCH_LOGS=graph_breaks names the line) that hides the "
+    "token grid, this forward is dense; the next forward recompiles the model, which is sparse from then on. Attention "
+    "that is in no graph at all becomes sparse if the model's blocks are compiled one by one. If the "
     "model uses another attention backend (sage, xformers, flex), select the native one (diffusers: "
     "model.set_attention_backend('native'))."
 )
 _IN_PARTS = (
-    ". Its weights are spread over processes (tensor parallelism), whose products are not looked into: compile the "
+    ". Its weights are sharded over processes (tensor parallelism), and their products are not analysed: compile the "
     "model's blocks one by one and call svg_compile.attach(pipe), which takes the grid from the whole model"
 )
 
@@ -215,7 +215,7 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
             return
         why = f"attention by {', by '.join(others)}. " if others else ""
         why += (
-            "the graph holds no attention that is known (scaled_dot_product_attention, FlashAttention). If the model "
+            "the graph holds no known attention (scaled_dot_product_attention, FlashAttention). If the model "
             "uses another attention backend (sage, xformers, flex), select the native one (diffusers: "
             "model.set_attention_backend('native')); if its attention runs between graph breaks, look for them with "
             "TORCH_LOGS=graph_breaks"
@@ -223,7 +223,7 @@ def _tell(graph_module: fx.GraphModule, report: Decisions, config: SvgConfig) ->
         if replaced:
             now = torch.nn.functional.scaled_dot_product_attention
             by = f"{getattr(now, '__module__', '?')}.{getattr(now, '__qualname__', type(now).__name__)}"
-            why += f"; torch.nn.functional.scaled_dot_product_attention has been replaced by {by}: take that back"
+            why += f"; torch.nn.functional.scaled_dot_product_attention has been replaced by {by}: undo that"
     else:
         counts: dict[str, int] = {}
         for site in report.sites:

@@ -33,14 +33,14 @@ or FILE.py:FUNCTION or MODULE:FUNCTION, a function without arguments that return
 @click.version_option(package_name="svg-compile", prog_name="svg-compile")
 @click.option("--traceback", is_flag=True, help="Show Python's traceback of an error.")
 def main(traceback: bool) -> None:
-    """See what svg_compile does to a video transformer.
+    """Inspect what svg_compile does to a video transformer.
 
     \b
-      svg-compile explain WanTransformer3DModel      what would be made sparse, and what it saves
-      svg-compile masks 21x30x52                     a picture of what a head attends
-      svg-compile bench attention                    how fast it is on this machine
+      svg-compile explain WanTransformer3DModel      which attentions become sparse, and the possible speedup
+      svg-compile masks 21x30x52                     a picture of the masks
+      svg-compile bench attention                    the speed on this machine
 
-    Models are built without weights: one of any size can be explained on a laptop.
+    Models are built without weights, so a model of any size fits on a laptop.
     """
 
 
@@ -57,22 +57,24 @@ def _target(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--latents", type=Grid(), metavar="FxHxW",
                      help="Latent frames x height x width.  [default: the class' usual]"),
         click.option("--text", type=click.IntRange(0), help="Text tokens.  [default: the class' usual]"),
-        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a forward."),
+        click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size."),
         click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16",
-                     show_default=True, help="Of weights and inputs."),
+                     show_default=True, help="Dtype of weights and inputs."),
         click.option("--weights", is_flag=True, help="Build random weights on the CPU, for models that read values."),
     )  # fmt: skip
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-@main.command(short_help="What would be made sparse, why not the rest, and what it saves.",
-              help="Say of each attention whether it would be made sparse, why not, and what that saves.\n\n"
+@main.command(short_help="Which attentions become sparse, why the others do not, and the possible speedup.",
+              help="Print for each attention: sparse, or the reason why not; and the possible speedup.\n\n"
               + _TARGET_HELP.format(command="explain"))  # fmt: skip
 @_target
 @click.option("--json", "json_file", metavar="FILE", help="Write the report as JSON; - is standard output.")
-@click.option("--html", "html_file", metavar="FILE", help="Write it as a page for a browser.")
-@click.option("--markdown", "markdown_file", metavar="FILE", help="Write it as Markdown, to paste into an issue.")
-@click.option("--check", is_flag=True, help="Exit with 3 when nothing would be made sparse.")
+@click.option("--html", "html_file", metavar="FILE", help="Write the report as a page for a browser.")
+@click.option(
+    "--markdown", "markdown_file", metavar="FILE", help="Write the report as Markdown, to paste into an issue."
+)
+@click.option("--check", is_flag=True, help="Exit with status 3 if no attention becomes sparse.")
 @click.pass_context
 def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: str, check: bool, **asked: Any) -> None:
     import torch
@@ -97,13 +99,13 @@ def explain(ctx: click.Context, json_file: str, html_file: str, markdown_file: s
         ctx.exit(3)
 
 
-@main.command(short_help="The graphs before and after each pass, as files and an index.",
+@main.command(short_help="The graphs before and after each pass, as files with an index.",
               help="Write the graphs before and after each pass, with an index to open in a browser.\n\n"
               + _TARGET_HELP.format(command="dump"))  # fmt: skip
 @_target
 @click.option("--out", default="svg_dumps", show_default=True, metavar="FOLDER",
-              type=click.Path(file_okay=False), help="Where the dump goes.")  # fmt: skip
-@click.option("--code", is_flag=True, help="Compile too, and show Inductor's code; takes minutes for a large model.")
+              type=click.Path(file_okay=False), help="Folder for the dump.")  # fmt: skip
+@click.option("--code", is_flag=True, help="Also compile, and write Inductor's code; takes minutes for a large model.")
 def dump(out: str, code: bool, **asked: Any) -> None:
     import torch
 
@@ -122,14 +124,14 @@ def dump(out: str, code: bool, **asked: Any) -> None:
 @main.command(short_help="A picture of the spatial and the temporal mask.")
 @click.argument("layout", type=Grid(), metavar="FxHxW")
 @click.option("--text", type=click.IntRange(0), default=0, show_default=True, help="Text tokens.")
-@click.option("--text-first", is_flag=True, help="The text stands before the video, not after it.")
+@click.option("--text-first", is_flag=True, help="The text is before the video, not after it.")
 @click.option("--density", type=Fraction(), default=0.3, show_default=True, help="Share of the pairs to compute.")
 @click.option("--block", type=int, default=128, show_default=True, help="Granularity of the band, in tokens.")
 @click.option("--out", default="masks.png", show_default=True, metavar="FILE", help="PNG, PDF or SVG, by its ending.")
 def masks(layout: Any, text: int, text_first: bool, density: float, block: int, out: str) -> None:
-    """Draw which keys a spatial and a temporal head attend.
+    """Draw the mask of a spatial and of a temporal head.
 
-    FxHxW are frames, height and width in tokens, as `svg-compile explain` shows them:
+    FxHxW are frames, height and width in tokens, as `svg-compile explain` prints them:
 
     \b
       svg-compile masks 21x30x52
@@ -152,11 +154,11 @@ def masks(layout: Any, text: int, text_first: bool, density: float, block: int, 
 @main.command(short_help="Pictures of a recording: kinds and margins of the heads.")
 @click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--out", default="plans", show_default=True, metavar="NAME", help="Writes NAME_kinds.png, NAME_margins.png."
+    "--out", default="plans", show_default=True, metavar="NAME", help="Writes NAME_kinds.png and NAME_margins.png."
 )
 @click.option("--layer", metavar="PATH", help="Only this layer.  [default: all]")
 def plot(recording: Path, out: str, layer: str | None) -> None:
-    """Draw which kind each head was, over layers, steps and heads, and how clearly.
+    """Draw the kind of each head over layers, steps and heads, and the margin of the choice.
 
     RECORDING is a file that `svg_compile.record(...)` saved: recording.save("plans.npz").
 
@@ -204,9 +206,9 @@ def _configuration(file: Path) -> dict[str, Any]:
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SvgError(f"{file} is no JSON: {error}") from error
+        raise SvgError(f"{file} is not JSON: {error}") from error
     if not isinstance(given, dict):
-        raise SvgError(f"{file} is no configuration: expected a JSON object, got {type(given).__name__}.")
+        raise SvgError(f"{file} is not a configuration: expected a JSON object, got {type(given).__name__}.")
     return given
 
 

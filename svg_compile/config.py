@@ -25,45 +25,48 @@ class SvgConfig:
 
     density: float | tuple[tuple[float, float], ...] = option(
         0.3,
-        "share of the (query, key) pairs that sparse heads compute, text and first frame included, the mean over all "
-        "heads; 1.0 equals "
-        "dense. Or a list of (fraction of the steps, density) pairs, as in `[(0.0, 0.5), (0.6, 0.25)]`",
+        "share of the (query, key) pairs that sparse heads compute, including text and first frame, as a mean over all "
+        "heads; 1.0 equals dense. Or a list of (fraction of the steps, density) pairs, as in "
+        "`[(0.0, 0.5), (0.6, 0.25)]`",
     )
     dense_steps: int | float = option(
         0.25,
-        "first denoising steps left dense: an int counts steps, a float is a share of them",
+        "number of dense steps at the start of a run: an int counts steps, a float is a share of the steps",
     )
-    num_inference_steps: int = option(50, "resolves that share where no schedule is attached")
+    num_inference_steps: int = option(
+        50, "length of a run, from which that share is computed if no schedule is attached"
+    )
     dense_layers: int = option(
         1,
-        "first rewritable layers left dense; a graph counts its own, so 0 where each block is a graph and the "
-        "grid is given by `layout`",
+        "number of dense layers among the first rewritable ones; counted per graph, so use 0 where each block is a "
+        "graph and `layout` gives the grid",
     )
-    sampled_rows: int = option(64, "query rows that the profile looks at")
+    sampled_rows: int = option(64, "query rows that the profile samples")
     profile_every: int = option(
         1,
-        "profile at each n-th sparse step and keep the heads' kinds and repairs in between, never across runs",
+        "profile at each n-th sparse step; the steps in between keep the heads' kinds and repairs, but never across "
+        "runs",
     )
     repair: bool = option(
         True,
-        "mend what the mask leaves out: a linear map for each head, fitted on the sampled rows and left off where it "
-        "does not help on rows left out of the fit. False gives the bare sparse attention",
+        "reduce the error of the mask by a linear map for each head, fitted on the sampled rows, and not applied where "
+        "it does not help on rows left out of the fit. False gives the bare sparse attention",
     )
     widths: str = option(
         "adaptive",
-        '"adaptive": heads that lose more by a narrow band have a wider one, at the same mean density; "uniform": all '
+        '"adaptive": heads that lose more by a narrow band get a wider one, at the same mean density; "uniform": all '
         "heads of a kind have the same half-width",
     )
     share_layers: bool = option(
         True,
-        "with adaptive widths, layers whose heads lose more get more of the pairs, by what was profiled in the step "
-        "before; `density` is the mean over the layers then. False gives each layer the same",
+        "with adaptive widths, layers whose heads lose more get more of the pairs, by the profiles of the previous "
+        "step; `density` is then the mean over the layers. False gives each layer the same density",
     )
     share_processes: bool = option(
         True,
-        "with adaptive widths and a layer's heads spread over processes (Ulysses), the heads of all share the pairs, "
-        "as in one process. False: each process shares them among its own heads, so that all compute about as much "
-        "and none waits for another",
+        "with adaptive widths and a layer's heads distributed over processes (Ulysses), the heads of all processes "
+        "share the pairs, as in one process. False: each process shares them among its own heads, so that all compute "
+        "about as much and none waits for another",
     )
     eager_attention: bool = option(
         True,
@@ -72,20 +75,22 @@ class SvgConfig:
     )
     layout: VideoLayout | None = option(
         None,
-        "the grid, where the graph does not show it: `(frames, height, width)` in tokens, with what the sequence "
-        'holds beside them as text; or `(frames, height, width, text_len, "first" or "last")`, where the graph '
+        "the grid, where the graph does not show it: `(frames, height, width)` in tokens, where all other tokens of "
+        'the sequence are text; or `(frames, height, width, text_len, "first" or "last")`, where the graph '
         "does not show the text either",
     )
     block: int = option(128, "granularity of the band in tokens, a power of two")
     min_tokens: int = option(2048, "shorter sequences stay dense")
-    engine: str = option("auto", '"triton", "cpu", or "reference" (the float64 oracle: slow, for finding errors)')
-    on_error: str = option("fallback", 'a pass that fails leaves plain Inductor and one warning; "raise" raises')
-    strict: bool = option(False, "raise when nothing was rewritten")
+    engine: str = option("auto", '"triton", "cpu", or "reference" (the float64 oracle: slow, for debugging)')
+    on_error: str = option(
+        "fallback", '"fallback": a pass that fails leaves plain Inductor and one warning; "raise": it raises'
+    )
+    strict: bool = option(False, "raise if no attention was rewritten")
     dump_dir: str | None = option(
         None,
         "folder for graph dumps: the graph before and after the passes, the axes and decisions of each attention, "
-        "Inductor's code, and an `index.html` over them; the environment variable `SVG_COMPILE_DUMP_DIR` does the "
-        "same",
+        "Inductor's code, and an `index.html`; the environment variable `SVG_COMPILE_DUMP_DIR` has the same "
+        "effect",
     )
 
     @property

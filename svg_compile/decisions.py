@@ -26,7 +26,7 @@ class Reason(enum.Enum):
     )
     SEVERAL_GRIDS = (
         "several token grids in one sequence",
-        "nothing to do: one video is supported, with text or little else beside it",
+        "nothing to do: one video is supported, with text or few other tokens before or after it",
     )
     LAYOUT_CONFLICT = (
         "options['layout'] contradicts the grid found in the graph",
@@ -41,7 +41,7 @@ class Reason(enum.Enum):
         "itself computes from booleans or an integer mask [B, N], 0 or at most -10000; none where no prompt is padded",
     )
     CAUSAL = ("causal attention", "nothing to do: causal attention is left as it is")
-    DROPOUT = ("attention dropout", "call model.eval()")
+    DROPOUT = ("attention dropout", "call model.eval(); where that does not change it, pass dropout_p=0.0")
     RANK = (
         "operands that are not [batch, heads, tokens, channels]",
         "give query, key and value four dimensions: q.unsqueeze(0), or q.unflatten(0, (batch, heads))",
@@ -53,7 +53,10 @@ class Reason(enum.Enum):
     GRADIENT = ("an operand needs gradients", "run under torch.no_grad() or torch.inference_mode(): inference only")
     SCALE = ("a scale that is not a number", "pass scale as a float")
     DTYPE = ("an unsupported dtype", "use float32, bfloat16 or float16")
-    HEAD_DIM = ("an unsupported head dimension", "query, key and value need one head dimension the engine supports")
+    HEAD_DIM = (
+        "an unsupported head dimension",
+        "give query, key and value one head dimension, on a GPU one of 16 to 256",
+    )
     DEVICE = ("a device that the chosen engine does not run on", "use options={'engine': 'auto'} on a CPU or GPU")
     HIGHER_ORDER = (
         "inside a higher-order operator whose body is not understood",
@@ -64,6 +67,11 @@ class Reason(enum.Enum):
         "take away the graph break (torch.nn.attention.sdpa_kernel makes none, torch.backends.cuda.sdp_kernel does), "
         "or compile the model's blocks one by one and call svg_compile.attach(pipe), which serves it there "
         "unless options={'eager_attention': False} asks for none",
+    )
+    UNPROVEN_BETWEEN_GRAPHS = (
+        "attention that runs between graphs, in plain Python, over tokens whose grid is not proven",
+        "take away the graph break, or what the detail names; while it is there nothing makes this attention sparse, "
+        "options={'layout': ...} neither, which is of graphs",
     )
     SYMBOLIC = (
         "its grid depends on sizes that are not inputs of the graph it stands in",

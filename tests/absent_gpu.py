@@ -1,6 +1,6 @@
-"""An H200 that is not there: Inductor generates its code for it, and the code runs on tensors without data.
+"""Emulates an H200: Inductor generates its code for the GPU, and the code runs on tensors without data.
 
-Fake tensors claim the device, a stand-in answers what Inductor asks of it, and kernels are noted instead of launched.
+Fake tensors claim the device, a stand-in answers Inductor's queries, and kernels are recorded instead of launched.
 All else is as on a GPU: Dynamo, the backend, the passes, Inductor's lowering, scheduling and code, its guards on sizes
 and strides, what is allocated and freed, and whether the whole may become a CUDA graph.
 """
@@ -32,7 +32,7 @@ from svg_compile import passes
 from svg_compile.kernels.triton import configs as triton_configs
 from svg_compile.runtime import sparse_variant
 
-# What CUDA says of an H200, as far as Inductor asks.
+# CUDA's properties of an H200, as far as Inductor queries them.
 H200 = SimpleNamespace(
     name="NVIDIA H200",
     major=9,
@@ -47,7 +47,7 @@ H200 = SimpleNamespace(
     gcnArchName="",
 )
 # Benchmarks of padded products, and constants that are folded by running operators, need the device. Buffers keep
-# their own memory, so that what is written to one is known.
+# their own memory, so that writes to each are known.
 OPTIONS: dict[str, Any] = {
     "shape_padding": False,
     "joint_graph_constant_folding": False,
@@ -59,7 +59,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Interface(device_interface.CudaInterface):
-    """The device as Dynamo and Inductor ask for it."""
+    """The device, as Dynamo and Inductor query it."""
 
     class Worker(device_interface.CudaInterface.Worker):
         current_device = staticmethod(lambda: 0)
@@ -78,7 +78,7 @@ class Interface(device_interface.CudaInterface):
 
 
 class Driver:
-    """Triton's, as far as PyTorch asks when it analyses a kernel."""
+    """Triton's driver, as far as PyTorch needs it to analyse a kernel."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -137,7 +137,7 @@ def device_guard() -> Iterator[None]:
 
 @contextmanager
 def absent_gpu(**options: Any) -> Iterator[Machine]:
-    """Within it Inductor takes the GPU to be there, and everything that it generates is noted; tensors are fake."""
+    """A context in which Inductor sees the GPU, all its generated code is recorded, and tensors are fake."""
     machine = Machine(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True))
 
     def compiled(lowering: Any, code: Any) -> SimpleNamespace:
@@ -175,7 +175,7 @@ def absent_gpu(**options: Any) -> Iterator[Machine]:
         patch(passes, "expose_plans", expose_plans)
         patch(graph.GraphLowering, "_compile_to_module_lines", compiled)
         patch(async_compile.AsyncCompile, "triton", kernel)
-        # Numbers that dynamic=True makes inputs may be reckoned with on the CPU, where fake tensors have no memory.
+        # Numbers that dynamic=True makes inputs may be computed on the CPU, where fake tensors have no memory.
         patch(async_compile.AsyncCompile, "cpp_pybinding", lambda *given, **more: lambda *arguments: None)
         patch(async_compile.AsyncCompile, "wait", lambda self, scope: None)
         patch(compile_fx, "cudagraphify", cudagraphify)
@@ -187,7 +187,7 @@ def absent_gpu(**options: Any) -> Iterator[Machine]:
 
 
 def forget_the_device() -> None:
-    """Empty what remembers answers about the device: those of before, and then those of the one that is not there."""
+    """Clear caches of answers about the device: those from before, and afterwards those about the emulated one."""
     torch._dynamo.reset()
     sparse_variant._when.cache_clear()
     DeviceProperties.create.cache_clear()

@@ -21,7 +21,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One attention beside its residual."""
+    """One attention with its residual connection."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The companions of docs/companions.md that diffusers, accelerate, peft and cache-dit put around a transformer.
 
-Each is put on toys of the models that it knows, and run whole and by blocks: see `check`.
+Each row is applied to toys of the models that it supports, and run whole and by blocks: see `check`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ MODELS: Mapping[str, models.Case] = {
 
 @dataclass(frozen=True)
 class Companion:
-    """A row of the table: a companion's name, the function that puts it on a model, and a note for the reader.
+    """A row of the table: a companion's name, the function that applies it to a model, and a note for the reader.
 
-    context: a context manager around each step. changes: whether the model's output differs with the companion. alone:
-    whether it keeps attention out of all graphs, so that this package compiles it by itself. recompiles: the recompile
-    limit that it needs, where that is more than Dynamo's default. without: why the tests leave a model out, by the
+    context: a context manager around each step. changes: True if the companion changes the model's output. alone: True
+    if it keeps attention out of all graphs, so that this package compiles it by itself. recompiles: the recompile
+    limit that it needs, if above Dynamo's default. without: the reason for leaving a model out of the tests, by the
     model's name.
     """
 
@@ -64,12 +64,12 @@ class Companion:
 
 
 def check(companion: Companion, name: str, how: str, thorough: bool = True) -> None:
-    """A model beside its companion, "whole" or "blocks", is what it is without this backend, and sparse.
+    """Check a model with its companion, "whole" or "blocks": the same output as without this backend, and sparse.
 
-    As often as the eager model attends over the video the compiled one does so, on the right grid, dense at the step
-    that was asked for and sparse at the others; at density 1 it makes what the eager model makes; and Dynamo compiles
-    no more graphs than for another backend, beside the one in which attention runs that is compiled by itself.
-    thorough: at density 0.3 it makes what it makes with the grid given, too.
+    The compiled model attends over the video as often as the eager one, on the right grid, dense at the requested steps
+    and sparse at the others. At density 1 its output equals the eager model's. Dynamo compiles no more graphs than
+    for another backend, except the one graph for attention that is compiled by itself.
+    thorough: also at density 0.3, the output equals that with the grid given.
     """
     with torch._dynamo.config.patch(recompile_limit=companion.recompiles):
         _check(companion, name, how, thorough)
@@ -166,7 +166,7 @@ def telling_the_step(model: Any, step: int) -> Any:
 def _video(model: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     video = kwargs["hidden_states"]
     if video.dim() == 3:
-        # Tokens [B, N, C], beside their grid.
+        # Tokens [B, N, C], with their grid.
         grid = [kwargs[name] for name in ("num_frames", "height", "width")]
         video = video.unflatten(1, grid).movedim(-1, 1)
     return list(video)

@@ -20,8 +20,8 @@ _NEVER, _UNTESTED = "not in diffusers", ""
 
 
 def table() -> str:
-    """The rows: a companion, what becomes of attention on each model, whole and by blocks, and a note."""
-    lines = [f"| beside it | {' | '.join(MODELS)} | note |", f"|---|{'---|' * len(MODELS)}---|"]
+    """The rows: a companion, "sparse" or "dense" for each model, whole and by blocks, and a note."""
+    lines = [f"| together with | {' | '.join(MODELS)} | note |", f"|---|{'---|' * len(MODELS)}---|"]
     lines += [f"| {name} | {' | '.join(cells)} | {note} |" for name, cells, note in _rows()]
     return "".join(f"{line}\n" for line in lines)
 

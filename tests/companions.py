@@ -1,4 +1,4 @@
-"""A companion (a step cache, offloading, quantised weights) beside `backend="svg"`: how tests run it."""
+"""Runs a companion (a step cache, offloading, quantised weights) together with `backend="svg"`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Eager:
 
 
 def eager(model: Any, inputs: dict[str, Any], case: models.Case, context: Context = one_branch) -> Eager:
-    """Beside a model as plain Python."""
+    """No compile: the model as plain Python."""
     frames, height, width = case.grid
     with counted(frames * height * width + case.text_len) as count:
         outputs, counts = [], []
@@ -99,9 +99,9 @@ def alone(model: Any, how: str, inputs: dict[str, Any], context: Context = one_b
 
 @dataclass(frozen=True)
 class Beside:
-    """What a run gave: the outputs of its steps, its forwards, what this package said, and the graphs compiled.
+    """The result of a run: the outputs of its steps, its forwards, this package's warnings, and the compiled graphs.
 
-    sparse, dense: attentions over the video that ran so.
+    sparse, dense: the number of attentions over the video that ran sparse and dense.
     """
 
     outputs: Sequence[Tensor]
@@ -118,7 +118,7 @@ class Beside:
         return sum(len(forward.layers) for forward in self.forwards if forward.decision.dense)
 
     def same(self, outputs: Sequence[Tensor]) -> bool:
-        """Whether another run gave the same outputs."""
+        """True if another run gave the same outputs."""
         return len(outputs) == len(self.outputs) and all(
             torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in zip(self.outputs, outputs)
         )

@@ -1,16 +1,16 @@
-"""What machine code says of a kernel's speed before it has run: the cycles that each of its loops needs on Hopper.
+"""Estimates a kernel's speed from its machine code: the cycles that each of its loops needs on Hopper.
 
     python tests/cost_model.py        prints the table of docs/benchmarks/log.md
 
-A loop is what lies between a label and a branch back to it. Of its instructions the model counts what goes to
-the tensor cores, the exponentials, and how many a scheduler has to issue. A multiprocessor has four schedulers, each
+A loop is the code between a label and a branch back to it. The model counts three kinds of instructions: those for
+the tensor cores, the exponentials, and all that a scheduler has to issue. A multiprocessor has four schedulers, each
 with a quarter of the warps; it issues one instruction a clock, and works out 4 exponentials and the tensor cores 2048
 products (multiply and add, bf16) a clock for all. Two bounds follow:
 
-    apart       products, then everything else: what a kernel takes in which they wait for each other
-    together    the longest of the three: what it takes where they overlap in full
+    apart       products, then everything else: the time of a kernel in which they wait for each other
+    together    the longest of the three: the time if they overlap completely
 
-Clocks are those at which an H200 multiplies matrices at 790 TFLOP/s. Memory is left out: a tile's bytes are shown.
+Clocks are those at which an H200 multiplies matrices at 790 TFLOP/s. Memory is left out: a tile's bytes are printed.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def loops(code: tuple[str, ...]) -> list[Loop]:
     for number, line in enumerate(code):
         if _products(line) and (holding := [span for span in spans if span[0] < number < span[1]]):
             around.add(min(holding, key=lambda span: span[1] - span[0]))
-    # What stands between two inner loops belongs to no tile.
+    # Code between two inner loops belongs to no tile.
     inner = [one for one in sorted(around) if not any(one[0] < other[0] < one[1] for other in around)]
     return [count(code[start:end]) for start, end in inner]
 
 
 def count(lines: tuple[str, ...]) -> Loop:
-    """What a warp does in these lines, each once."""
+    """The work of a warp in these lines, each executed once."""
     instructions = [line for line in lines if not line.startswith(".L_x_")]
     return Loop(
         products=sum(_products(line) for line in instructions),

@@ -1,7 +1,7 @@
 """Runs the source of a warp-specialised Gluon kernel in Python: partitions as threads, on CPU tensors.
 
-Gluon has no interpreter. This is what kernels/hopper/kernel.py needs of one: the kernel's own functions, with other
-meanings for `gl`, `hopper`, `mbarrier` and the copy engine. It shows which elements are read and written, in which
+Gluon has no interpreter. This is the part that kernels/hopper/kernel.py needs: the kernel's own functions, with other
+meanings for `gl`, `hopper`, `mbarrier` and the copy engine. It checks which elements are read and written, in which
 order, under which barriers; it knows nothing of layouts, registers and fences.
 
 Asynchronous work has no moment at which it happens, so there are two extremes. `late_products`: copies land at once,
@@ -231,7 +231,7 @@ class Machine:
         """All but the last `pending` products are finished."""
         under_way = self.queue.under_way
         if self.late_products:
-            # Whoever could give a slot back too early has had the time to.
+            # A partition that could release a slot too early has had time to do so.
             time.sleep(0.0005)
         while len(under_way) > pending:
             product = under_way.pop(0)

@@ -1,4 +1,4 @@
-"""Printed output kept in tests/goldens, and shown in docs/debugging.md; `make goldens` rewrites both.
+"""Printed output kept in tests/goldens and in docs/debugging.md; `make goldens` rewrites both.
 
 A block of the page after `<!-- golden: NAME -->` must be what NAME.txt holds. Line numbers of source files, folders
 and checksums are not compared: they change with every version of the code that they point into.

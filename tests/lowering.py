@@ -1,4 +1,4 @@
-"""Watches what the backend hands to Inductor, and stands in for it where a test is not about the code it writes."""
+"""Watches the graphs that the backend gives to Inductor, and replaces Inductor where a test is not about its code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def itself(graph_module: fx.GraphModule) -> list[fx.GraphModule]:
 
 
 def run_as_traced(graph_module: fx.GraphModule, inputs: Any, patches: Any) -> Callable[..., Any]:
-    """In Inductor's place: the graph as it is, so that a compile costs a trace."""
+    """Replaces Inductor: returns the graph unchanged, so that a compile costs only a trace."""
     return graph_module.forward
 
 

@@ -1,4 +1,4 @@
-"""Kernels that are noted instead of launched, and what memory they were given."""
+"""Kernels that are recorded instead of launched, with the memory that they received."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Launch:
 
 @dataclass
 class Machine:
-    """What has been compiled for the absent GPU and run on it."""
+    """The code compiled for the absent GPU, and its runs."""
 
     mode: FakeTensorMode
     code: list[str] = field(default_factory=list)

@@ -25,7 +25,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 
 
 def run(row: Row) -> bool:
-    """Run a row and print what was found; whether it is what the page says."""
+    """Run a row and print the result; True if it agrees with the page."""
     eager, right = run_eager(row), True
     for how in ("whole", "blocks"):
         start = time.perf_counter()
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     given = parser.parse_args()
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    # Inductor is replaced by the traced graph: what is asked is what becomes of each attention, not how fast it is.
+    # The traced graph replaces Inductor: the check is about decisions and results, not about speed.
     backend.lower = run_as_traced
     rows = [row for row in ROWS if not given.names or any(name.lower() in row.name.lower() for name in given.names)]
     wrong = [row.name for row in rows if given.run and not run(row)]

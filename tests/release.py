@@ -1,4 +1,4 @@
-"""Build the source distribution and the wheel, check both, and use the wheel as a stranger would; `make release-check`.
+"""Build the source distribution and the wheel, check both, and use the wheel as a user would; `make release-check`.
 
     python tests/release.py FOLDER        the distributions are left in FOLDER
 

@@ -1,4 +1,4 @@
-"""Run one operator under axis inference and on numbers, and compare: what a rule says of a result must be so.
+"""Run one operator under axis inference and on numbers, and compare: every claim of a rule must be true.
 
     claims(lambda x: x.flip(2), "B=2 c=8 H=4 W=6")      ->   "B c ?4 W"
 
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from svg_compile._compat.pytree import tensors_in
 from svg_compile.passes.axes.axis import Atom, Axis, Concat, Kind, Origin, expand
 from svg_compile.passes.axes.new_axes import axis_of
-from svg_compile.passes.axes.rules.call import leaves_of
 from svg_compile.passes.axes.selections import not_shown, of_samples
 from svg_compile.passes.axes.tracker import AxisTracker
 
@@ -52,7 +52,7 @@ def claims(function: Callable[..., Any], *operands: str) -> str:
         for number, fake in enumerate(fakes):
             tracker.name(fake, [d.axis for d in dimensions if d.operand == number])
         with tracker:
-            results = leaves_of(function(*fakes))
+            results = tensors_in(function(*fakes))
     assert not tracker.without_rule, f"no rule: {dict(tracker.without_rule)}"
     plain = _run(function, numbers)
     assert [tuple(result.shape) for result in results] == [tuple(tensor.shape) for tensor in plain]
@@ -73,16 +73,16 @@ def _read(operand: int, text: str) -> Iterator[Dimension]:
 
 def _run(function: Callable[..., Any], numbers: list[Tensor]) -> list[Tensor]:
     # Whatever the operator writes.
-    return [result.double() for result in leaves_of(function(*(tensor.clone() for tensor in numbers)))]
+    return [result.double() for result in tensors_in(function(*(tensor.clone() for tensor in numbers)))]
 
 
 def _changes(
     function: Callable[..., Any], numbers: list[Tensor], d: Dimension, plain: list[Tensor], number: int
 ) -> Iterator[Tensor]:
-    """For each position of a dimension: where the result is another one, if the numbers there are."""
+    """For each position of a dimension: the positions of the result that change with the numbers there."""
     for position in range(d.size):
         changed = [tensor.clone() for tensor in numbers]
-        # By another amount each: sums and products must not come out the same.
+        # By a different amount each, so that no sum or product stays equal by chance.
         changed[d.operand].select(d.dim, position).add_(
             torch.rand(numbers[d.operand].select(d.dim, position).shape) + 1
         )
@@ -127,13 +127,13 @@ def _derived(axis: Axis) -> set[Any]:
 
 
 def _places(change: Tensor, dim: int) -> list[int]:
-    """The places along a dimension where anything changed."""
+    """The positions of a dimension with any change."""
     others = [other for other in range(change.dim()) if other != dim]
     return (change.any(others) if others else change).nonzero().flatten().tolist()  # type: ignore[no-any-return]
 
 
 def _check_order(touched: list[list[int]], name: str) -> None:
-    """Positions of an axis, one after another, must have come to stand one after another."""
+    """Consecutive positions of an axis must still be consecutive."""
     ends = [(places[0], places[-1]) for places in touched]
     assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(ends)), (
         f"{name}' is not in the order of {name}"
@@ -141,7 +141,7 @@ def _check_order(touched: list[list[int]], name: str) -> None:
 
 
 def _check_selection(tracker: AxisTracker, result: Tensor, d: Dimension, changes: list[Tensor]) -> None:
-    """Where some positions of an axis are in the result, and others are not, it is shown or noted as selected."""
+    """An axis of which only some positions are in the result is claimed there, or recorded as selected."""
     gone = [atom for atom in not_shown([d.axis], tracker.of(result)) if not of_samples(atom)]
     selected = any(change.any() for change in changes) and not all(change.any() for change in changes)
     noted = tracker.selected_from(result)

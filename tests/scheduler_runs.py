@@ -98,9 +98,9 @@ def denoise(
     stop: int | None = None,
     begin: bool = False,
 ) -> None:
-    """One run. guidance: whether a step calls the model twice; stop: the step before which the run is broken off.
+    """One run. guidance: True if a step calls the model twice; stop: the step before which the run is interrupted.
 
-    begin: whether the scheduler is told where a run with `strength` begins; some pipelines do not.
+    begin: True if the pipeline sets the scheduler's begin index for `strength`; some do not.
     """
     scheduler, model = pipe.scheduler, pipe.transformer
     if sigmas is None:

@@ -1,4 +1,4 @@
-"""The project's own source files as modules: who imports whom, and which private names of others they use."""
+"""The project's own source files as modules: their imports, and the private names of other packages that they use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED_TUPLE = {"_asdict", "_replace", "_fields", "_make"}
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file of every module; kernels and passes lie beside the package's own folder."""
+    """Dotted name -> file of every module; the folders kernels and passes are outside of the package's own folder."""
     found = {}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
@@ -27,7 +27,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(tree: ast.AST, types_too: bool) -> set[str]:
-    """Dotted names that a file imports, wherever in it; what stands under TYPE_CHECKING only if `types_too`."""
+    """Dotted names that a file imports anywhere in it; those under TYPE_CHECKING only if `types_too`."""
     names: set[str] = set()
     for node in _nodes(tree, types_too):
         if isinstance(node, ast.ImportFrom):

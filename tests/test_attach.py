@@ -1,4 +1,4 @@
-"""`attach` and `denoising`: which step a forward belongs to, and what is left when they end."""
+"""`attach` and `denoising`: the step of a forward, and the state when they end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fail(_: object) -> None:
 
 
 class Scheduler:
-    """A scheduler in little, with a step index."""
+    """A minimal scheduler with a step index."""
 
     def __init__(self) -> None:
         self.timesteps = torch.arange(1000.0)
@@ -61,7 +61,7 @@ class Scheduler:
 
 
 class Pipe:
-    """A pipeline in little: a scheduler and components."""
+    """A minimal pipeline: a scheduler and components."""
 
     def __init__(self, scheduler: Any, **components: Any) -> None:
         self.scheduler = scheduler
@@ -220,7 +220,7 @@ def test_denoising_refuses_misuse(built: list[fx.GraphModule]) -> None:
             model(latents(), torch.tensor(9.0))
     with pytest.warns(UserWarning, match="never called"), svg_compile.denoising(model, steps=3):
         model(latents(), torch.tensor(9.0))
-    # An error of the loop's own is not talked over, and leaves no run behind.
+    # An error in the loop itself is raised unchanged, and leaves no run behind.
     with pytest.raises(Stop), svg_compile.denoising(model, steps=3):
         fail(model(latents(), torch.tensor(9.0)))
 

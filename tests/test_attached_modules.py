@@ -1,4 +1,4 @@
-"""What `attach` hangs on a model gets in nobody's way: pickles, copies, exports and compiles around the model.
+"""The hooks of `attach` do not disturb pickles, copies, exports and compiles of the model.
 
 Inductor is replaced by the traced graph itself, so that a compile costs a trace.
 """

@@ -1,4 +1,4 @@
-"""Real diffusers pipelines under both ways of telling the step.
+"""Real diffusers pipelines with both sources of the step.
 
 The pipelines run their own loops and schedulers; their transformers' compiled graphs are replaced by stand-ins that
 answer with zeros, so that fifty steps cost seconds.

@@ -1,4 +1,4 @@
-"""Masks that hide tokens as queries and as keys, which ones are read, and what stands in their place."""
+"""Masks that hide tokens as queries and as keys: which are accepted, and their replacement."""
 
 from __future__ import annotations
 

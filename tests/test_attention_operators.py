@@ -1,4 +1,4 @@
-"""Attention by operators of other libraries: read as SDPA's where they compute the same, else left as they are."""
+"""Attention operators of other libraries: read as SDPA where the result is equal, otherwise left unchanged."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def by_packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None)
     return out.unflatten(0, (samples, tokens))
 
 
+LOOSE: dict[str, Any] = {"min_tokens": 1, "block": 8, "on_error": "raise", "dense_steps": 0, "dense_layers": 0}
 SCALES = {"with a scale": 0.4}
 READ: dict[str, Attend] = {
     "rows first": rows(lambda q, k, v: rows_first(q, k, v, None, -1)[0]),
@@ -71,7 +72,7 @@ READ: dict[str, Attend] = {
 
 
 def compiled(attend: Attend, **options: Any) -> Any:
-    chosen = {"min_tokens": 1, "block": 8, "on_error": "raise", "dense_steps": 0, "dense_layers": 0, **options}
+    chosen = {**LOOSE, **options}
     return torch.compile(ToyVideoDiT(attend=attend), backend="svg", dynamic=False, options=chosen)
 
 
@@ -95,7 +96,7 @@ REFUSED: dict[str, tuple[Attend, list[str], str]] = {
     "slopes": (rows(lambda *qkv: by_flash(*qkv, alibi_slopes=torch.ones(2))), [], "alibi_slopes="),
     "causal": (rows(lambda *qkv: by_flash(*qkv, causal=True)), ["CAUSAL"] * 2, "causal"),
     "a window of a registered one": (rows(lambda *qkv: rows_first(*qkv, None, 3)[0]), [], "window=3"),
-    "two sequences": (rows(lambda *qkv: by_packed(*qkv, lengths=[50, 55])), [], "several sequences"),
+    "three sequences": (rows(lambda *qkv: by_packed(*qkv, lengths=[50, 25, 30])), [], "more than two packed sequences"),
     "an unknown one": (rows(some_attention), [], r"svg_tests::some_attention.*register_attention_op"),
 }
 
@@ -146,8 +147,81 @@ def test_padding_behind_a_packed_sequence_is_no_key() -> None:
     torch.testing.assert_close(out[:90], model(inputs, end)[:90], rtol=1e-4, atol=1e-4)
 
 
+class Packed(nn.Module):
+    """Video and a prompt, and behind them the prompt's padding, as two sequences of which the second attends itself."""
+
+    def __init__(self, layers: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.ModuleList(nn.Linear(4, 96) for _ in range(layers))
+        self.back = nn.Linear(32, 4)
+
+    def attend(self, qkv: Tensor, ends: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (2, 16)) for each in qkv.chunk(3, -1))
+        count = q.shape[0]
+        # As FlashAttention's own function calls it: some by name.
+        return packed(q, k, v, ends, ends, count, count, 0.0, softmax_scale=0.25, causal=False)[0]
+
+    def forward(self, video: Tensor, text: Tensor, words: Tensor) -> Tensor:
+        x = torch.cat([video.flatten(2).transpose(1, 2), text], 1)
+        first = words.sum(1)[0] + video[0, 0].numel()
+        ends = torch.zeros(3, dtype=torch.int32)
+        ends[1], ends[2] = first, x.shape[1]
+        for qkv in self.qkv:
+            x = x + self.back(self.attend(qkv(3 * x).flatten(0, 1), ends).flatten(1))
+        return x
+
+
+class Hidden(Packed):
+    """The same by a mask, so that the padding attends to the first sequence."""
+
+    def attend(self, qkv: Tensor, ends: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (2, 16)).transpose(0, 1).unsqueeze(0) for each in qkv.chunk(3, -1))
+        keys = (torch.arange(k.shape[2]) < ends[1])[None, None, None]
+        return F.scaled_dot_product_attention(q, k, v, keys, scale=0.25)[0].transpose(0, 1)
+
+
+def padded_prompt(words: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return latents(), torch.randn(1, 11, 4), (torch.arange(11) < words)[None]
+
+
+@pytest.mark.parametrize("words", [8, 11, 0])
+def test_padding_that_is_a_sequence_of_its_own_attends_to_itself(words: int) -> None:
+    model, inputs = Packed(), padded_prompt(words)
+    eager = model(*inputs)
+    assert [verdict(site) for site in sites_of(model, *inputs)] == ["5*7*3+11"] * 2
+    outs = {}
+    for density in (1.0, 0.4):
+        torch._dynamo.reset()
+        CALLS.clear()
+        outs[density] = torch.compile(model, backend="svg", options={**LOOSE, "density": density})(*inputs)
+        assert CALLS == {"packed flash": 2}
+    torch.testing.assert_close(outs[1.0], eager, rtol=1e-4, atol=1e-4)
+    # The padding, whose rows the first attention computes in full.
+    torch.testing.assert_close(outs[0.4][:, 105 + words :], eager[:, 105 + words :], rtol=1e-4, atol=1e-4)
+    assert (outs[0.4] - eager)[:, :105].abs().max() > 1e-3
+    once, by_mask = (
+        torch.compile(model, backend="svg", options={**LOOSE, "density": 0.4})(*inputs)[:, : 105 + words]
+        for model in (Packed(1), Hidden(1))
+    )
+    torch.testing.assert_close(once, by_mask, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cut", [1, 50, 104])
+def test_two_packed_sequences_are_told_apart_wherever_the_first_one_ends(cut: int) -> None:
+    attend, inputs = rows(partial(by_packed, lengths=[cut, 105 - cut])), latents()
+    eager = ToyVideoDiT(attend=attend)(inputs)
+    assert [verdict(site) for site in sites_of(ToyVideoDiT(attend=attend), inputs)] == [GRID] * 2
+    torch.testing.assert_close(compiled(attend, density=1.0)(inputs), eager, rtol=1e-4, atol=1e-4)
+    # What is left out is left out of the first sequence alone.
+    once = ToyVideoDiT(1, attend=attend)
+    sparse = torch.compile(once, backend="svg", dynamic=False, options={**LOOSE, "density": 0.2})(inputs)
+    assert (sparse - once(inputs))[:, cut:].abs().max() < 1e-4
+
+
 def test_diffusers_operator_around_flash_attention_3_is_known() -> None:
-    """It has no kernel for CPUs: looked at, not run."""
+    """The operator has no kernel for CPUs: it is traced, not run."""
     from diffusers.models.attention_dispatch import _wrapped_flash_attn_3
 
     model = ToyVideoDiT(attend=rows(lambda *qkv: _wrapped_flash_attn_3(*qkv)[0]))

@@ -1,4 +1,4 @@
-"""Programs with graph breaks: what is proven of tokens that leave one graph and enter another, and what is not."""
+"""Programs with graph breaks: the proven axes of tokens that leave one graph and enter another, and refusals."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_what_is_refused(name: str) -> None:
 
 
 def swapped(x: Tensor, y: Tensor) -> Tensor:
-    """Two videos of one grid, which change places between the graphs."""
+    """Two videos of one grid, swapped between the graphs."""
     x, y = tokens(x), tokens(y)
     cut()
     x, y = by_python(lambda a, b: (b, a), x, y)  # type: ignore[arg-type, return-value]

@@ -14,6 +14,7 @@ from torch import Tensor
 import svg_compile
 from svg_compile.decisions import Reason, Site
 from test_token_axes_property import PLAIN, assert_raster, together
+from token_calls import CALLS
 from token_programs import BATCH, CHANNELS, TEXT, beside, inputs_of, payload, programs
 from token_steps import Step, apply
 from traced import GRID_OPTIONS
@@ -78,21 +79,22 @@ def broken_sequence(
     return beside(x, text, frame, side)
 
 
-def claimed(program: Any, places: list[str], happens: str, at: int) -> list[Site]:
+def claimed(program: Any, places: list[str], happens: str, at: int, call: str = "plain") -> list[Site]:
     """The attentions that were proven; fails where one was proven wrongly."""
     grid, steps, order, cuts, side = program
     inputs = inputs_of(grid)
 
     def attend(*given: Tensor) -> Tensor:
         q = broken_sequence(*given, steps, order, cuts, side, places, happens, at)
-        return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        return CALLS[call](q, q, q, 0.5)
 
     torch._dynamo.reset()
     with torch.no_grad():
         report = svg_compile.explain(attend, *inputs, options=GRID_OPTIONS)
         copies = [tensor.clone() for tensor in inputs]
         query = broken_sequence(*copies, steps, order, cuts, side, places, happens, at)
-    proven = [site for site in report.sites if site.layout is not None]
+    # The last one: before it there may be a layer over the same tokens.
+    proven = [site for site in report.sites[-1:] if site.layout is not None]
     for site in proven:
         assert site.layout is not None
         assert_raster(together(query, site.before), grid, site.layout)
@@ -100,17 +102,20 @@ def claimed(program: Any, places: list[str], happens: str, at: int) -> list[Site
 
 
 BROKEN = st.tuples(
-    st.lists(st.sampled_from([HERE, NEXT, PYTHON]), min_size=1, max_size=4), st.sampled_from(EVENTS), st.integers(0, 3)
+    st.lists(st.sampled_from([HERE, NEXT, PYTHON]), min_size=1, max_size=4),
+    st.sampled_from(EVENTS),
+    st.integers(0, 3),
+    st.sampled_from(["plain", *CALLS]),
 )
 MOVED = [("contiguous",), ("permute", (0, 1, 2, 3, 4))]
 
 
 @settings(max_examples=PROGRAMS, deadline=None)
-@example(((4, 2, 6), MOVED, *PLAIN, "none"), ([NEXT], "rolled in place", 1))
-@example(((4, 2, 6), MOVED, *PLAIN, "none"), ([NEXT], "turned through a view", 1))
-@example(((4, 2, 6), MOVED, *PLAIN, "none"), ([PYTHON], "a base is written", 1))
-@example(((4, 4, 4), [("roll", 2, 1)], *PLAIN, "first"), ([PYTHON], "nothing", 0))
-@example(((4, 4, 4), [("pieces", 1, 2, "swapped")], *PLAIN, "last"), ([PYTHON, NEXT], "nothing", 0))
+@example(((4, 2, 6), MOVED, *PLAIN, "none"), ([NEXT], "rolled in place", 1, "plain"))
+@example(((4, 2, 6), MOVED, *PLAIN, "none"), ([NEXT], "turned through a view", 1, "plain"))
+@example(((4, 2, 6), MOVED, *PLAIN, "none"), ([PYTHON], "a base is written", 1, "plain"))
+@example(((4, 4, 4), [("roll", 2, 1)], *PLAIN, "first"), ([PYTHON], "nothing", 0, "plain"))
+@example(((4, 4, 4), [("pieces", 1, 2, "swapped")], *PLAIN, "last"), ([PYTHON, NEXT], "nothing", 0, "plain"))
 @given(programs(), BROKEN)
 def test_a_grid_claimed_across_breaks_is_the_order_of_the_tokens(program: Any, broken: Any) -> None:
     event(f"claimed: {bool(claimed(program, *broken))}, {broken[1]}")

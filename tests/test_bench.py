@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svg_compile.bench import attention, models, page, parts, peers, transformer, work
+from svg_compile.bench import attention, page, parts, peers, transformer, work
 from svg_compile.bench.attention import Request, measure
-from svg_compile.bench.presets import PRESETS, Shape
 from svg_compile.bench.tables import table, title
 from svg_compile.bench.timing import Times, interleaved
 from svg_compile.cli import main
+from svg_compile.decisions import Site
 from svg_compile.inspection.tracing import explain
 from svg_compile.kernels.reference import attention_mask
 from svg_compile.kernels.triton import profile as triton_profile
@@ -27,6 +30,7 @@ from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import band_rank
 from svg_compile.targets import Request as ModelRequest
 from svg_compile.targets import load
+from svg_compile.zoo import MODELS, PRESETS, Shape
 
 CPU = torch.device("cpu")
 TINY = Shape("tiny", VideoLayout(5, 6, 7, text_len=9, block=16), 3, 16)
@@ -186,31 +190,42 @@ def test_bad_input_says_what_to_do(arguments: list[str], code: int, message: str
     assert message in run.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [(model.name, kind) for model in models.MODELS.values() for kind in model.blocks]
-)
-def test_blocks_of_known_models_have_the_presets_tokens(name: str, kind: str) -> None:
-    model = models.MODELS[name]
-    settings, count = model.blocks[kind]
-    target = load(model.cls, ModelRequest({**model.config, **settings}, latents=model.latents, text=model.text))
+def only_site(cls: str, request: ModelRequest) -> tuple[Site, torch.nn.Module]:
+    """The one attention of a model that is made sparse, and the model."""
+    target = load(cls, request)
     with torch.no_grad():
         report = explain(target.model, *target.args, options={"dense_layers": 0}, **target.kwargs)
     (site,) = [site for site in report.sites if site.rewritten]
-    preset = next(PRESETS[preset] for preset in PRESETS if preset.startswith(name.removesuffix("-14b")))
-    assert site.layout == preset.layout
-    assert (site.heads, site.head_dim, count) == (preset.heads, preset.head_dim, count)
-    linear = {
-        size for module in target.model.modules() if isinstance(module, torch.nn.Linear) for size in module.weight.shape
-    }
+    return site, target.model
+
+
+@pytest.mark.parametrize(("name", "kind"), [(model.name, kind) for model in MODELS.values() for kind in model.blocks])
+def test_blocks_of_known_models_have_the_presets_tokens(name: str, kind: str) -> None:
+    model = MODELS[name]
+    (latents, text), preset = model.size, PRESETS[model.preset]
+    site, built = only_site(model.cls, ModelRequest(model.one_block(kind), latents=latents, text=text))
+    assert (site.layout, site.heads, site.head_dim) == (preset.layout, preset.heads, preset.head_dim)
+    linear = {size for module in built.modules() if isinstance(module, torch.nn.Linear) for size in module.weight.shape}
     # Each kind of block has one of them; 15360 is the single-stream block's alone.
     assert linear.intersection(model.ffn)
 
 
+def test_the_preset_of_which_no_block_is_timed_is_its_model_s_attention() -> None:
+    site, _ = only_site("CosmosTransformer3DModel", ModelRequest({"num_layers": 1}))
+    preset = PRESETS["cosmos"]
+    assert (site.layout, site.heads, site.head_dim) == (preset.layout, preset.heads, preset.head_dim)
+
+
+def test_a_model_has_as_many_blocks_as_its_class_by_default() -> None:
+    for name in ("hunyuanvideo", "wan-14b"):
+        model = MODELS[name]
+        defaults = inspect.signature(getattr(diffusers, model.cls).__init__).parameters
+        assert {setting: defaults[setting].default for setting in model.config} == model.config
+
+
 def test_a_block_is_timed_part_by_part_and_a_run_projected() -> None:
-    config = {**models.MODELS["small"].config, "num_attention_heads": 1, "ffn_dim": 256}
-    model = models.Model(
-        "tiny", "WanTransformer3DModel", (8, 32, 32), 16, (256,), {"block": ({"num_layers": 1}, 4)}, config=config
-    )
+    settings = {**MODELS["small"].settings, "ffn_dim": 256}
+    model = replace(MODELS["small"], heads=1, latents=(8, 32, 32), text=16, ffn=(256,), settings=settings)
     (result,) = transformer.measure_blocks(model, transformer.Options(CPU, repeats=1, compile_times=False))
     assert result["tokens"] == 2048
     for side in ("dense", "sparse"):
@@ -234,7 +249,7 @@ def test_a_block_of_another_size_is_timed_in_one_forward(tmp_path: Path) -> None
 
 
 def test_projections_add_dense_and_sparse_steps() -> None:
-    few = transformer.projected(models.MODELS["wan-14b"], 1000.0, 400.0)[0]
+    few = transformer.projected(MODELS["wan-14b"], 1000.0, 400.0)[0]
     assert few == {"steps": 50, "dense_steps": 5, "dense_seconds": 100.0, "svg_seconds": 46.0, "speedup": 100 / 46}
 
 

@@ -135,7 +135,7 @@ def test_check_tells_by_its_exit_code() -> None:
         (("explain", "binary.py:build"), 1, "null bytes"),
         (("explain", "sub:build"), 1, "has no 'build'"),
         (("explain", "WanTransformer3DModel", "--config", "list.json"), 1, "expected a JSON object, got list"),
-        (("explain", "WanTransformer3DModel", "--config", "binary.py"), 1, "is no JSON"),
+        (("explain", "WanTransformer3DModel", "--config", "binary.py"), 1, "is not JSON"),
         (("explain", "WanTransformer3DModel", "--config", "sub"), 2, "is a directory"),
         (("dump", "tiny.py:build", "--out", "tiny.py"), 2, "is a file"),
         (("dump", "tiny.py:build", "--out", "tiny.py/below"), 1, "--out: cannot make a folder"),

@@ -38,7 +38,7 @@ def test_other_threads_draw_their_random_numbers_once() -> None:
         thread.join()
     for numbers in zip(*drawn):
         assert len(set(numbers)) == len(numbers)
-    # And a compile that is no trace still leaves random numbers as Dynamo does.
+    # A compile outside of a trace still leaves random numbers as Dynamo does.
     torch.manual_seed(0)
     torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
     after = torch.rand(1)
@@ -79,13 +79,13 @@ def test_inputs_in_objects_and_dictionaries_are_not_written() -> None:
 
 
 class Packed(nn.Parameter):
-    """A weight of a library's own class, which holds what it is used by beside its values: bitsandbytes' do."""
+    """A weight of a library's own class that holds further state in addition to its values, as in bitsandbytes."""
 
     held: Tensor
 
 
 class Adapted(nn.Module):
-    """x [B, N, C] -> [B, N, 3C], by what a packed weight holds, and by an adapter beside it."""
+    """x [B, N, C] -> [B, N, 3C], by the state of a packed weight, plus an adapter."""
 
     def __init__(self, weight: Tensor, held: Tensor) -> None:
         super().__init__()

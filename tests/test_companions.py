@@ -1,4 +1,4 @@
-"""What people put around a transformer, beside `backend="svg"`: the rows of docs/companions.md, each on each model.
+"""Features combined with `backend="svg"`: the rows of docs/companions.md, each on each model.
 
 With density 1 the sparse path equals dense attention, so a companion that is misled by the compile, or misleads it,
 shows as a difference from the same companion on the eager model. Inductor is replaced by the traced graph itself.

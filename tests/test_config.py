@@ -1,4 +1,4 @@
-"""Options: what is accepted, and what the errors say."""
+"""Options: accepted values, and the text of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Positions given as an input: a raster is found at any patch size, rate, layout and dtype; what is none never is."""
+"""Positions as an input: a raster is found at any patch size, rate, layout and dtype; anything else is refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_raster_is_found(
     if form.endswith("2]"):
         positions = torch.stack([positions, positions + scale / 2], -1)
     expected = Raster(frames, height, width, tokens)
-    # A grid of 3 or 4 tokens along a side can be read two ways; then nothing is said.
+    # A grid of 3 or 4 tokens along a side can be read in two ways; then none is claimed.
     assert raster_of(positions) in (expected, None)
     if min(positions.shape[tokens], 8) == 8:
         assert raster_of(positions) == expected
@@ -109,7 +109,7 @@ def test_ids_beside_positions_are_whole_numbers_of_other_tokens() -> None:
     assert ids_of(text.clone(), [positions]) == found
     assert ids_of(text + 1, [positions]) not in (None, found)
     assert ids_of(torch.cat([text[:, :10], text[:, :1] + 1], 1), [positions]) not in (None, found)
-    # Latents, as many tokens as the video has, other components, nothing beside it.
+    # Latents, the right number of tokens, other components, no other input.
     assert ids_of(text + 0.25, [positions]) is None
     assert ids_of(torch.zeros_like(positions), [positions]) is None
     assert ids_of(torch.zeros(1, 11, 4), [positions]) is None

@@ -1,7 +1,7 @@
-"""What Inductor makes of a rewritten model for a GPU, without one: its whole code, run on tensors without data.
+"""Inductor's GPU code for a rewritten model, on a machine without a GPU: all of it runs on tensors without data.
 
-Around our kernels nothing is copied, filled or computed twice, and the strides that the kernels are given are those of
-the tensors that they get. `absent_gpu` is the machine.
+The code around the kernels copies, fills and computes nothing twice, and the kernels receive the actual strides of
+their tensors. `absent_gpu` emulates the machine.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def storage(tensor: Tensor) -> int:
 
 
 def assert_strides(launch: Launch) -> None:
-    """The strides are those of the tensors, but for axes of one element, along which nobody steps."""
+    """The strides equal those of the tensors, except along axes of one element, where they do not matter."""
     given = STRIDES.get(launch.name, {})
     for name, value in launch.arguments.items():
         if not isinstance(value, Tensor):
@@ -93,7 +93,7 @@ def assert_strides(launch: Launch) -> None:
 
 
 def copies_between(launches: list[Launch]) -> list[tuple[Tensor, Tensor]]:
-    """(from, to) of everything that Inductor's own kernels move as it is."""
+    """(from, to) of every plain copy in Inductor's own kernels."""
     return [
         (launch.arguments[source], launch.arguments[target])
         for launch in launches
@@ -110,7 +110,7 @@ PROFILE = {"profile_rows_fwd_kernel", "missing_rows_fwd_kernel"}
 def assert_nothing_round_the_kernels(
     machine: Machine, attentions: int, *, joined: bool = False, numbers: bool = False
 ) -> None:
-    """joined: whether the model joins operands from parts, or results with other things, which moves them."""
+    """joined: True if the model concatenates operands or results with other tensors, which copies them."""
     ends = [at for at, launch in enumerate(machine.launches) if launch.name == "sparse_attention_fwd_kernel"]
     attends = [machine.launches[end] for end in ends]
     assert len(attends) == attentions

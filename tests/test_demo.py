@@ -1,4 +1,4 @@
-"""The demo from end to end with a tiny model, and what it is made of."""
+"""The demo from end to end with a tiny model, and its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graph dumps: the numbered files, what stands in them, and that nothing is written where it should not be."""
+"""Graph dumps: the numbered files, their contents, and that no other file is written."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_environment_asks_for_a_dump_as_well(tmp_path: Path, monkeypatch: py
     (process,) = (tmp_path / "by_environment").iterdir()
     assert (process / "index.html").exists()
     torch._dynamo.reset()
-    # The option is the nearer wish.
+    # The option overrides the environment variable.
     compile_and_dump(tmp_path / "by_option")
     assert len(list((tmp_path / "by_environment").iterdir())) == 1
 
@@ -143,7 +143,7 @@ def test_a_link_that_waits_at_a_files_name_is_not_followed(tmp_path: Path) -> No
 
 
 def compiled(folder: Path, frames: int, **options: object) -> torch.Tensor:
-    # A failing pass would raise; a failing dump must not be taken for one.
+    # A failing pass would raise; a failing dump must not count as a failing pass.
     asked = {**OPTIONS, "dump_dir": str(folder), "strict": True, **options}
     model = torch.compile(ToyVideoDiT(layers=1), backend="svg", dynamic=False, options=asked)
     out: torch.Tensor = model(latents(frames=frames))

@@ -1,4 +1,4 @@
-"""What a newcomer runs first: the README's code and output, quickstart.py and record_plans.py, at small sizes."""
+"""A newcomer's first programs: the README's code and output, quickstart.py and record_plans.py, at small sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def without_line_numbers(text: str) -> str:
-    """Lines of other versions of diffusers are elsewhere, and a column may be wider for it."""
+    """Line numbers, and so the width of a column, differ between versions of diffusers."""
     return re.sub(r" +", " ", re.sub(r"\.py:\d+", ".py", text)).strip()
 
 
@@ -39,7 +39,7 @@ def test_the_code_in_the_readme_runs_and_prints_what_it_shows(capsys: pytest.Cap
     shown = README.partition("`explain` prints")[2].partition("```\n")[2].partition("```")[0]
     assert without_line_numbers(capsys.readouterr().out) == without_line_numbers(shown)
     assert space["video"].shape == space["latents"].shape
-    # What was run is what was explained: of its four attentions one is sparse, in a step behind the dense ones.
+    # The run agrees with `explain`: one of its four attentions is sparse, in a step after the dense ones.
     assert space["video"].isfinite().all()
 
 

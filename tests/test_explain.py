@@ -1,4 +1,4 @@
-"""`explain`: what it tells of a model, that it needs no weights, and that it leaves nothing behind."""
+"""`explain`: its report on a model, that it needs no weights, and that it leaves no state behind."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_nothing_is_left_of_any_number_of_explains() -> None:
     assert torch._dynamo.utils.graph_break_reasons == breaks
     backend = Counting()
     compiled = torch.compile(model, backend=backend)
-    # As if nothing had been: one compile, and the sizes that explain saw have made none of them dynamic.
+    # As without `explain`: one compile, and the sizes that it saw have made none of them dynamic.
     compiled(latents())
     assert (backend.compiles, entries(ToyVideoDiT.forward)) == (1, 1)
 
@@ -216,7 +216,7 @@ def test_graph_breaks_are_named_with_their_cause_and_line() -> None:
     assert "attention_processor.py:" in found.source
     assert "nonzero" in found.explanation
     assert "capture_dynamic_output_shape_ops" in found.hint
-    assert Reason.BETWEEN_GRAPHS in {site.reason for site in report.sites}
+    assert Reason.UNPROVEN_BETWEEN_GRAPHS in {site.reason for site in report.sites}
 
 
 def test_a_branch_on_data_is_told_once() -> None:

@@ -1,4 +1,4 @@
-"""Each reason for leaving an attention dense: a case that has it, and what the report says of that case."""
+"""Each reason for leaving an attention dense: a case for it, and the report on that case."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRID = "4*2*6"
 
 
 class Layer(nn.Module):
-    """Self-attention over a video [B, C, F, H, W]; `call` says how SDPA is called."""
+    """Self-attention over a video [B, C, F, H, W]; `call` calls SDPA."""
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -118,7 +118,9 @@ def test_a_scale_that_is_no_number() -> None:
 
 
 def test_higher_order() -> None:
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(*heads: Tensor) -> Tensor:
+        # torch 2.11 refuses operands that share storage.
+        q, k, v = (each.clone() for each in heads)
         return torch.cond(q.sum() > 0, lambda a, b, c: sdpa(a, b, c) * 1, lambda a, b, c: sdpa(a, b, c) * 2, (q, k, v))
 
     sites = sites_of(Model(attend), video())
@@ -126,8 +128,9 @@ def test_higher_order() -> None:
 
 
 def test_every_reason_has_a_case() -> None:
-    # The last one is of no graph: tests/test_broken_graphs.py.
-    elsewhere = {Reason.GRADIENT, Reason.SCALE, Reason.HIGHER_ORDER, Reason.SYMBOLIC, Reason.BETWEEN_GRAPHS}
+    # The last two occur outside of graphs: tests/test_broken_graphs.py.
+    elsewhere = {Reason.GRADIENT, Reason.SCALE, Reason.HIGHER_ORDER, Reason.SYMBOLIC}
+    elsewhere |= {Reason.BETWEEN_GRAPHS, Reason.UNPROVEN_BETWEEN_GRAPHS}
     assert set(CASES) | elsewhere == set(Reason)
 
 

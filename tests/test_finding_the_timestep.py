@@ -1,4 +1,4 @@
-"""The timestep of a forward is found in whatever form and way it is passed."""
+"""The timestep of a forward is found in every form in which it is passed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Guided(TimedDiT):
-    """The guidance is embedded as the timestep is: only their names tell them apart."""
+    """The guidance is embedded like the timestep: only their names distinguish them."""
 
     def forward(self, latents: Tensor, guidance: Tensor, timestep: Tensor) -> Tensor:  # type: ignore[override]
         return self.attend(latents, timestep) + torch.sin(guidance) * torch.cos(guidance)
@@ -58,7 +58,7 @@ class Decorated(Guided):
 
 
 class Hooked(Guided):
-    """As diffusers' hooks leave a module: its forward is a function of whatever it is given."""
+    """A module under diffusers' hooks: its forward takes any arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Hooked(Guided):
 
 
 class Unnamed(TimedDiT):
-    """Neither its latents nor its positions are timesteps, and the timestep's name says nothing."""
+    """Neither its latents nor its positions are timesteps, and the timestep has an unusual name."""
 
     def forward(self, latents: Tensor, places: Tensor, when: Tensor) -> Tensor:  # type: ignore[override]
         waves = torch.sin(places) + torch.cos(places)

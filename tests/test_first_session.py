@@ -1,4 +1,4 @@
-"""The script of a first session on a GPU: nothing is lost, whatever its steps do; its steps can be run."""
+"""The script of a first session on a GPU: no result is lost, whatever its steps do; its steps can be run."""
 
 from __future__ import annotations
 

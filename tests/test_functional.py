@@ -1,4 +1,4 @@
-"""The plain functions: what they refuse and how they say it, and arguments at the edge of what they take."""
+"""The plain functions: refused arguments with their errors, and arguments at the limit of the valid range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hopper kernel compiled for a GPU that need not be there, and what its machine code shows.
+"""The Hopper kernel cross-compiled, and checks of its machine code.
 
 Registers, spills and shared memory as for the other kernels; and the order of things, which is what the kernel is for:
 products on the tensor cores, bulk copies, barriers, and the softmax between the start of a product and the wait for it.

@@ -26,7 +26,7 @@ from svg_compile.kernels.hopper import schedule  # noqa: E402
 
 
 class Int32(int):
-    """A whole number as a GPU has it: nothing leaves 32 bits, and nothing negative is divided."""
+    """An integer as on a GPU: no value leaves 32 bits, and no negative value is divided."""
 
     def __new__(cls, value: int) -> Int32:
         assert -(2**31) <= value < 2**31, f"{value} does not fit"
@@ -72,7 +72,7 @@ def python(function: Any) -> Any:
 def tile_tokens(
     layout: VideoLayout, in_band: bool, start: int, frame: int, temporal: bool, box: int
 ) -> list[int | None]:
-    """Tokens of a tile's keys, None where the copy engine puts zeros: what is copied, said in another way."""
+    """Tokens of a tile's keys, None where the copy engine writes zeros: an independent computation of the copies."""
     keys = []
     for key in range(BLOCK):
         if in_band and temporal:
@@ -183,7 +183,7 @@ def test_frames_of_a_box(frames: int, box: int) -> None:
 
 
 class Launches:
-    """What stands for a kernel in `kernel[grid](...)`."""
+    """Replaces the kernel in `kernel[grid](...)`."""
 
     def __init__(self, run: Any) -> None:
         self.run = run

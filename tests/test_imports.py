@@ -1,4 +1,4 @@
-"""The house's one direction of imports, where private names of torch and triton may stand, and what importing costs."""
+"""The direction of imports, the files that may use private names of torch and triton, and the cost of importing."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ LAYERS = (
     {"inspection.recording"},
     {"backend"},
     {"inspection.dump_run", "inspection.bisection"},
+    {"zoo"},
     {"bench", "targets", "cli_checks"},
     {"cli"},
 )
@@ -46,20 +47,9 @@ OUTSIDE_COMPAT = {
         "._torchdynamo_orig_callable",
     },
     "svg_compile.inspection.bisection.switched_model": {"._schema"},
-    "svg_compile.inspection.known_values": {
-        "._schema",
-        "torch._ops",
-        "torch.utils._python_dispatch.TorchDispatchMode",
-    },
-    "svg_compile.inspection.preserve_state": {
-        "._buffers",
-        "._compiled_call_impl",
-        "._parameters",
-        "torch.utils._pytree.tree_leaves",
-        "torch.utils._pytree.tree_map",
-    },
+    "svg_compile.inspection.known_values": {"torch.utils._python_dispatch.TorchDispatchMode"},
+    "svg_compile.inspection.preserve_state": {"._buffers", "._compiled_call_impl", "._parameters"},
     "svg_compile.kernels.triton.launch": {"torch._inductor.config"},
-    "svg_compile.passes.axes.infer": {"._schema", "torch._ops"},
     "svg_compile.passes.axes.rules.rowwise": {
         "._dyn_quant_matmul_4bit",
         "._weight_int4pack_mm",
@@ -68,14 +58,13 @@ OUTSIDE_COMPAT = {
         "._weight_int8pack_mm",
     },
     "svg_compile.passes.axes.tracker": {"._schema", "torch.utils._python_dispatch.TorchDispatchMode"},
-    "svg_compile.passes.node_origin": {"._diffusers_hook", "._hf_hook", "._modules", "._old_forward", "._orig_mod"},
+    "svg_compile.passes.node_origin": {"._diffusers_hook", "._hf_hook", "._modules", "._old_forward"},
     "svg_compile.passes.symbols": {
         "torch.utils._sympy.interp.sympy_interp",
         "torch.utils._sympy.reference.PythonReferenceAnalysis",
     },
     "svg_compile.regional.blocks": {"._compiled_call_impl"},
     "svg_compile.regional.wrappers": {"._diffusers_hook", "._parallel_config"},
-    "svg_compile.runtime.sources": {"._orig_mod"},
     # What diffusers' own loading reads; a model class without it is cast as a whole.
     "svg_compile.targets": {"._keep_in_fp32_modules"},
 }

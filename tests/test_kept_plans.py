@@ -1,4 +1,4 @@
-"""Plans that are kept between profiles: whose they are, how long they live, and what they hold for."""
+"""Plans kept between profiles: their model and layer, their lifetime, and when they apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Python code between graphs may read while a model is traced: what follows from shapes, constants and inputs."""
+"""Values that Python code between graphs may read in a trace: those that follow from shapes, constants and inputs."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_the_mode_itself() -> None:
     assert mode.value(known + torch.tensor([1, 1])).tolist() == [4, 5]
     assert (known.sum() * 2).item() == 14
     assert borrowed.sum().item() == 4
-    # Written, what belongs to somebody else is forgotten rather than changed.
+    # A write to a tensor of other owners makes its value unknown instead of changing it.
     borrowed.add_(1)
     assert mode.value(borrowed) is None
     assert torch.equal(weight, torch.ones(2, 2))

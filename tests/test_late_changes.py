@@ -1,4 +1,4 @@
-"""What a program changes after it imported or compiled: one dict of options, and the SDPA that models call."""
+"""Changes after the import or the compile: to one dict of options, and to the SDPA that models call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that share the pairs of a density: by what each found in the step before, apart for runs, calls and models.
+"""Layers that share the pairs of a density, by the profiles of the step before; separate for runs, calls and models.
 
 Inductor is replaced by the traced graph itself, so that a compile costs a trace.
 """
@@ -109,7 +109,7 @@ def test_a_run_knows_nothing_of_the_one_before() -> None:
 
 
 def test_forwards_of_one_step_share_apart() -> None:
-    """As guidance calls a model: each of the two is what it would be alone."""
+    """Two calls per step, as with guidance: each has the result that it would have alone."""
     both = plans_of(compiled(), calls=2)
     assert equal(both[::2], plans_of(compiled()))
     assert not equal(both[::2], both[1::2])
@@ -188,7 +188,7 @@ def test_shares_are_float32_whatever_the_default_dtype_is() -> None:
 
 
 def test_another_batch_is_served_without_shares() -> None:
-    """Nothing is shared out where the batch is symbolic; results are those of layers apart."""
+    """With a symbolic batch the layers do not share; the results are those of separate layers."""
     model, apart = uneven(), uneven()
     for each, share in ((model, True), (apart, False)):
         each.compile(backend="svg", options={**OPTIONS, "dense_steps": 1, "share_layers": share})

@@ -1,4 +1,4 @@
-"""Additive masks: which are proven to hide keys alone, what is made of them, and which are left as they are."""
+"""Additive masks: those proven to hide keys alone, their replacement, and those left unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real diffusers transformers: every attention is decided rightly, and the rewritten model computes what it should.
+"""Real diffusers transformers: every decision is correct, and the rewritten model computes the correct result.
 
 At density 1 the model must equal `backend="inductor"`; at density 0.3 it must equal the eager model whose attention
 over the video is replaced by the float64 oracle with the plans and the fits that the compiled model used.
@@ -185,7 +185,7 @@ def test_compiled_model_equals_inductor_when_full_and_the_oracle_when_sparse(
 
 
 def test_a_model_in_many_graphs_does_so_with_its_grid_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each block is a graph of its own, and there are graphs without video attention beside them.
+    # Each block is a graph of its own, and other graphs hold no video attention.
     case = models.case("hunyuan_video_1_5")
     options = {**OPTIONS, "strict": False, "layout": case.grid}
     assert_equals_inductor_when_full_and_the_oracle_when_sparse(case, monkeypatch, options, fullgraph=False)

@@ -1,4 +1,4 @@
-"""The procedural videos: made from their number alone, moving, and saying what they show."""
+"""The procedural videos: determined by their number, moving, with correct captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens on both sides of a video: attended in full, moved together for it, and put back in their places."""
+"""Tokens on both sides of a video: moved together, attended in full, and moved back to their places."""
 
 from __future__ import annotations
 

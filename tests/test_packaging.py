@@ -80,7 +80,7 @@ def test_the_version_stands_in_one_place(wheel: Path) -> None:
 
 
 def test_error_texts_name_packages_that_can_be_installed() -> None:
-    """The project is on no index: `pip install 'svg-compile[plot]'` would find nothing, or a stranger's package."""
+    """The project is on no index: `pip install 'svg-compile[plot]'` would find no package, or a foreign one."""
     for folder in ("svg_compile", "passes", "kernels"):
         for path in (ROOT / folder).rglob("*.py"):
             assert "install 'svg-compile" not in path.read_text(), path
@@ -96,7 +96,7 @@ def test_the_wheel_holds_one_top_level_name_and_every_module(wheel: Path) -> Non
     ):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{inside}/{path.relative_to(ROOT / folder)}" in names
-    # What the package reads beside its code.
+    # Data files of the package.
     sources = (".py", ".pyc", ".md")
     data = [path for path in (ROOT / "svg_compile").rglob("*") if path.is_file() and path.suffix not in sources]
     assert {path.suffix for path in data} >= {".j2", ".css"}
@@ -130,7 +130,7 @@ def test_the_wheel_works_by_entry_point_alone_outside_the_checkout(wheel: Path, 
         str(wheel),
     ]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    # Hugging Face's `kernels` is installed beside us on many machines.
+    # Many machines also have Hugging Face's package `kernels`.
     hub = tmp_path / "hub_kernels" / "kernels"
     hub.mkdir(parents=True)
     (hub / "__init__.py").write_text('WHOSE = "the hub\'s"\n')

@@ -1,4 +1,4 @@
-"""What the passes leave behind: a valid graph, the same metadata and text; and their guards under dynamic=True."""
+"""The result of the passes: a valid graph with the same metadata and text; and their guards under dynamic=True."""
 
 from __future__ import annotations
 

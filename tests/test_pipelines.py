@@ -1,4 +1,4 @@
-"""Every diffusers pipeline of docs/models.md, run as it is, compiled whole and by blocks: each row says what is true.
+"""Every diffusers pipeline of docs/models.md, run unchanged, compiled whole and by blocks: each row is correct.
 
 Inductor is replaced by the traced graph itself, except where a test says otherwise.
 """

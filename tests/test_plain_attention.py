@@ -1,4 +1,4 @@
-"""Attention that runs as plain Python in a module whose grid is proven: sparse as in a graph, and undone at its end."""
+"""Attention that runs as plain Python in a module whose grid is proven: sparse as in a graph, restored afterwards."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_blocks_of_another_backend_are_left_alone() -> None:
     for block in model.blocks:
         outside(block.attn)
         block.compile(backend=lambda graph, inputs, **options: graph.forward, options={"of": "another"})
-    with pytest.warns(UserWarning, match="not known how this backend was asked"):
+    with pytest.warns(UserWarning, match="options of its compile are not known"):
         assert sparse_forwards(model) == 0
 
 

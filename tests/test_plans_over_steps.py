@@ -39,7 +39,7 @@ def compiled(model: Any, **options: Any) -> Any:
 
 
 def forwards(run: Any, steps: int, calls: int = 1, start: int = 0, changes: bool = True) -> list[Forward]:
-    """What every forward of a run did; its latents change from step to step and call to call."""
+    """The record of every forward of a run; its latents change from step to step and call to call."""
     seen: list[Forward] = []
     with schedule.watch(seen.append), svg_compile.denoising(run, steps=steps, start=start) as denoising:
         for step in range(start, steps):

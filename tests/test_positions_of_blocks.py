@@ -1,4 +1,4 @@
-"""Positions given to a model that is compiled block by block, and in an object: the blocks are told the grid."""
+"""Positions given to a model that is compiled block by block, also inside an object: the blocks receive the grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around the code agrees with it: workflow and version matrix, site and pages, links, make's own help."""
+"""The files around the code agree with it: workflow and version matrix, site and pages, links, make's own help."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def test_a_folder_that_is_hard_to_enter_has_a_page_of_one_screen(folder: str) ->
     assert missing == []
 
 
-# Words for which the field has better ones: next to, alongside, visible, printed, observed, query, its own.
+# Words for which the field has better ones: next to, alongside, visible, printed, observed, query, its own, returns.
 _VAGUE = re.compile(r"\b(beside|theirs|mine|shown|spoil\w*|pins|comes? back)\b", re.IGNORECASE)
 
 
 def test_docstrings_and_comments_use_the_terms_of_the_field() -> None:
     found = []
-    for folder in ("svg_compile", "passes", "kernels"):
+    for folder in ("svg_compile", "passes", "kernels", "tests", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             with path.open() as file:
                 lines = [
@@ -130,6 +130,21 @@ def test_docstrings_and_comments_use_the_terms_of_the_field() -> None:
                 for number, line in lines
                 if _VAGUE.search(re.sub(r"`[^`]*`", "", line))
             ]
+    assert not found, "say it in the field's terms (CONTRIBUTING.md, glossary):\n" + "\n".join(found)
+
+
+def test_pages_use_the_terms_of_the_field() -> None:
+    found = []
+    for path in (path for path in PAGES if path.name != "CHANGELOG.md" and "weights" not in path.parts):
+        # Code, names in backquotes and the targets of links are names.
+        text = re.sub(
+            r"```.*?```|`[^`]*`|\]\([^)]*\)", lambda code: "\n" * code[0].count("\n"), path.read_text(), flags=re.S
+        )
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            for number, line in enumerate(text.split("\n"), 1)
+            if _VAGUE.search(line)
+        ]
     assert not found, "say it in the field's terms (CONTRIBUTING.md, glossary):\n" + "\n".join(found)
 
 

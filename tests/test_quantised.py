@@ -1,4 +1,4 @@
-"""Quantised weights beside `backend="svg"`, by the libraries that people quantise with; `make test-companions`.
+"""Weights quantised by the common libraries, with `backend="svg"`; `make test-companions`.
 
 Each row is a real library on a real model: sparse whole and by blocks, with density 1 equal to the quantised model on
 its own, with less equal to the same with the grid given. Inductor is replaced by the traced graph itself.
@@ -138,7 +138,7 @@ def test_text_beside_the_video(name: str, how: str) -> None:
 
 
 def facts(model: nn.Module) -> dict[str, Any]:
-    """What a trace could change of quantised weights: which they are, what they hold, and beside them."""
+    """All that a trace could change in quantised weights: their identity, values and other state."""
 
     def of(value: Any) -> Any:
         return (id(value), value.data_ptr() if type(value) is Tensor else 0) if isinstance(value, Tensor) else value

@@ -153,7 +153,7 @@ def test_a_block_that_ran_before_is_compiled_anew_once_it_is_told(built: list[st
         model(latents())
     _, dense = run(model, {"latents": latents()})
     assert dense == [[True] * 3, [True, False, False]]
-    # Outside of the block nothing is told any more: dense again, not the grid of before.
+    # Outside of the block no grid is known any more: dense again, not the earlier grid.
     with pytest.warns(UserWarning, match="attach"):
         output = model(latents())
     torch.testing.assert_close(output, ToyVideoDiT(3)(latents()))

@@ -1,4 +1,4 @@
-"""The repair: its fit against one made anew for each row left out, what it leaves alone, and the CPU engine."""
+"""The repair: its fit against a fit for each left-out row, unrepaired heads, and the CPU engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trace of a few of the blocks that run alike says what a trace of all of them says, or all of them are traced."""
+"""A trace of a few of the blocks that run alike gives the report of a trace of all, or all of them are traced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rule of each operator claims of its result, checked against numbers by `rule_check`."""
+"""The claims of each operator's rule about its result, checked against numbers by `rule_check`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATENTS = "B=2 c=8 F=3 H=4 W=6"
 
 TURNED = ("H W", "?6 H", "?4 ?6", "W ?4")
 
-# Operator, operands, what is claimed of its results.
+# Operator, operands, the claimed axes of its results.
 CASES: list[tuple[Callable[..., Any], tuple[str, ...], str]] = [
     (lambda x: x.permute(0, 2, 3, 4, 1), (LATENTS,), "B F H W c"),
     (lambda x: x.flatten(2), (LATENTS,), "B c F*H*W"),

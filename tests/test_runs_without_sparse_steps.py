@@ -1,4 +1,4 @@
-"""A run none of whose steps was sparse says so, once. No graph is compiled."""
+"""A run without a sparse step gives one warning. No graph is compiled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.usefixtures("no_schedule_left"), pytest.mark.filterwar
 
 
 def play(times: list[float], **options: Any) -> list[str]:
-    """The warnings of a model that is given these timesteps."""
+    """The warnings of a model that receives these timesteps."""
     model = StepModel(**options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -38,7 +38,7 @@ NEVER_SPARSE: dict[str, tuple[list[float], str]] = {
     "2 steps": ([1000.0, 500.0] * 3, "all 2 steps"),
     "1 step": ([1000.0] * 60, "forwards in a row were dense"),
     "alternating": ([900.0, 100.0] * 40, "all 2 steps"),
-    "rolling": ([1000.0] * 80, "do not tell the steps"),
+    "rolling": ([1000.0] * 80, "do not show the steps"),
     "rising": (falling(9)[::-1], "rise from forward to forward"),
 }
 

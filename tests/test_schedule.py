@@ -1,4 +1,4 @@
-"""Steps told from a forward's own timestep, two variants and the dispatcher between them.
+"""Steps counted from a forward's own timestep, the two variants and the dispatcher between them.
 
 Unless a test says otherwise Inductor is replaced by the traced graph itself, so that a compile costs a trace.
 """

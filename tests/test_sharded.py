@@ -45,6 +45,6 @@ def test_tensor_parallel_compiled_whole_is_dense_and_says_what_to_do() -> None:
     for each in processes("tensor parallel", "whole", script=SCRIPT):
         assert each["sparse"] == [0, 0, 0]
         (said,) = each["said"]
-        assert "spread over processes (tensor parallelism)" in said
+        assert "sharded over processes (tensor parallelism)" in said
         assert "compile the model's blocks one by one" in said
         assert each["sparsity"] < 5e-4

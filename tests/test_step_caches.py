@@ -1,4 +1,4 @@
-"""Step caches by other libraries, and forwards that people patch into a model, beside `backend="svg"`.
+"""Step caches of other libraries, and forwards patched into a model, with `backend="svg"`.
 
 Sparse where the blocks run, or dense with a reason that names the wrapper; with density 1 the same as on the eager
 model, so that no cache is misled.
@@ -59,7 +59,7 @@ class Distance:
         self.runs = 0
 
     def skip(self, modulated: Tensor) -> bool:
-        """Whether the blocks are skipped at this step."""
+        """True if the blocks are skipped at this step."""
         if self.before is not None:
             self.moved += float((modulated - self.before).abs().mean() / self.before.abs().mean())
         self.before = modulated
@@ -114,7 +114,7 @@ def test_a_patched_forward_that_skips_blocks_is_not_traced_and_says_so(how: str)
 
 @HOW
 def test_a_patched_forward_is_sparse_with_the_layout_given(how: str) -> None:
-    """What the reason advises."""
+    """The remedy in the reason."""
     case = models.case("wan")
     inputs = case.inputs(1, case.grid)
     alone, model = built(teacache), built(teacache)

@@ -1,4 +1,4 @@
-"""Whose step a forward is, where threads and tasks run pipelines at a time. No graph is compiled."""
+"""The step of a forward if threads and tasks run pipelines concurrently. No graph is compiled."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run does. pipe: 0 and 1 are attached; stop: the forwards after which it is broken off, None for none."""
+    """One run. pipe: 0 and 1 are attached; stop: the forwards after which it is interrupted, None for never."""
 
     pipe: int
     steps: int

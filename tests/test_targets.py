@@ -1,4 +1,4 @@
-"""Models named on the command line: their settings, and inputs by the recipes of their classes."""
+"""Models named on the command line: their settings, and inputs as their classes' pipelines make them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import models
 from svg_compile import SvgError
 from svg_compile.targets import Request, cast, load, values
 from svg_compile.targets.example_inputs import inputs_for
-from svg_compile.targets.recipes import RECIPES, Size
+from svg_compile.targets.special_inputs import SPECIAL_INPUTS, Size
+from svg_compile.zoo import CLASSES
 
 TINY = ("num_attention_heads=2", "attention_head_dim=16", "num_layers=2", "ffn_dim=48", "text_dim=12", "freq_dim=16")
 
@@ -26,8 +27,8 @@ TOYS = {case.build.args[0]: case for case in reversed(models.CASES) if isinstanc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_inputs_of_every_recipe_run(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_inputs_of_every_class_run(name: str, dtype: torch.dtype) -> None:
     case = TOYS[name]
     model = case.build()
     cast(model, dtype)
@@ -39,7 +40,11 @@ def test_the_inputs_of_every_recipe_run(name: str, dtype: torch.dtype) -> None:
     assert out.isfinite().all()
 
 
-def test_a_class_without_a_recipe_says_what_it_needs() -> None:
+def test_special_inputs_are_of_known_classes() -> None:
+    assert SPECIAL_INPUTS.keys() <= CLASSES.keys()
+
+
+def test_a_class_that_is_not_known_says_what_it_needs() -> None:
     with pytest.raises(SvgError, match="module:function"):
         load("QwenImageTransformer2DModel", Request({"num_layers": 1}))
 

@@ -1,4 +1,4 @@
-"""Toy models that move tokens about: what the analysis proves of each, and what it must not be fooled by."""
+"""Toy models that move tokens: the grid that the analysis proves for each, or its refusal."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ from svg_compile.passes.axes.grid import grid_of
 from svg_compile.passes.axes.new_axes import axis_of
 from svg_compile.passes.axes.read_grid import Grid
 from svg_compile.passes.axes.tracker import AttentionAxes, AxisTracker
+from token_calls import CALLS, layer
 from token_pieces import NOBODY
-from token_programs import GRIDS, inputs_of, programs, sequence
+from token_programs import GRIDS, TEXT, inputs_of, programs, sequence
 from token_steps import Step
 from traced import CONFIG, sites_of
 
@@ -33,21 +34,38 @@ def check(
     cuts: tuple[int, int, int],
     side: str,
     dynamic: bool,
+    call: str = "plain",
+    unasked: tuple[int, int] = (0, 0),
 ) -> bool:
-    """Whether the grid was claimed; fails where it was claimed wrongly."""
+    """True if the grid was claimed; fails if the claim is wrong.
+
+    call: the form of the attention call, of `token_calls.CALLS`. unasked: the number of keys at the beginning and at
+    the end that are not queries.
+    """
 
     def attend(*inputs: torch.Tensor) -> torch.Tensor:
-        q = sequence(*inputs, steps, order, cuts, side)
-        return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        k = sequence(*inputs, steps, order, cuts, side)
+        front, end = part_asked(k, *unasked)
+        return CALLS[call](k[:, :, front:end], k, k, 0.5)
 
     inputs = inputs_of(grid)
     torch._dynamo.mark_static(inputs[0], 4)
-    (site,) = sites_of(attend, *inputs, dynamic=dynamic)
+    # The last one: before it there may be a layer.
+    *_, site = sites_of(attend, *inputs, dynamic=dynamic)
     if not site.rewritten:
         return False
     assert site.layout is not None
-    assert_raster(together(sequence(*inputs, steps, order, cuts, side), site.before), grid, site.layout)
+    key = sequence(*inputs, steps, order, cuts, side)
+    front, end = part_asked(key, *unasked)
+    assert site.unasked == (front, key.shape[2] - end)
+    assert_raster(together(key, site.before), grid, site.layout)
     return True
+
+
+def part_asked(key: torch.Tensor, front: int, end: int) -> tuple[int, int]:
+    """Where the queries begin and end among keys [B, H, N, D]: less than half of the keys are cut off on each side."""
+    most = (key.shape[2] - 1) // 2
+    return min(front, most), key.shape[2] - min(end, most)
 
 
 def together(query: torch.Tensor, before: int) -> torch.Tensor:
@@ -58,7 +76,7 @@ def together(query: torch.Tensor, before: int) -> torch.Tensor:
 def assert_raster(query: torch.Tensor, grid: tuple[int, int, int], layout: VideoLayout) -> None:
     """Fails unless the tokens of a query [B, H, N, D], each its number, stand in the raster order of the layout.
 
-    What stands beside the video is attended in full, whatever it is: of that nothing is asked.
+    Tokens outside of the video are attended in full whatever they are, so they are not checked.
     """
     start = layout.video_start
     assert query.shape[2] == layout.tokens
@@ -80,6 +98,8 @@ def assert_raster(query: torch.Tensor, grid: tuple[int, int, int], layout: Video
 
 
 PLAIN = ([0, 1, 2, 3, 4], (1, 1, 4))
+# How many keys at the beginning and at the end, at most, are no queries.
+PARTS = (st.sampled_from([0, 0, 2, 4, 5, 8, 10, 12, 16]), st.sampled_from([0, 0, 5, 16]))
 
 
 @settings(max_examples=150)
@@ -109,21 +129,26 @@ def test_a_claimed_grid_is_the_order_of_the_tokens(program: Any) -> None:
 @given(programs())
 def test_a_claimed_grid_is_the_order_of_the_tokens_of_many(program: Any) -> None:
     """The same without torch.compile, which takes most of the time: the rules alone, on fake tensors."""
-    claim_alone(program, 0, 0)
+    claim_alone(program, 0, 0, 1)
 
 
 @settings(max_examples=int(os.environ.get("SVG_TEST_PROGRAMS", "300")))
-@example(((4, 4, 4), [], *PLAIN, "first"), 5, 0)
-@example(((4, 4, 4), [], *PLAIN, "none"), 16, 0)
-@example(((4, 4, 4), [], *PLAIN, "none"), 8, 0)
-@given(programs(), st.sampled_from([0, 2, 4, 5, 8, 10, 12, 16]), st.sampled_from([0, 0, 5, 16]))
-def test_a_claimed_grid_of_fewer_queries_than_keys_is_the_order_of_the_keys(program: Any, front: int, end: int) -> None:
+@example(((4, 4, 4), [], *PLAIN, "first"), 5, 0, 1)
+@example(((4, 4, 4), [], *PLAIN, "none"), 16, 0, 1)
+@example(((4, 4, 4), [], *PLAIN, "none"), 8, 0, 2)
+@given(programs(), *PARTS, st.sampled_from([1, 1, 2]))
+def test_a_claimed_grid_of_fewer_queries_than_keys_is_the_order_of_the_keys(
+    program: Any, front: int, end: int, group: int
+) -> None:
     """The queries are the keys but the first and the last ones."""
-    claim_alone(program, front, end)
+    claim_alone(program, front, end, group)
 
 
-def claim_alone(program: Any, front: int, end: int) -> None:
-    """Fails where a grid is claimed wrongly. front, end: how many keys there, at most, are no queries."""
+def claim_alone(program: Any, front: int, end: int, group: int) -> None:
+    """Fails where a grid is claimed wrongly.
+
+    front, end: how many keys there, at most, are no queries. group: how many heads of the queries share one of keys.
+    """
     grid, steps, order, cuts, side = program
     real = inputs_of(grid)
     tracker = AxisTracker()
@@ -136,17 +161,27 @@ def claim_alone(program: Any, front: int, end: int) -> None:
             tracker.name(value, axes)
         with tracker:
             key = sequence(*inputs, steps, order, cuts, side)
-            # Less than all of it.
-            front, end = (min(count, (key.shape[2] - 1) // 2) for count in (front, end))
-            query = key[:, :, front : key.shape[2] - end]
+            front, end = part_asked(key, front, end)
+            query = key[:, :, front:end].repeat_interleave(group, 1)
     keys = tuple(tracker.of(key))
     found = grid_of(AttentionAxes(tuple(tracker.of(query)), keys, keys), (query.shape[2], key.shape[2]), CONFIG)
     event(f"claimed: {isinstance(found, Grid)}")
     if isinstance(found, Grid):
-        assert found.unasked == (front, end)
+        assert found.unasked == (front, key.shape[2] - end)
         layout = VideoLayout(found.frames, found.height, found.width, found.text_len, found.text_first)
         query = sequence(*real, steps, order, cuts, side)
         assert_raster(together(query, found.before), grid, layout)
+
+
+@settings(max_examples=60)
+@example(((4, 4, 4), [], *PLAIN, "first"), "flash", 5, 0)
+@example(((4, 4, 4), [("roll", 1, 1)], *PLAIN, "none"), "packed flash", 0, 0)
+@example(((4, 4, 4), [], *PLAIN, "last; grouped"), "grouped", 0, 0)
+@given(programs(), st.sampled_from(list(CALLS)), *PARTS)
+def test_a_claimed_grid_of_other_calls_is_the_order_of_the_tokens(
+    program: Any, call: str, front: int, end: int
+) -> None:
+    event(f"claimed: {check(*program, dynamic=False, call=call, unasked=(front, end))}, {call}")
 
 
 @settings(max_examples=30)
@@ -177,6 +212,21 @@ def test_what_keeps_the_order_is_claimed(grid: tuple[int, int, int], steps: list
         assert check(grid, steps, [0, 1, 2], (1, 1, 2), "none", dynamic)
     else:
         assert check(grid, steps, *PLAIN, "first", dynamic)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_the_order_is_claimed_however_attention_is_called(call: str, dynamic: bool) -> None:
+    unasked = (0, 0) if call == "packed flash" else (TEXT, 0)
+    assert check((4, 2, 6), [], *PLAIN, "first; flash", dynamic, call, unasked)
+    assert check((4, 2, 6), [], *PLAIN, f"last; {call}", dynamic)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_layer_leaves_the_numbers_of_tokens_as_they_are(call: str) -> None:
+    tokens = sequence(*inputs_of((4, 4, 4)), [("roll", 1, 1)], *PLAIN, "first")
+    heads = 2 if "grouped" in call else 1
+    assert torch.equal(layer(tokens, call), tokens[: 1 if "packed" in call else None].repeat_interleave(heads, 1))
 
 
 def test_a_window_that_is_put_back_is_claimed() -> None:

@@ -1,4 +1,4 @@
-"""Whose step a forward is: of several pipelines, runs that were broken off, threads and tasks. No graph is compiled."""
+"""The step of a forward: of several pipelines, interrupted runs, threads and tasks. No graph is compiled."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def forwards(pipe: Any, steps: int, form: Any = FORMS["copy"], first: int = 0) -
 
 
 def in_turn(runs: list[Iterator[Decision]], seed: int) -> list[list[Decision]]:
-    """What each of several interleaved runs saw."""
+    """The decisions of each of several interleaved runs."""
     order, seen = random.Random(seed), [[] for _ in runs]  # type: ignore[var-annotated]
     left = list(range(len(runs)))
     while left:

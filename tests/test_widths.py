@@ -1,4 +1,4 @@
-"""Half-widths by need: what the profile finds missing, how the heads of a layer share the pairs, and kept plans."""
+"""Half-widths by need: the missing mass of the profile, the division of pairs among heads, and kept plans."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import math
 import torch
 from hypothesis import strategies as st
 
+from token_calls import CALLS, layer
 from token_indices import ORDERS, USES
 from token_pieces import WAYS
 from token_steps import Step, apply
@@ -15,13 +16,15 @@ BATCH, CHANNELS, TEXT = 2, 4, 5
 GRIDS = [(4, 4, 4), (4, 2, 6), (2, 4, 4), (6, 4, 2), (3, 5, 2)]
 
 
-# What stands beside the tokens, and what is done to all of them together.
+# Tokens next to the video's, and operations on all of them together.
 SIDES = ("none", "first", "last", "both", "frame", "frame and words", "words backwards", "words picked")
 FINISHES = ("", "", "", ", scaled", ", written over", ", counted", ", a frame less", ", a token less", ", windows")
+# What runs over the whole sequence before the attention that is asked about: attention layers.
+LAYERS = ("", "", "", *(f"; {call}" for call in CALLS))
 
 
 def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.SearchStrategy[Step]]:
-    """The steps that a tensor can take; beside_video: also those that put the video beside it."""
+    """The steps that are possible for a tensor; beside_video: also those that combine it with the video."""
     dims = list(range(x.dim()))
     even = [dim for dim in dims if x.shape[dim] % 2 == 0 and x.shape[dim] > 1]
     pair = st.integers(0, x.dim() - 2) if x.dim() > 1 else None
@@ -55,7 +58,7 @@ def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.Se
     if long and x.numel() < 5000:
         dim = draw(st.sampled_from(long))
         at, way = st.integers(1, x.shape[dim] - 2), st.sampled_from(WAYS)
-        # Said twice: pieces are what most models make, and what is most easily taken for another.
+        # Listed twice: most models use pieces, and pieces are easily confused.
         options += [st.tuples(st.just("pieces"), st.just(dim), at, way)] * 2
         options += [st.tuples(st.just("by_index"), st.just(dim), st.sampled_from(ORDERS), st.sampled_from(USES))] * 2
         options.append(st.tuples(st.just("windows"), st.just(dim), st.integers(1, 2)))
@@ -65,7 +68,7 @@ def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.Se
     if short:
         options.append(st.tuples(st.just("singles"), st.sampled_from(short), st.booleans(), st.booleans()))
     if beside_video:
-        # Said twice: what puts the video beside its tokens is what most fools the analysis.
+        # Listed twice: combining the video with its own tokens is hardest for the analysis.
         for name in ("residual", "mask", "copy") * 2:
             options.append(st.tuples(st.just(name), st.booleans()))
     return options
@@ -73,7 +76,10 @@ def _options(draw: st.DrawFn, x: torch.Tensor, beside_video: bool) -> list[st.Se
 
 @st.composite
 def programs(draw: st.DrawFn) -> tuple[tuple[int, int, int], list[Step], list[int], tuple[int, int, int], str]:
-    """(grid, steps, last permutation, where it is cut into batch, heads, tokens and channels, side of the text)."""
+    """(grid, steps, last permutation, where it is cut into batch, heads, tokens and channels, what is done at last).
+
+    The last is "side of the text, what becomes of the whole sequence; the attention layer that it runs through".
+    """
     grid = draw(st.sampled_from(GRIDS))
     x = video = payload(grid)
     mask = torch.ones(BATCH, *grid, 1)
@@ -94,7 +100,8 @@ def programs(draw: st.DrawFn) -> tuple[tuple[int, int, int], list[Step], list[in
         # Now and then another shape than a model's: else hardly anything would be claimed at all.
         order = draw(st.permutations(order))
         cuts = tuple(sorted(draw(st.tuples(*[st.integers(0, x.dim())] * 3))))  # type: ignore[assignment]
-    return grid, steps, list(order), cuts, draw(st.sampled_from(SIDES)) + draw(st.sampled_from(FINISHES))
+    side = "".join(draw(st.sampled_from(each)) for each in (SIDES, FINISHES, LAYERS))
+    return grid, steps, list(order), cuts, side
 
 
 def payload(grid: tuple[int, int, int]) -> torch.Tensor:
@@ -133,7 +140,8 @@ def sequence(
 
 
 def beside(x: torch.Tensor, text: torch.Tensor, frame: torch.Tensor, side: str) -> torch.Tensor:
-    """A query [B, H, N, D] with what stands beside it, and what is done to all of it."""
+    """A query [B, H, N, D] with the tokens next to it, after the operations on all of them; `side` as in `programs`."""
+    side, _, call = side.partition("; ")
     side, _, finish = side.partition(", ")
     words = text[None, None, :, None].expand(x.shape[0], x.shape[1], -1, x.shape[3])
     if side in ("first", "last"):
@@ -147,11 +155,12 @@ def beside(x: torch.Tensor, text: torch.Tensor, frame: torch.Tensor, side: str) 
     elif side.startswith("frame") and x.shape[0] == BATCH:
         other = frame.flatten(1, 2)[:, None].expand(-1, x.shape[1], -1, x.shape[3])
         x = torch.cat([other, x] if side == "frame" else [other, x, words], dim=2)
-    return _finished(x, finish, text, frame.shape[1] * frame.shape[2])
+    x = _finished(x, finish, text, frame.shape[1] * frame.shape[2])
+    return layer(x, call) if call else x
 
 
 def _finished(x: torch.Tensor, how: str, text: torch.Tensor, at: int) -> torch.Tensor:
-    """What is done to the whole sequence: nothing but the order of what is written over depends on it."""
+    """An operation on the whole sequence; only the order of overwritten tokens depends on it."""
     size = x.shape[2]
     if how == "" or size <= 2 * at:
         return x

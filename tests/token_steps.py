@@ -19,8 +19,8 @@ _BESIDE_THE_VIDEO: dict[str, Function] = {}
 def apply(step: Step, x: torch.Tensor, video: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """One operation; sizes are read from the tensor, so that they can be symbolic.
 
-    video: the tokens as they were, [B, F, H, W, C], and mask: ones of those axes, [B, F, H, W, 1]; for steps that put
-    the video beside what became of it, which has its shape then.
+    video: the original tokens, [B, F, H, W, C], and mask: ones with those axes, [B, F, H, W, 1]; for steps that combine
+    the video with the current tensor, which then has the video's shape.
     """
     name, *args = step
     if name in _BESIDE_THE_VIDEO:
@@ -90,7 +90,7 @@ def turn(x: torch.Tensor, dim: int, quarters: int) -> torch.Tensor:
 
 @step
 def windows(x: torch.Tensor, dim: int, apart: int) -> torch.Tensor:
-    """Two neighbours at a time, beside one another or overlapping, the window put behind where it was taken."""
+    """Windows of two neighbours, disjoint or overlapping; the window axis follows the one that it was taken from."""
     return x.unfold(dim, 2, apart).movedim(-1, dim + 1)
 
 

@@ -1,4 +1,4 @@
-"""How far an attention result may be from the oracle."""
+"""Tolerances for attention results against the oracle."""
 
 from __future__ import annotations
 

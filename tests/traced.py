@@ -20,7 +20,7 @@ CONFIG = SvgConfig(min_tokens=1, dense_layers=0)
 
 
 class Recorder:
-    """A backend that analyses each graph and hands it back as it was."""
+    """A backend that analyses each graph and returns it unchanged."""
 
     def __init__(self, config: SvgConfig = CONFIG, *, rewrite: bool = False) -> None:
         # The graph is the caller's own, which can be given no more inputs, such as the shares of layers.
@@ -38,7 +38,7 @@ class Recorder:
 def sites_of(
     function: Callable[..., Any], *args: Any, dynamic: bool = False, config: SvgConfig = CONFIG, grad: bool = False
 ) -> list[Site]:
-    """What the analysis says of each attention of `function(*args)`."""
+    """The decision of the analysis on each attention of `function(*args)`."""
     torch._dynamo.reset()
     recorder = Recorder(config)
     with torch.set_grad_enabled(grad):

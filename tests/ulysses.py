@@ -1,4 +1,4 @@
-"""Context parallelism of diffusers beside `backend="svg"`, on CPUs: run by torchrun, see tests/test_ulysses.py.
+"""Context parallelism of diffusers with `backend="svg"`, on CPUs: run by torchrun, see tests/test_ulysses.py.
 
     torchrun --nproc_per_node 2 tests/ulysses.py whole|blocks|whole-apart|ring|anything [LTX]
 

@@ -1,5 +1,6 @@
 """The Pythons, torches and diffusers that svg_compile is tested with; run by `make check-constraints` and
-`make test-versions`, which bring uv. An environment lies in `.venvs/NAME` and is kept.
+`make test-versions`, which install uv. uv uses the Pythons on PATH, and downloads the others. An environment lies in
+`.venvs/NAME` and is kept (about 6 GB with torch's CUDA libraries).
 
     python tests/versions.py resolve          whether constraints.txt resolves on every Python; installs nothing
     python tests/versions.py test [NAME ...]  make the environments and run the core tests in each

@@ -52,6 +52,10 @@ def grid_of(
         return Refusal(Reason.LAYOUT_CONFLICT, f"found {show(query)}")
     if not holds(equal, found.tokens, tokens[0]):
         return Refusal(Reason.UNKNOWN_GRID, "the segments do not add up to the sequence")
+    if marked is None and config.layout is not None:
+        # Equal to the sizes that were found, which may be symbols that no graph has at hand.
+        layout = config.layout
+        return replace(found, frames=layout.frames, height=layout.height, width=layout.width)
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svg_compile._compat.operators import writes
+from svg_compile._compat.operators import mutates
 from svg_compile._compat.real_values import beside_modes
 from svg_compile._compat.sizes import at_most, equal, holds
 from svg_compile._compat.storages import storage_of
@@ -64,7 +64,7 @@ def as_slices(
     source = bound.get("source", bound.get("src", bound.get("values")))
     if runs.overlap or bound.get("reduce") is not None or not isinstance(source, Tensor):
         return None
-    fresh = not writes(operator)
+    fresh = not mutates(operator)
     if not fresh and storage_of(source) == storage_of(target):
         # What is written first may be read afterwards.
         return None

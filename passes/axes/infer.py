@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from svg_compile._compat.graphs import SDPA_TARGETS, graph_modules, keep_torch_state, symbolic_run, to_fake
-from svg_compile._compat.pytree import tree_leaves, tree_map_only
+from svg_compile._compat.fake_runs import FakeRun, example_inputs, symbolic_run
+from svg_compile._compat.graphs import SDPA_TARGETS, graph_nodes, is_higher_order
+from svg_compile._compat.operators import writes
+from svg_compile._compat.pytree import tensors_in, tree_leaves, tree_map_only
 from svg_compile._compat.sizes import equal, holds, size_hint
 from svg_compile.passes.axes.axis import Atom, Concat, Kind, atoms_of
 from svg_compile.passes.axes.ledger import GraphCall, InputFacts, input_facts, name_input
@@ -36,7 +38,6 @@ from svg_compile.passes.index_runs import Runs
 
 log = logging.getLogger(__name__)
 _RESHAPING = ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_", "resize_as_", "set_")
-_WRITERS = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,11 @@ def infer_token_axes(
     """
     tracker, unseen = AxisTracker(), set[fx.Node]()
     known = {node: runs.numbers() for node, runs in (indices or {}).items()}
-    # The graph may switch gradients and autocast itself, and fail between on and off.
-    with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode):
-        placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-        inputs = [node.meta["example_value"] for node in placeholders]
-        if any(node.target in _RESHAPING for module in graph_modules(graph_module) for node in module.graph.nodes):
-            # Tensors that change their own shape: not the graph's examples. Else those themselves, for they remember
-            # the symbols of sizes and numbers read from them.
-            inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
-        values = dict(zip(placeholders, inputs))
+    with symbolic_run(fake_mode):
+        # Tensors that change their own shape are not the graph's examples. Else they are those themselves, for these
+        # remember the symbols of sizes and numbers read from them.
+        reshaped = any(node.target in _RESHAPING for _, node in graph_nodes(graph_module))
+        values = example_inputs(graph_module, detached=reshaped)
         if call is None:
             _name_inputs(values, tracker, input_facts(graph_module))
         else:
@@ -92,7 +89,7 @@ def infer_token_axes(
             if holds(equal, values[node].shape[0], len(numbers)):
                 tracker.numbers.enter(values[node], node, numbers)
         with tracker:
-            results = _Run(graph_module, tracker, fake_mode, unseen).run(*inputs)
+            results = _Run(graph_module, tracker, fake_mode, unseen).run(*values.values())
         if call is not None:
             call.end(tracker, values, results)
     if tracker.without_rule:
@@ -129,15 +126,12 @@ def _note_rise(value: Tensor, rise: Rise, tracker: AxisTracker) -> None:
             tracker.rises[atom.origin.source] = rise.frames
 
 
-class _Run(fx.Interpreter):
+class _Run(FakeRun):
     """Runs a graph and its child graphs, reporting the operands of every SDPA to the tracker."""
 
     def __init__(self, module: fx.GraphModule, tracker: AxisTracker, fake_mode: Any, unseen: set[fx.Node]) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        # Inductor's provenance hooks have no business in an analysis run.
-        self.extra_traceback = False
+        super().__init__(module, fake_mode)
         self.tracker = tracker
-        self.fake_mode = fake_mode
         # The nodes of graphs that are called by operators of which nothing is known.
         self.unseen = unseen
         self.node: fx.Node | None = None
@@ -148,11 +142,9 @@ class _Run(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         value = super().fetch_attr(target)
-        if not isinstance(value, Tensor):
-            return value
-        constant = to_fake(self.fake_mode, value)
-        self.tracker.weight(constant)
-        return constant
+        if isinstance(value, Tensor):
+            self.tracker.weight(value)
+        return value
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in SDPA_TARGETS:
@@ -166,7 +158,7 @@ class _Run(fx.Interpreter):
             return self._attention(list(args[:3]), super().call_function(target, args, kwargs))
         if target in MARK:
             self.tracker.marked.setdefault(str(args[1]), []).append(seen(self.tracker, args[0]))
-        if isinstance(target, torch._ops.HigherOrderOperator):
+        if is_higher_order(target):
             return self._higher_order(target, args, kwargs)
         out = super().call_function(target, args, kwargs)
         if target in NODE_RULES and isinstance(out, Tensor):
@@ -197,10 +189,11 @@ class _Run(fx.Interpreter):
             return _Run(args[0], self.tracker, self.fake_mode, self.unseen).run(*given)
         leaves = tree_leaves([*args, *kwargs.values()])
         bodies = [leaf for leaf in leaves if isinstance(leaf, fx.GraphModule)]
-        operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        operands = tensors_in(leaves)
         # Attention in a graph that is not run here may be in another one, too, that is: of neither is all known.
-        self.unseen.update(node for body in bodies for module in graph_modules(body) for node in module.graph.nodes)
-        if not bodies or any(writes(body) for body in bodies):
+        nodes = {node for body in bodies for _, node in graph_nodes(body)}
+        self.unseen.update(nodes)
+        if not bodies or any(map(writes, nodes)):
             for operand in operands:
                 self.tracker.storages.invalidate(operand)
         assert self.node is not None
@@ -214,20 +207,6 @@ class _Run(fx.Interpreter):
         self.tracker.give_up([value], operands)
         self.tracker.storages.may_alias(value, operands)
         return value
-
-
-def writes(module: fx.GraphModule) -> bool:
-    """True if a graph may mutate one of its inputs."""
-    for node in module.graph.nodes:
-        name = str(getattr(node.target, "__name__", node.target))
-        in_place = (name.split(".")[0].endswith("_") and not name.endswith("__")) or name.startswith("__i")
-        overloads: list[str] = getattr(node.target, "overloads", list)()
-        operators = [node.target, *(getattr(node.target, overload) for overload in overloads)]
-        schemas = [schema for operator in operators if (schema := getattr(operator, "_schema", None)) is not None]
-        in_place = in_place or any(schema.is_mutable for schema in schemas)
-        if node.op in ("call_function", "call_method") and (in_place or "out" in node.kwargs or name in _WRITERS):
-            return True
-    return any(writes(child) for child in graph_modules(module) if child is not module)
 
 
 def table(axes: TokenAxes) -> str:

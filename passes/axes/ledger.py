@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from svg_compile._compat.dynamo import is_parameter_or_buffer, is_plain_state, made_between_graphs
 from svg_compile._compat.graphs import is_fake, version_of
 from svg_compile._compat.operators import writes_operands
-from svg_compile._compat.pytree import tree_leaves
+from svg_compile._compat.pytree import tensors_in, tree_leaves
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
 from svg_compile.passes.axes.axis import Axis, Concat, Kind, Origin, Part
@@ -125,10 +125,9 @@ class Ledger(AxisTracker):
         """Python code at `place` has called an ATen operator outside of any graph."""
         with analysing(Why(operator, None, place)):
             self._carry(operator, args, kwargs, out)
-        for tensor in tree_leaves((args, kwargs)) if writes_operands(operator) else ():
-            if isinstance(tensor, Tensor):
-                for alias in self._sharing(tensor):
-                    self._versions.pop(alias, None)
+        for tensor in tensors_in((args, kwargs)) if writes_operands(operator) else ():
+            for alias in self._sharing(tensor):
+                self._versions.pop(alias, None)
 
     def table(self, tensor: Tensor) -> None:
         """Note a table: if it is written it is one no more."""
@@ -201,11 +200,11 @@ class GraphCall:
     def leave(self, outputs: Any) -> None:
         """The call has returned these outputs to Python code. Of those that are not noted here nothing is known."""
         inputs = {id(tensor) for tensor in self.inputs.values()}
-        new = [tensor for tensor in tree_leaves(outputs) if not isinstance(tensor, Tensor) or id(tensor) not in inputs]
+        new = [tensor for tensor in tensors_in(outputs) if id(tensor) not in inputs]
         if self._run is not None:
             self._tell(*self._run, outputs)
         for tensor in new:
-            if isinstance(tensor, Tensor) and not self.ledger.knows(tensor):
+            if not self.ledger.knows(tensor):
                 self.ledger.enter(tensor, "between", False)
 
     def _tell(self, tracker: AxisTracker, twins: Mapping[fx.Node, Tensor], results: Any, outputs: Any) -> None:

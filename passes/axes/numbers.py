@@ -1,9 +1,9 @@
-"""The values of whole numbers, where a graph computes them from inputs whose values were read, or from none.
+"""The values of whole-number tensors that a graph computes from constants, or from inputs whose values were read.
 
     frames       [1, 2, 3, 4], an input, read by its values
     flat         (frames[:, None] * 6 + arange(6)).flatten(): 6, 7, 8, ... 29
 
-Each is computed where something asks for it, on real tensors beside the fake ones that the graph is run on. A tensor
+A value is computed where a rule asks for it, on real tensors, while the graph runs on fake ones. The value of a tensor
 that is written is forgotten.
 """
 

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from svg_compile._compat.operators import definition_of, writes
+from svg_compile._compat.operators import definition_of, mutates
+from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
 from svg_compile.passes.attention_operators import AttentionCall, axes_of_result, heads_first, read_call, sdpa_arguments
@@ -23,7 +24,7 @@ from svg_compile.passes.axes.indexed import as_slices, moved_by_index
 from svg_compile.passes.axes.new_axes import free_axis, lost_axis, mixed_in, opaque_axis
 from svg_compile.passes.axes.numbers import KnownNumbers, Numbers
 from svg_compile.passes.axes.rules.by_node import NodeRule
-from svg_compile.passes.axes.rules.call import Call, bound_arguments, leaves_of
+from svg_compile.passes.axes.rules.call import Call, bound_arguments
 from svg_compile.passes.axes.rules.compute import FACTORIES, attended
 from svg_compile.passes.axes.rules.lookup import rule_of
 from svg_compile.passes.axes.rules.registry import Named, Rule, check_lengths, shown_axes
@@ -140,7 +141,7 @@ class AxisTracker(TorchDispatchMode):
                     twin = sliced()
                 if isinstance(out, Tensor) and out is not twin:
                     self.adopt(out, self.of(twin), self, twin)
-        if not writes(func):
+        if not mutates(func):
             self.numbers.carry(func, args, kwargs, out)
         return out
 
@@ -162,10 +163,10 @@ class AxisTracker(TorchDispatchMode):
     def _carry(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         schema = func._schema
         bound = bound_arguments(schema, args, kwargs)
-        operands = leaves_of(list(bound.values()))
+        operands = tensors_in(list(bound.values()))
         if schema.is_mutable:
             return self._write(func, bound, out, operands)
-        leaves = leaves_of(out)
+        leaves = tensors_in(out)
         if not leaves:
             return
         self.values.carry(func.overloadpacket, bound, leaves)
@@ -206,7 +207,7 @@ class AxisTracker(TorchDispatchMode):
 
     def rename(self, rule: NodeRule, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor) -> None:
         """Name the result of a node by the node's rule, if it is in a storage of its own."""
-        operands = leaves_of([*args, *kwargs.values()])
+        operands = tensors_in([*args, *kwargs.values()])
         storage = storage_of(out)
         if storage in self._weights or any(storage_of(operand) == storage for operand in operands):
             return
@@ -241,7 +242,7 @@ class AxisTracker(TorchDispatchMode):
     def _write(self, func: Any, bound: Mapping[str, Any], out: Any, operands: list[Tensor]) -> None:
         """An operator that writes arguments: into its first one in a known way, or in an unknown one."""
         written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        leaves = [leaf for name in written for leaf in leaves_of(bound.get(name))]
+        leaves = [leaf for name in written for leaf in tensors_in(bound.get(name))]
         self._write_values(func.overloadpacket if written == ["self"] else None, bound, leaves)
         self.storages.written.update(map(storage_of, leaves))
         for leaf in leaves:
@@ -251,7 +252,7 @@ class AxisTracker(TorchDispatchMode):
             self.without_rule[str(func)] += 1
             for leaf in leaves:
                 self.storages.invalidate(leaf)
-            return self.give_up(leaves_of(out), operands)
+            return self.give_up(tensors_in(out), operands)
         # A constant says nothing of the order of tokens.
         if how is not Write.CONSTANT:
             self.written(bound["self"], operands, over=how is Write.COPY)

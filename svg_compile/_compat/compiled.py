@@ -57,6 +57,11 @@ def let_dynamo_watch(callback: Any) -> Any:
     return set_eval_frame(callback)
 
 
+def break_graph() -> None:
+    """End the graph that Dynamo has in hand: what called this is run as Python. Elsewhere nothing happens."""
+    torch._dynamo.graph_break()
+
+
 def at_recompile_limit(module: torch.nn.Module) -> bool:
     """True if the forward of a module's class has reached Dynamo's recompile limit."""
     code = getattr(type(module).forward, "__code__", None)

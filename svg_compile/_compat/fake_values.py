@@ -13,14 +13,14 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._pytree import tree_leaves, tree_map
 
+from svg_compile._compat.pytree import tensors_in, tree_map
 from svg_compile._compat.storages import storage_of
 
 # Values of at most this many elements are kept and computed with.
 MOST_ELEMENTS = 2**20
 # A tensor of at most this many elements says how large something is, not what is in a video.
-_FEW = 64
+FEW = 64
 # Raised by an operator whose result, or its shape, depends on an unknown value.
 READS_VALUE = (DataDependentOutputException, DynamicOutputShapeException)
 _ATEN = torch.ops.aten
@@ -109,7 +109,7 @@ class ValueMode(FakeTensorMode):
         value = self.value(tensor)
         if value is not None:
             count = value.untyped_storage().nbytes() // value.element_size()
-            self.data_was_read = self.data_was_read or count > _FEW
+            self.data_was_read = self.data_was_read or count > FEW
 
     def _with_value(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or isinstance(value, FakeTensor) or not self.may_turn_const(value):
@@ -119,7 +119,7 @@ class ValueMode(FakeTensorMode):
     def _before_write(self, func: Any, args: Any, kwargs: Any) -> None:
         """Refuse to write an unknown value into real data; forget values that belong to the caller instead of them."""
         targets = list(written(func, args, kwargs))
-        unknown = any(self.value(leaf) is None for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        unknown = any(self.value(leaf) is None for leaf in tensors_in((args, kwargs)))
         for target in targets:
             if not isinstance(target, FakeTensor):
                 if unknown:
@@ -133,7 +133,7 @@ def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[place] if place < len(args) else kwargs.get(argument.name)
-            yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+            yield from tensors_in(given)
 
 
 def _picked(self: Any, mask: Any) -> tuple[Any, list[Any]] | None:

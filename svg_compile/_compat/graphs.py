@@ -1,4 +1,4 @@
-"""Fake tensors, traced graphs and their copies, and torch's own state."""
+"""Traced graphs, what stands in them, and their copies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
 # The operator itself: programs replace the name in torch.nn.functional, and a graph traced through the replacement
@@ -29,9 +28,12 @@ CPU_FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def flex_calls(graph_module: torch.fx.GraphModule) -> int:
     """How often a graph calls FlexAttention, a higher-order operator that is known by its name."""
     operators = (node.target for node in graph_module.graph.nodes if node.op == "call_function")
-    return sum(
-        isinstance(each, torch._ops.HigherOrderOperator) and each.name() == "flex_attention" for each in operators
-    )
+    return sum(is_higher_order(each) and each.name() == "flex_attention" for each in operators)
+
+
+def is_higher_order(target: Any) -> bool:
+    """True for an operator whose operands include graphs, or kernels."""
+    return isinstance(target, torch._ops.HigherOrderOperator)
 
 
 def fake_mode_of(graph_module: torch.fx.GraphModule) -> Any:
@@ -46,51 +48,27 @@ def fake_mode_of(graph_module: torch.fx.GraphModule) -> Any:
     return None
 
 
-@contextlib.contextmanager
-def keep_torch_state() -> Iterator[None]:
-    """Put gradient mode and autocast back as they were, whatever runs inside."""
-    grad_enabled = torch.is_grad_enabled()
-    devices = ("cpu", "cuda")
-    autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
-    cached = torch.is_autocast_cache_enabled()
-    nesting = torch.autocast_increment_nesting() - 1
-    torch.autocast_decrement_nesting()
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(grad_enabled)
-        for device, enabled, dtype in autocast:
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        torch.set_autocast_cache_enabled(cached)
-        while torch.autocast_increment_nesting() - 1 > nesting:
-            torch.autocast_decrement_nesting()
-            torch.autocast_decrement_nesting()
-        torch.autocast_decrement_nesting()
+def graph_nodes(graph_module: torch.fx.GraphModule) -> Iterator[tuple[torch.fx.GraphModule, torch.fx.Node]]:
+    """(its graph, node) of each node of a graph and its child graphs, in the order in which they stand.
 
-
-@contextlib.contextmanager
-def symbolic_run(fake_mode: Any) -> Iterator[None]:
-    """Run a graph on fake tensors as Dynamo does: symbolic sizes reach every operator.
-
-    Sizes that depend on data may be made without anybody binding them.
+    The nodes of a child graph come, once, behind the node that first names it.
     """
-    environment = fake_mode.shape_env
-    fresh = contextlib.nullcontext() if environment is None else environment.ignore_fresh_unbacked_symbols()
-    with fresh, enable_python_dispatcher(), fake_mode:
-        yield
+    return _nodes(graph_module, set())
+
+
+def _nodes(module: torch.fx.GraphModule, seen: set[int]) -> Iterator[tuple[torch.fx.GraphModule, torch.fx.Node]]:
+    seen.add(id(module))
+    children = {name: child for name, child in module.named_modules() if isinstance(child, torch.fx.GraphModule)}
+    for node in module.graph.nodes:
+        yield module, node
+        child = children.get(str(node.target)) if node.op in ("get_attr", "call_module") else None
+        if child is not None and id(child) not in seen:
+            yield from _nodes(child, seen)
 
 
 def graph_modules(graph_module: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
-    """A graph and its child graphs, each once."""
-    return [module for module in graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
-
-
-def to_fake(fake_mode: Any, tensor: torch.Tensor) -> torch.Tensor:
-    """A fake twin of a constant tensor, of static shape."""
-    if isinstance(tensor, FakeTensor):
-        return tensor
-    return fake_mode.from_tensor(tensor, static_shapes=True)
+    """A graph and its child graphs, each once, in the order in which they stand."""
+    return list({id(module): module for module, _ in graph_nodes(graph_module)}.values())
 
 
 def copy_graph(graph: torch.fx.Graph) -> torch.fx.Graph:
@@ -166,18 +144,10 @@ def version_of(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else int(tensor._version)
 
 
-# Raised by operators on fake tensors whose result, or its shape, depends on the data.
-NEEDS_DATA = (
-    torch._subclasses.fake_tensor.DataDependentOutputException,
-    torch._subclasses.fake_tensor.DynamicOutputShapeException,
-)
-
-
 def forget_arguments(graph_module: torch.fx.GraphModule) -> None:
     """Drop a graph's references to the arguments that it was traced for, as Dynamo does with its own graph at the end.
 
     They are weak, but torch.utils.swap_tensors, by which offloading moves quantised weights, refuses tensors with any.
     """
-    for module in graph_modules(graph_module):
-        for node in module.graph.nodes:
-            node.meta.pop("grapharg", None)
+    for _, node in graph_nodes(graph_module):
+        node.meta.pop("grapharg", None)

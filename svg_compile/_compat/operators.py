@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import fx
 from torch._C import DispatchKey
 
 # Namespaces of operators whose rules are written down, or that exchange data between processes.
@@ -14,6 +15,11 @@ _OF_TORCH = ("aten::", "prims::", "c10d", "_c10d", "svg::")
 
 # `torch.nn.functional.pad` as it stands in a graph.
 PAD_TARGETS = (torch.nn.functional.pad, torch._C._nn.pad)
+
+
+# Functions of Python's `operator` module, and methods in their place, that write their first argument.
+_IN_PLACE = {"setitem", "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow"}
+_IN_PLACE |= {"iand", "ior", "ixor", "ilshift", "irshift"}
 
 
 def operators_named(*names: str) -> list[Any]:
@@ -34,12 +40,33 @@ def qualified_name(operator: Any) -> str | None:
 
 def writes_operands(operator: Any) -> bool:
     """True if any overload of an operator mutates an operand."""
+    return any(schema.is_mutable for schema in _schemas(operator))
+
+
+def writes(node: fx.Node) -> bool:
+    """True if a node of a traced graph may mutate one of its arguments."""
+    if node.op not in ("call_function", "call_method"):
+        # The names of inputs end as the names of writers do.
+        return False
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
+        return True
+    if schemas := _schemas(node.target):
+        arguments = [argument for schema in schemas for argument in schema.arguments]
+        # A packet's overloads with `out` are not meant by a call without it.
+        arguments = [each for each in arguments if not each.kwarg_only or each.name in node.kwargs]
+        return any(each.alias_info is not None and each.alias_info.is_write for each in arguments)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name.strip("_") in _IN_PLACE
+
+
+def _schemas(operator: Any) -> list[torch.FunctionSchema]:
+    """The schemas of an operator, of all overloads of a packet; none of what is no operator."""
     packet = getattr(operator, "_opoverload", operator)
     overloads = [getattr(packet, name) for name in packet.overloads()] if hasattr(packet, "overloads") else [packet]
-    return any(overload._schema.is_mutable for overload in overloads if hasattr(overload, "_schema"))
+    return [schema for each in overloads if isinstance(schema := getattr(each, "_schema", None), torch.FunctionSchema)]
 
 
-def writes(overload: Any) -> bool:
+def mutates(overload: Any) -> bool:
     """True if this overload mutates an operand."""
     return bool(overload._schema.is_mutable)
 

@@ -40,7 +40,7 @@ def spread_weights(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         if is_spread(weight):
             spread: Any = weight
             if gathered and sum(not placement.is_replicate() for placement in spread.placements) > 1:
-                raise ValueError("weights are spread by fully_shard and by tensor parallelism at once")
+                raise ValueError("weights are sharded by fully_shard and by tensor parallelism at once")
             size = spread.shape if gathered else spread.to_local().shape
             used = torch.empty(size, dtype=spread.dtype, device="meta")
             yield spread, nn.Parameter(used, requires_grad=spread.requires_grad)

@@ -31,6 +31,6 @@ def warn_if_untested() -> None:
     oldest, newest = (".".join(map(str, version)) for version in (OLDEST, NEWEST))
     warnings.warn(
         f"svg_compile is tested with torch {oldest} to {newest}, this is {torch.__version__}. Attention that it cannot "
-        "prove to be over a video stays dense; svg_compile.explain(model, ...) shows what was found.",
+        "prove to be over a video stays dense; svg_compile.explain(model, ...) lists each attention.",
         stacklevel=3,
     )

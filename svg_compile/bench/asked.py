@@ -65,9 +65,9 @@ def transformer(
     **asked: Any,
 ) -> tuple[Any, Any, Path | None]:
     """The model in the size asked for, the options and where to store the results of `bench block` and `forward`."""
-    from svg_compile.bench.models import MODELS
     from svg_compile.bench.transformer import Options
     from svg_compile.config import split_options
+    from svg_compile.zoo import MODELS
 
     prepare(json_file)
     try:

@@ -18,12 +18,12 @@ from svg_compile.bench import work
 from svg_compile.bench.entries import Entries
 from svg_compile.bench.machine import clocks, machine
 from svg_compile.bench.peers import BANDS, DENSE, Problem, peer
-from svg_compile.bench.presets import Shape
 from svg_compile.bench.timing import Times, interleaved
 from svg_compile.errors import SvgError
 from svg_compile.functional import profile_heads, sparse_attention
 from svg_compile.kernels import ops, repair_ops
 from svg_compile.layout import HeadKind
+from svg_compile.zoo import Shape
 
 KINDS = ("spatial", "temporal", "mixed")
 

@@ -9,64 +9,68 @@ from typing import Any
 import click
 
 from svg_compile.bench.asked import finish, place_of, prepare, shape_of, store, transformer
-from svg_compile.bench.presets import PRESETS
 from svg_compile.cli_checks import Fraction, Grid, usage
 from svg_compile.errors import SvgError
+from svg_compile.zoo import MODELS, PRESETS
 
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
 _out = click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                    help="Store the figures, with machine and versions; `bench page` makes tables of it.")  # fmt: skip
-_dtype = click.option("--dtype", type=_DTYPES, default="bfloat16", show_default=True, help="Of weights and inputs.")
+                    help="Store the figures with machine and versions, for `bench page`.")  # fmt: skip
+_dtype = click.option(
+    "--dtype", type=_DTYPES, default="bfloat16", show_default=True, help="Dtype of weights and inputs."
+)
 _seconds = click.option("--seconds", type=click.FloatRange(0, min_open=True), default=float("inf"), metavar="NUMBER",
-                        help="Time no new turn once so many have passed.  [default: never]")  # fmt: skip
-_device = click.option("--device", metavar="NAME", help="cuda or cpu.  [default: cuda where there is one]")
-_threads = click.option("--threads", type=click.IntRange(1), help="Of a CPU.  [default: torch's]")
+                        help="Start no new turn after this time.  [default: none]")  # fmt: skip
+_device = click.option("--device", metavar="NAME", help="cuda or cpu.  [default: cuda if available]")
+_threads = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's]")
 
 
 @click.group()
 def bench() -> None:
-    """Time sparse against dense, in one run and in turns: an attention, a block, a whole forward.
+    """Time sparse against dense attention, in one run and in turns: an attention, a block, a whole forward.
 
     \b
       svg-compile bench attention --grid 8x32x32 --json attention.json
       svg-compile bench page attention.json --out results.md
 
-    Medians, ratios, machine and versions are stored as JSON, and made into a page of tables and plots.
+    `--json` stores medians, ratios, machine and versions; `bench page` makes tables and plots from them.
     """
 
 
-@bench.command(short_help="One layer's attention, by every implementation at hand.")
+@bench.command(short_help="One layer's attention, by every available implementation.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="[default: hunyuanvideo-720p on a GPU, else small]")
-@click.option("--grid", type=Grid(), metavar="FxHxW", help="Another token grid.")
-@click.option("--text", type=click.IntRange(0), help="Another number of text tokens.")
-@click.option("--text-first/--text-last", default=None, help="Where they stand.")
-@click.option("--heads", type=click.IntRange(1), help="Another number of heads.")
-@click.option("--head-dim", type=click.IntRange(16, 256), help="Another head dim.")
-@click.option("--batch", type=click.IntRange(1), help="Another number of samples.")
+@click.option("--grid", type=Grid(), metavar="FxHxW", help="Token grid, instead of the preset's.")
+@click.option("--text", type=click.IntRange(0), help="Text tokens, instead of the preset's.")
+@click.option("--text-first/--text-last", default=None, help="Text before or after the video.")
+@click.option("--heads", type=click.IntRange(1), help="Heads, instead of the preset's.")
+@click.option("--head-dim", type=click.IntRange(16, 256), help="Head dim, instead of the preset's.")
+@click.option("--batch", type=click.IntRange(1), help="Batch size, instead of the preset's.")
 @click.option(
     "--kind",
     "kinds",
     multiple=True,
     type=click.Choice(["spatial", "temporal", "mixed"]),
-    help="Heads to time; give it several times for several.  [default: all three]",
+    help="Kind of heads; may be repeated.  [default: all three]",
 )
 @click.option(
     "--density",
     "densities",
     multiple=True,
     type=Fraction(),
-    help="Several for a sweep.  [default: 0.3]",
+    help="Share of the pairs to compute; may be repeated.  [default: 0.3]",
 )
 @click.option(
     "--peer",
     "peers",
     multiple=True,
     metavar="NAME",
-    help="Of cudnn, flash, sdpa (dense), svg, svg-MxNxWxS (its Triton kernel with another tile), hopper, flex, "
-    "flex-flash, transpose.  [default: all but hopper, flex-flash and other tiles]",
+    help="One of cudnn, flash, sdpa (dense), svg, svg-MxNxWxS (its Triton kernel with another tile), hopper, flex, "
+    "flex-flash, transpose; may be repeated.  [default: all but hopper, flex-flash and other tiles]",
 )
-@click.option("--rows", type=click.IntRange(1), default=64, show_default=True, help="Query rows the profile samples.")
-@click.option("--repeats", type=click.IntRange(1), help="Turns.  [default: 20 on a GPU, else 7]")
+@click.option(
+    "--rows", type=click.IntRange(1), default=64, show_default=True, help="Query rows that the profile samples."
+)
+@click.option("--repeats", type=click.IntRange(1), help="Number of turns.  [default: 20 on a GPU, else 7]")
 @_seconds
 @_dtype
 @_device
@@ -74,7 +78,7 @@ def bench() -> None:
 @_out
 def attention(preset: str | None, grid: Any, device: str | None, threads: int | None, json_file: Path | None,
               **asked: Any) -> None:  # fmt: skip
-    """Time one layer's attention: dense by each backend of SDPA, svg::attention, and what one would use instead.
+    """Time one layer's attention: dense by each backend of SDPA, svg::attention, and alternatives to it.
 
     \b
       svg-compile bench attention --preset wan-720p --density 0.2 --density 0.3
@@ -108,8 +112,6 @@ def attention(preset: str | None, grid: Any, device: str | None, threads: int | 
 
 
 def _model_options(command: Any) -> Any:
-    from svg_compile.bench.models import MODELS
-
     for option in reversed(
         (
             click.option(
@@ -125,8 +127,10 @@ def _model_options(command: Any) -> Any:
             click.option(
                 "--latents", type=Grid(), metavar="FxHxW", help="Size of the latents, before patches. [default: 720p]"
             ),
-            click.option("--mode", default="default", show_default=True, help="Of torch.compile, for both."),
-            click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Turns."),
+            click.option(
+                "--mode", default="default", show_default=True, help="Mode of torch.compile, for dense and sparse."
+            ),
+            click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Number of turns."),
             _seconds,
             _dtype,
             _device,
@@ -138,23 +142,23 @@ def _model_options(command: Any) -> Any:
     return command
 
 
-@bench.command(short_help="One transformer block of each kind, and a whole run projected from it.")
+@bench.command(short_help="One transformer block of each class, and a projection to a whole run.")
 @click.option(
     "--compile-times/--no-compile-times",
     default=True,
     show_default=True,
-    help="Compile with empty and with full caches too; takes five more compiles.",
+    help="Also time compiles with empty and with full caches; takes five more compiles.",
 )
 @click.option(
     "--once",
     is_flag=True,
-    help="Time one forward of each, under the profiler, after one that compiles: for sizes that take minutes a run.",
+    help="Time one forward of each, under the profiler, after one that compiles: for sizes that take minutes per run.",
 )
 @_model_options
 def block(**asked: Any) -> None:
     """Time a real model of one block, random weights: dense by inductor, sparse by svg, part by part.
 
-    From it the time of a whole run is projected: blocks times steps.
+    The time of a whole run is projected from it: blocks times steps.
 
     \b
       svg-compile bench block --model wan-14b --json block.json
@@ -181,9 +185,9 @@ def forward(**asked: Any) -> None:
     finish([measure_forward(model, options)], json_file)
 
 
-@bench.command(short_help="What a look at a whole model costs on the CPU.")
+@bench.command(short_help="The CPU time of tracing a whole model.")
 @click.option(
-    "--model", "models", multiple=True, metavar="CLASS", help="A class of diffusers.  [default: four of them]"
+    "--model", "models", multiple=True, metavar="CLASS", help="A class of diffusers.  [default: four classes]"
 )
 @_out
 def trace(models: tuple[str, ...], json_file: Path | None) -> None:
@@ -201,8 +205,8 @@ def trace(models: tuple[str, ...], json_file: Path | None) -> None:
 @bench.command(short_help="Tables and plots of stored results.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="The page, Markdown; plots lie beside it.")  # fmt: skip
-@click.option("--heading", default="Benchmarks", show_default=True, help="Of the page.")
+              help="The page, as Markdown; plots are written to the same folder.")  # fmt: skip
+@click.option("--heading", default="Benchmarks", show_default=True, help="Heading of the page.")
 def page(files: tuple[Path, ...], out: Path, heading: str) -> None:
     """Write a page of the results in FILES, as `--json` stored them.
 

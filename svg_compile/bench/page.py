@@ -32,7 +32,7 @@ def load(file: Path) -> Result:
 def write(files: Sequence[Path], out: Path, heading: str) -> list[Path]:
     """Write the page, and next to it a plot for each attention result -> what was written."""
     written = [out]
-    parts = [f"# {heading}", "Made by `svg-compile bench page` from the JSON files beside it."]
+    parts = [f"# {heading}", "Made by `svg-compile bench page` from the JSON files in its folder."]
     out.parent.mkdir(parents=True, exist_ok=True)
     for file in files:
         result = load(file)

@@ -44,7 +44,7 @@ def parts(forward: Callable[[], object], device: torch.device, ffn: Collection[i
         if device.type == "cuda":
             torch.cuda.synchronize()
     events = list(profiled.events() or [])
-    ops = _ops(events, device)
+    ops = _ops(events)
     if device.type == "cuda":
         # A record_function stands among the kernels too, for as long as all of its own.
         kernels = [
@@ -77,7 +77,7 @@ def _kind(name: str) -> str:
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(name)), REST)
 
 
-def _ops(events: list[Any], device: torch.device) -> list[Any]:
+def _ops(events: list[Any]) -> list[Any]:
     """Ops that the patterns know, without those that such an op calls."""
 
     def known(event: Any) -> bool:

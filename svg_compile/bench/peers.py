@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from svg_compile._compat.gpu import plain_triton
-from svg_compile.bench.presets import Shape
 from svg_compile.errors import SvgError
 from svg_compile.functional import sparse_attention
 from svg_compile.kernels.triton.configs import TileConfig
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import attends, tokens_at
+from svg_compile.zoo import Shape
 
 BANDS = (HeadKind.SPATIAL, HeadKind.TEMPORAL)
 

@@ -18,13 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from svg_compile._compat.gpu import empty_caches
 from svg_compile.bench.machine import clocks, machine
-from svg_compile.bench.models import Model
 from svg_compile.bench.parts import Parts, parts
 from svg_compile.bench.timing import Times, interleaved
 from svg_compile.config import SvgConfig
 from svg_compile.errors import SvgError
 from svg_compile.inspection.tracing import explain
 from svg_compile.targets import Request, Target, load
+from svg_compile.zoo import Model
 
 # Shares of a run's steps that are dense, in projections.
 DENSE_SHARES = (0.1, 0.25)
@@ -56,8 +56,8 @@ def measure_blocks(
     `keep` is called with the results so far after each kind, without the projection.
     """
     results: list[dict[str, Any]] = []
-    for kind, (settings, count) in model.blocks.items():
-        result = _measure(model, dict(settings), options, 0, options.compile_times and not options.once)
+    for kind, (_, count) in model.blocks.items():
+        result = _measure(model, model.one_block(kind), options, 0, options.compile_times and not options.once)
         result |= {"benchmark": "block", "model": f"{model.name}, {kind}", "count": count, "projected": []}
         results.append(result)
         if keep is not None:
@@ -75,7 +75,7 @@ def measure_blocks(
 
 def measure_forward(model: Model, options: Options) -> dict[str, Any]:
     """The whole transformer. How long it compiles is left to `measure_blocks`: it is many times a block's compile."""
-    result = _measure(model, {}, options, SvgConfig().dense_layers, False)
+    result = _measure(model, model.config, options, SvgConfig().dense_layers, False)
     ms = result["dense"]["ms"]["median"], result["sparse"]["ms"]["median"]
     note = f"{model.calls} forwards a step; text encoder and VAE not included"
     result["notes"]["projected"] = note
@@ -95,12 +95,10 @@ def projected(model: Model, dense_ms: float, sparse_ms: float) -> list[dict[str,
 
 
 def _measure(
-    model: Model, settings: dict[str, Any], options: Options, dense_layers: int, compile_times: bool
+    model: Model, config: dict[str, Any], options: Options, dense_layers: int, compile_times: bool
 ) -> dict[str, Any]:
-    config = {**model.config, **settings}
-    request = Request(
-        config, latents=model.latents, text=model.text, dtype=options.dtype, weights=True, device=str(options.device)
-    )
+    latents, text = model.size
+    request = Request(config, latents=latents, text=text, dtype=options.dtype, weights=True, device=str(options.device))
     target = load(model.cls, request)
     ours: dict[str, Any] = {"density": options.density, "dense_steps": 0, "dense_layers": dense_layers, "strict": True}
     with torch.no_grad():
@@ -137,7 +135,7 @@ def _measure(
     return {
         **found,
         "speedup": times["sparse"].speedup_over(times["dense"]),
-        "latents": list(model.latents),
+        "latents": list(latents),
         "tokens": max(site.tokens for site in sites),
         "layers": len(sites),
         "density": options.density,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from svg_compile.bench.presets import Shape
 from svg_compile.layout import HeadKind, VideoLayout
 from svg_compile.mask import band_block, band_rank
+from svg_compile.zoo import Shape
 
 
 def flops(shape: Shape, pairs: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
 import torch
@@ -28,13 +28,16 @@ class Callers:
 
     def layer(self, within: str = "") -> str:
         """The path of the module that runs; `within` is one as a graph has it, which knows the function it was traced
-        from: below that function's `self`, or below another of its arguments.
+        from: below that function's `self`, or below another of its arguments. Behind a graph break these may be what
+        stood on the interpreter's stack: a module, or a method of one, whose arguments were being computed.
         """
         for frame in frames():
             local = frame.f_locals
             first, _, rest = within.partition(".")
-            if id(local.get(first)) in self._paths:
-                return self._join(self._paths[id(local[first])], rest)
+            owner = local.get(first)
+            owner = owner.__self__ if isinstance(owner, MethodType) else owner
+            if id(owner) in self._paths:
+                return self._join(self._paths[id(owner)], rest)
             if id(local.get("self")) in self._paths:
                 return self._join(self._paths[id(local["self"])], within)
         return within

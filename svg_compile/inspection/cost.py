@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from svg_compile._compat.graphs import CPU_FLASH_ATTENTION, fake_mode_of, keep_torch_state, symbolic_run
+from svg_compile._compat.fake_runs import FakeRun, example_inputs, symbolic_run
+from svg_compile._compat.graphs import CPU_FLASH_ATTENTION, fake_mode_of
 from svg_compile._compat.operators import parameters_of
 from svg_compile.config import SvgConfig
 from svg_compile.layout import HeadKind
@@ -150,13 +150,11 @@ def count_flops(graph_module: fx.GraphModule) -> int | None:
     fake_mode = fake_mode_of(graph_module)
     if fake_mode is None:
         return 0
-    inputs = [node.meta["example_value"] for node in graph_module.graph.nodes if node.op == "placeholder"]
-    # A graph may change the shapes of its inputs.
-    inputs = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
+    inputs = example_inputs(graph_module, detached=True).values()
     counter = _counter()
     try:
-        with keep_torch_state(), torch.no_grad(), symbolic_run(fake_mode), counter:
-            _OnFakes(graph_module, fake_mode).run(*inputs)
+        with symbolic_run(fake_mode), counter:
+            FakeRun(graph_module, fake_mode).run(*inputs)
         return int(counter.get_total_flops())
     except Exception:
         # An operator without a fake form, a size that depends on data: the report says "unknown".
@@ -190,16 +188,3 @@ def _operator_flops(operator: Any, how: AttentionOperator, *args: Any, **kwargs:
         # [B, N, H, D], or [N, H, D] of sequences one behind another.
         query, key, value = ([*each[:-3], each[-2], each[-3], each[-1]] for each in (query, key, value))
     return _attention_flops(query, key, value)
-
-
-class _OnFakes(fx.Interpreter):
-    """Runs a graph on fake tensors, its constants too."""
-
-    def __init__(self, module: fx.GraphModule, fake_mode: Any) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self.extra_traceback = False
-        self.fake_mode = fake_mode
-
-    def fetch_attr(self, target: str) -> Any:
-        value = super().fetch_attr(target)
-        return self.fake_mode.from_tensor(value, static_shapes=True) if isinstance(value, Tensor) else value

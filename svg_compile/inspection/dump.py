@@ -29,7 +29,7 @@ from pathlib import Path
 
 from torch import fx
 
-from svg_compile._compat.graphs import graph_modules, output_code, target_name
+from svg_compile._compat.graphs import graph_nodes, output_code, target_name
 from svg_compile.decisions import Decisions
 from svg_compile.errors import OptionError
 from svg_compile.inspection.render import templates
@@ -194,10 +194,9 @@ def _new_folder(parent: Path) -> Path:
 def op_counts(graph_module: fx.GraphModule) -> Counter[str]:
     """How often each operator is called in a graph and its child graphs."""
     counts: Counter[str] = Counter()
-    for module in graph_modules(graph_module):
-        for node in module.graph.nodes:
-            if node.op in ("call_function", "call_method", "call_module"):
-                counts[target_name(node)] += 1
+    for _, node in graph_nodes(graph_module):
+        if node.op in ("call_function", "call_method", "call_module"):
+            counts[target_name(node)] += 1
     return counts
 
 

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svg_compile._compat.fake_values import MOST_ELEMENTS, LostWrite, ValueMode
-from svg_compile._compat.graphs import is_fake
+from svg_compile._compat.fake_values import FEW, MOST_ELEMENTS, LostWrite, ValueMode
+from svg_compile._compat.graphs import is_fake, is_higher_order
+from svg_compile._compat.operators import writes
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
 
-# A tensor of at most this many elements says how large something is.
-_FEW = 64
 # Their results depend on the shape, dtype and device of their first argument alone.
 _BY_SHAPE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor", "size", "dim")
-_WRITERS = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
 
 class _Random(Exception):
@@ -86,9 +84,9 @@ def _values(
     for node in values.keys() - flags:
         if isinstance(given[node], Tensor) and not mode.is_borrowed(given[node]):
             mode.forget(given[node])
-    writes = any(_writes(node) for node in flags)
+    writing = any(map(writes, flags))
     (output,) = (node for node in nodes if node.op == "output")
-    if not writes and not any(node in flags and node not in given for node in output.all_input_nodes):
+    if not writing and not any(node in flags and node not in given for node in output.all_input_nodes):
         return {}
     interpreter = fx.Interpreter(graph_module, garbage_collect_values=False)
     interpreter.extra_traceback = False
@@ -110,7 +108,7 @@ def _values(
                 del interpreter.env[each]
         else:
             random.add(node)
-        if node in random and _writes(node):
+        if node in random and writes(node):
             _forget_storage(interpreter.env.get(node.all_input_nodes[0]), interpreter.env, random, given, mode)
     return {node: value for node, value in interpreter.env.items() if node not in given}
 
@@ -136,16 +134,16 @@ def _value(value: Any, mode: ValueMode) -> Any:
 
 def _made_by_python(value: Any) -> bool:
     """True for a small real tensor, which Python code made from numbers: all others of a trace are fake."""
-    return isinstance(value, Tensor) and not is_fake(value) and type(value) is Tensor and value.numel() <= _FEW
+    return isinstance(value, Tensor) and not is_fake(value) and type(value) is Tensor and value.numel() <= FEW
 
 
 def _check_writes(nodes: Iterable[fx.Node], given: dict[fx.Node, Any]) -> None:
     """Refuse a graph that writes an input with data: it is not run, so Python code would read what was there before."""
     for node in nodes:
         target = node
-        while _writes(node) and target not in given and target.args and isinstance(target.args[0], fx.Node):
+        while writes(node) and target not in given and target.args and isinstance(target.args[0], fx.Node):
             target = target.args[0]
-        value = given.get(target) if _writes(node) else None
+        value = given.get(target) if writes(node) else None
         if isinstance(value, Tensor) and not is_fake(value) and not isinstance(value, torch.nn.Parameter):
             raise LostWrite(f"{_name(node)} writes a tensor that has data")
 
@@ -163,9 +161,9 @@ def _known_nodes(nodes: Iterable[fx.Node], inputs: set[fx.Node]) -> set[fx.Node]
                 known.add(node)
             continue
         by_shape = _name(node) in _BY_SHAPE and all(each in known for each in node.all_input_nodes[1:])
-        nested = isinstance(node.target, torch._ops.HigherOrderOperator) or node.op == "call_module"
+        nested = is_higher_order(node.target) or node.op == "call_module"
         if nested or not (by_shape or all(each in known for each in node.all_input_nodes)):
-            written = node.all_input_nodes if nested else node.all_input_nodes[:1] if _writes(node) else []
+            written = node.all_input_nodes if nested else node.all_input_nodes[:1] if writes(node) else []
             spoilt += [each for each in written if each in known]
         elif _small(node.meta.get("example_value")):
             known.add(node)
@@ -191,15 +189,3 @@ def _empty(node: fx.Node) -> Any:
 
 def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
-def _writes(node: fx.Node) -> bool:
-    """True if a node mutates one of its arguments."""
-    if node.op not in ("call_function", "call_method"):
-        # The names of inputs end as the names of writers do.
-        return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return bool(node.target._schema.is_mutable)
-    name = _name(node)
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in _WRITERS or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None

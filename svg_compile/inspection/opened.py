@@ -1,13 +1,9 @@
-"""The tensors of a model's arguments, also of those that stand in dataclasses, which torch's own flattening leaves."""
+"""A model's arguments with their dataclasses as dictionaries: torch's own flattening leaves these closed."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
-
-from torch import Tensor
-
-from svg_compile._compat.pytree import tree_leaves
 
 
 def opened(value: Any) -> Any:
@@ -20,8 +16,3 @@ def opened(value: Any) -> Any:
     if type(value) is dict:
         return {key: opened(part) for key, part in value.items()}
     return value
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors of a value."""
-    return [leaf for leaf in tree_leaves(opened(value)) if isinstance(leaf, Tensor)]

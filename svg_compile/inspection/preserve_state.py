@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from svg_compile._compat.graphs import is_fake, new_fake_mode, version_of
+from svg_compile._compat.pytree import tensors_in, tree_leaves, tree_map
 
 _META = torch.device("meta")
 
@@ -66,7 +66,7 @@ def untouched(module: nn.Module | None, inputs: Any, device: torch.device) -> It
 
 def _mode_without_data(modules: list[nn.Module], inputs: Any) -> Any:
     """The fake tensor mode to use where a parameter, buffer or input has no data: its own, or a new one for meta."""
-    tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
+    tensors = tensors_in(inputs)
     for each in modules:
         tensors += [
             value for names in (each._parameters, each._buffers) for value in names.values() if value is not None

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from svg_compile._compat.fake_values import ValueMode, written
 from svg_compile._compat.modules import listed_blocks
 from svg_compile._compat.operators import qualified_name, writes_operands
-from svg_compile._compat.pytree import tree_flatten, tree_leaves
+from svg_compile._compat.pytree import tensors_in, tree_flatten, tree_leaves
 from svg_compile._compat.storages import storage_of
 from svg_compile.inspection.alike import Facts, tensor_facts
 from svg_compile.inspection.cost import counting_flops
@@ -190,11 +190,11 @@ class _Recorder:
         attention = any(part in name for part in _ATTENTION) or attention_operator(operator) is not None
         self._attended |= attention and not self._inside
         self._reads += bool(set(_READING) & set(operator.tags))
-        given = {storage_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        given = set(map(storage_of, tensors_in((args, kwargs))))
         if writes_operands(operator):
             self._written |= {storage_of(target) for target in written(operator, args, kwargs)} - self._made
         # A view of what was there before was not made here.
-        self._made |= {storage_of(each) for each in tree_leaves(out) if isinstance(each, Tensor)} - given
+        self._made |= set(map(storage_of, tensors_in(out))) - given
 
     def found(self) -> tuple[Run, ...]:
         """The runs of several blocks, where each block ran once."""

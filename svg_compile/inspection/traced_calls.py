@@ -10,12 +10,13 @@ from torch import Tensor, fx, nn
 
 from svg_compile._compat.fake_values import ValueMode
 from svg_compile._compat.operators import qualified_name
+from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.subclasses import is_quantised
 from svg_compile.config import SvgConfig
 from svg_compile.decisions import Reason, Site
 from svg_compile.inspection.callers import Callers, place, stack
 from svg_compile.inspection.held_tensors import held_tensors
-from svg_compile.inspection.opened import tensors_in
+from svg_compile.inspection.opened import opened
 from svg_compile.layout import VideoLayout
 from svg_compile.passes.attention_operators import AttentionCall, heads_first, read_call
 from svg_compile.passes.axes.axis import Axis
@@ -46,7 +47,7 @@ class TracedCalls:
         # Attentions with a grid so far.
         self._layers = 0
         self.ledger = Ledger(
-            tensors_in(inputs),
+            tensors_in(opened(inputs)),
             _state_of(model),
             lambda: mode.data_was_read,
         )
@@ -97,14 +98,16 @@ class TracedCalls:
         axes = AttentionAxes(of_query, of_key, of_value)
         tokens = query.shape[-2], key.shape[-2]
         found = grid_of(axes, tokens, self.config) if query.dim() == 4 else None
-        layout, reason, detail = None, Reason.BETWEEN_GRAPHS, self._why_between()
+        layout, reason, detail = None, Reason.UNPROVEN_BETWEEN_GRAPHS, self._why_between()
         if isinstance(found, Grid):
+            reason = Reason.BETWEEN_GRAPHS
             layout = VideoLayout(*found.sizes, found.text_first, self.config.block)
-        elif found is not None and found.reason is Reason.CROSS_ATTENTION:
-            reason, detail = found.reason, found.detail
+        elif found is None:
+            detail = f"{detail}; {Reason.RANK.text}".lstrip("; ")
+        elif found.reason in (Reason.UNKNOWN_GRID, Reason.NOT_VIDEO):
+            detail = f"{detail}; {found.detail or found.reason.text}".lstrip("; ")
         else:
-            more = "" if found is None or not found.detail else f" ({found.detail})"
-            detail = f"{detail}; its token grid could not be proven{more}".lstrip("; ")
+            reason, detail = found.reason, found.detail
         site = Site(
             rewritten=False,
             reason=reason,

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from svg_compile._compat.fake_values import ValueMode
 from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.modules import uncompiled
+from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.traces import with_code_of_its_own
 from svg_compile.inspection.bare_clone import KEPT_FORWARD, bare_clone
-from svg_compile.inspection.opened import tensors_in
+from svg_compile.inspection.opened import opened
 
 # Weights of at most this many elements are read where Python code asks for them.
 _SMALL_WEIGHT = 2**16
@@ -59,7 +60,7 @@ def traced_clone(
 
 def _device(module: nn.Module | None, inputs: Any) -> torch.device:
     """Where the model runs: where its inputs are, else its weights; where they part, on the accelerator."""
-    tensors = tensors_in(inputs)
+    tensors = tensors_in(opened(inputs))
     tensors += [] if module is None else [*module.parameters(), *module.buffers()]
     devices = [tensor.device for tensor in tensors if tensor.device.type != "meta"]
     devices += [torch.device("cpu")]

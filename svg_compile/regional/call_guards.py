@@ -34,9 +34,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from svg_compile._compat.fake_values import MOST_ELEMENTS
 from svg_compile._compat.graphs import version_of
-from svg_compile._compat.pytree import tree_flatten
+from svg_compile._compat.pytree import tensors_in, tree_flatten
 from svg_compile.inspection.held_tensors import held_tensors
-from svg_compile.inspection.opened import opened, tensors_in
+from svg_compile.inspection.opened import opened
 from svg_compile.passes.position_inputs import ids_of, raster_seen, rise_seen, runs_seen
 from svg_compile.passes.timestep_names import is_timestep
 
@@ -125,7 +125,7 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
     """The names of the arguments that are small floating-point tensors: neither the timestep nor latents."""
 
     def small(value: Any) -> bool:
-        tensors = tensors_in(value)
+        tensors = tensors_in(opened(value))
         return bool(tensors) and all(
             leaf.is_floating_point() and leaf.dim() < 5 and leaf.numel() <= MOST_ELEMENTS and not leaf.is_meta
             for leaf in tensors
@@ -138,7 +138,7 @@ def might_be_read(arguments: Mapping[str, Any]) -> list[str]:
 
 def is_flags(value: Any) -> bool:
     """True if an argument's tensors contain only zeros and ones, like a mask; syncs with their device."""
-    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in tensors_in(value))
+    return all(bool(((leaf == 0) | (leaf == 1)).all()) for leaf in tensors_in(opened(value)))
 
 
 def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callable[[Tensor], bool]:
@@ -146,10 +146,10 @@ def readable(arguments: Mapping[str, Any], also: Collection[str] = ()) -> Callab
 
     also: the names of floating-point arguments that it may read.
     """
-    asked = {id(leaf) for name in also for leaf in tensors_in(arguments[name])}
-    leaves = [leaf for name, value in arguments.items() if not is_timestep(name) for leaf in tensors_in(value)]
+    asked = {id(leaf) for name in also for leaf in tensors_in(opened(arguments[name]))}
+    leaves = [leaf for name, value in arguments.items() if not is_timestep(name) for leaf in tensors_in(opened(value))]
     given, positions = set(map(id, leaves)), _positions(leaves)
-    never = {id(leaf) for leaf in tensors_in([value for name, value in arguments.items() if is_timestep(name)])}
+    never = {id(leaf) for name, value in arguments.items() if is_timestep(name) for leaf in tensors_in(opened(value))}
 
     def may_be_read(tensor: Tensor) -> bool:
         if id(tensor) in never:

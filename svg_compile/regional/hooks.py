@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svg_compile._compat.compiled import compile_call, let_dynamo_watch
+from svg_compile._compat.compiled import break_graph, compile_call, let_dynamo_watch
 from svg_compile.passes.grid_marker import Marker, carriers
 
 
@@ -25,6 +25,7 @@ class _Here(threading.local):
     """Per-thread state that the running forward passes to the hooks of an attention's module."""
 
     text: str | None = None
+    outside: bool = False
     sizes: tuple[Tensor, ...] = ()
     beside: Callable[[tuple[Tensor, ...]], AbstractContextManager[object] | None] | None = None
     entered: AbstractContextManager[object] | None = None
@@ -38,7 +39,7 @@ class _LeftOutOfPickles:
 
 
 class Mark(_LeftOutOfPickles):
-    """The forward pre-hook of one attention's module.
+    """The forward pre-hook of one attention's module, or of a block that calls attention between its graphs.
 
     It marks what Dynamo traces. Where the module runs as plain Python, it runs within what `beside` returns.
     """
@@ -58,7 +59,7 @@ class Mark(_LeftOutOfPickles):
         key = (marker.sizes, device)
         if key not in self._carriers:
             self._carriers[key] = carriers(marker.sizes, device)
-        self.here.text, self.here.sizes = marker.text, self._carriers[key]
+        self.here.text, self.here.sizes, self.here.outside = marker.text, self._carriers[key], marker.outside
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not torch.compiler.is_dynamo_compiling():
@@ -75,6 +76,10 @@ class Mark(_LeftOutOfPickles):
             return None
         text = self.here.text
         if text is None:
+            return None
+        if self.here.outside:
+            # Dynamo has a graph in hand that this block would be a part of: it is called outside of it.
+            break_graph()
             return None
         sizes = self.here.sizes
         for place, value in enumerate(args):

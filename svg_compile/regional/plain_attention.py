@@ -1,11 +1,11 @@
 """Attention that runs as plain Python in a module whose grid is proven.
 
 Hooks at every layer (layerwise casting, leaf-level and sequential offloading), caches that switch compiling off in
-their forward (MagCache) and Dynamo's recompile limit leave no graph of the block that a marker could stand in. There
-the attention is compiled by itself: while the marked module runs, its calls of `scaled_dot_product_attention`, or of
-another operator that `passes.attention_operators` reads, go to one small compiled function, which marks the query with
-the grid; the passes, the schedule, plans and recordings are those of any other graph. The rest of the module runs as
-Python.
+their forward (MagCache) and Dynamo's recompile limit leave no graph of the block that a marker could stand in; a block
+that calls a function outside of compilation for its attention has none in its graphs. There the attention is compiled
+by itself: while the marked module runs, its calls of `scaled_dot_product_attention`, or of another operator that
+`passes.attention_operators` reads, go to one small compiled function, which marks the query with the grid; the passes,
+the schedule, plans and recordings are those of any other graph. The rest of the module runs as Python.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from svg_compile._compat.subclasses import referable
 from svg_compile.config import split_options
 from svg_compile.passes.attention_operators import (
     AttentionCall,
-    one_sequence,
+    in_first,
     read_call,
     result_of,
     sdpa_arguments,
 )
 from svg_compile.passes.grid_marker import OF_BLOCK, Marker, entries_of
+from svg_compile.passes.packed_sequences import of_the_second, sequences
 from svg_compile.regional.blocks import is_in
 from svg_compile.regional.forward import Attending, Forward
 
@@ -64,7 +65,7 @@ def of_this_backend(call: CompileCall) -> bool:
 def why_not_alone(marker: Marker) -> str:
     """Why the grids of a module's calls of attention are ambiguous outside of a graph; "" where they can."""
     if marker.text.startswith(OF_BLOCK):
-        return "the block itself calls it, outside of a module of its own"
+        return "the block itself calls it; put it into a module of its own, or take off what keeps the block uncompiled"
     if len({entry for entry in entries_of(marker) if entry[1]}) > 1:
         return "its module holds attentions of several grids"
     return ""
@@ -100,27 +101,31 @@ class PlainAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         read = None if func is SDPA else read_call(func, args, kwargs)
-        call = read if isinstance(read, AttentionCall) and one_sequence(read) else None
+        call = read if isinstance(read, AttentionCall) and sequences(read) is not None else None
         if func is not SDPA and call is None:
             return func(*args, **kwargs)
         entries, self.calls = entries_of(self.marker), self.calls + 1
         text, sizes = entries[self.calls - 1] if self.calls <= len(entries) else ("", ())
         if not sizes:
             return func(*args, **kwargs)
-        if call is not None:
-            args, kwargs = sdpa_arguments(call)
-        kwargs = dict(kwargs)
-        query, *args = args if args else (kwargs.pop("query"),)
+        given, named = (args, dict(kwargs)) if call is None else sdpa_arguments(call)
+        query, *given = given if given else (named.pop("query"),)
         self.forward.attending = self.attending
         try:
             # All of the module's grids are the same: the first numbers that its marker carries.
-            out = self.attend(text, self.sizes[: len(sizes)], query, *args, **kwargs)
+            out = self.attend(text, self.sizes[: len(sizes)], query, *given, **named)
         finally:
             self.forward.attending = None
         if call is None:
             return out
+        out = result_of(call, out)
+        if call.lengths is not None and sequences(call) == 2:
+            given, named = of_the_second(call, func, args, kwargs)
+            rest = func(*given, **named)
+            first = in_first(call.lengths[0], call.query)[:, None, None]
+            out = torch.where(first, out, rest if call.operator.alone else rest[0])
         # Contiguous, as the operator stores it. Its other results are missing: code that reads one fails.
-        out = result_of(call, out).contiguous()
+        out = out.contiguous()
         return out if call.operator.alone else (out, *[None] * (results_of(func) - 1))
 
 
@@ -152,7 +157,7 @@ class PlainAttentions:
             return None
         own = [compiled for at, compiled in blocks.items() if is_in(path, at)]
         call = own[0] if own else whole
-        why = "it is not known how this backend was asked to compile it"
+        why = "the options of its compile are not known"
         why = why if call is None or not of_this_backend(call) else why_not_alone(marker)
         if why or call is None:
             forward.dense[path] = why

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,9 +63,10 @@ def trace_grids(
         log.debug("tracing the whole model failed", exc_info=True)
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         warnings.warn(
-            f"svg: the whole of {name} could not be traced ({why}), so the grid of its compiled blocks is not "
-            "known and their attention stays dense. Compile the whole model instead, or, where the tokens are in "
-            "raster order, pass options={'layout': (frames, height, width), 'dense_layers': 0}.",
+            f"svg: {name} could not be traced as a whole ({why}), so the grid of its compiled blocks is not "
+            "known and their attention stays dense. Where the tokens are in raster order, pass "
+            "options={'layout': (frames, height, width), 'dense_layers': 0}, or compile the whole model, which is "
+            "sparse if no graph break lies between its patches and its attention.",
             stacklevel=2,
         )
         return None
@@ -75,26 +76,38 @@ def trace_grids(
     sparse = tuple(site.layer for site in sites if site.rewritten)
     inside = {layer for layer in sparse if any(is_in(layer, path) for path in blocks)}
     log.info("%d attentions of %s are marked for its blocks", len(inside), name)
+    in_graphs = {site.layer for site in report.sites if site.rewritten}
     markers = {layer: marker_of([site for site in sites if site.layer == layer]) for layer in inside}
     for path in inside & set(blocks):
-        # A block's own hooks run outside of its graph: the modules in it carry its marker.
-        of_block = markers.pop(path).of_block()
-        names = (f"{path}.{child}" for child, _ in blocks[path].named_children())
-        carriers = [child for child in names if child not in inside]
-        markers |= dict.fromkeys(carriers, of_block)
-        if not carriers:
-            warnings.warn(
-                f"svg: the block {path} calls attention itself and holds no module without attention that could "
-                "carry its grid, so its attention stays dense. Compile the whole model instead.",
-                stacklevel=2,
-            )
+        own = markers.pop(path)
+        if path in in_graphs:
+            markers |= _carried(path, own, blocks[path], inside)
+            continue
+        # Its graphs break at its attention in any case: it is marked itself, and all attention in it is told apart
+        # by the order in which it runs.
+        markers = {layer: marker for layer, marker in markers.items() if not is_in(layer, path)}
+        markers[path] = replace(marker_of([site for site in sites if is_in(site.layer, path)]), outside=True)
     return ModelGrids(markers, sparse, bool(report.breaks), reads)
+
+
+def _carried(path: str, own: Marker, block: nn.Module, inside: Set[str]) -> dict[str, Marker]:
+    """The marker of the attentions that a block calls itself, by the modules that carry it.
+
+    A block's own hooks run outside of its graph: modules in it that have no attention carry the marker.
+    """
+    carriers = [name for child, _ in block.named_children() if (name := f"{path}.{child}") not in inside]
+    if not carriers:
+        warnings.warn(
+            f"svg: the block {path} calls attention itself and holds no module without attention that could "
+            "carry its grid, so its attention stays dense. Compile the whole model instead.",
+            stacklevel=3,
+        )
+    return dict.fromkeys(carriers, own.of_block())
 
 
 def _served(site: Site) -> Site:
     """An attention as its module's marker has it: one that runs as plain Python is compiled in a graph of its own."""
-    between = site.reason is Reason.BETWEEN_GRAPHS and site.layout is not None
-    return replace(site, rewritten=True, reason=None) if between else site
+    return replace(site, rewritten=True, reason=None) if site.reason is Reason.BETWEEN_GRAPHS else site
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, frozenset[str]]:

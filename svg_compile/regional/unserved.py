@@ -14,9 +14,9 @@ _AT_LIMIT = (
     "uncompiled and dense. Compile with dynamic=True, which serves all sizes by one graph, or raise the limit."
 )
 _PARTED = (
-    "svg: the attention that {} itself calls stays dense: a graph break parts it from the module of the block that "
-    "carries the grid (TORCH_LOGS=graph_breaks names the line). Put the attention into a module of its own, where "
-    "breaks do no harm, or take the break out."
+    "svg: the attention that {} itself calls stays dense: a graph break separates it from the module of the block "
+    "that carries the grid (TORCH_LOGS=graph_breaks names the line). Put the attention into a module of its own, where "
+    "breaks do no harm, or remove the break."
 )
 
 

@@ -39,8 +39,9 @@ from svg_compile._compat.compiled import (
 )
 from svg_compile._compat.graphs import is_fake
 from svg_compile._compat.modules import add_end_hook, listed_blocks
+from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.subclasses import referable
-from svg_compile.inspection.opened import tensors_in
+from svg_compile.inspection.opened import opened
 from svg_compile.passes.timestep_names import timestep_among
 from svg_compile.regional.blocks import blocks_as_compiled, compiled_blocks, is_in
 from svg_compile.regional.call_guards import arguments_of
@@ -113,7 +114,7 @@ class Regions:
             return
         call = call or (self._broken if whole else None)
         arguments = arguments_of(model, args, kwargs)
-        if any(map(is_fake, tensors_in(arguments))):
+        if any(map(is_fake, tensors_in(opened(arguments)))):
             # An export: nothing runs.
             return
         with self._lock:
@@ -125,7 +126,7 @@ class Regions:
             for path in markers:
                 if path not in self._marks:
                     self._mark(model, path, blocks)
-        device = next((leaf.device for leaf in tensors_in(arguments)), torch.device("cpu"))
+        device = next((leaf.device for leaf in tensors_in(opened(arguments))), torch.device("cpu"))
         if self._marks:
             # Other models of the class may be compiled without markers; this one must not run their code.
             guard_absent_hooks()

@@ -45,10 +45,10 @@ def why_not_in_parallel(model: nn.Module, sites: tuple[Site, ...]) -> str | None
     for name, split in splits:
         # [batch, tokens], or with channels.
         if getattr(split, "split_dim", None) != 1 or getattr(split, "expected_dims", None) not in (2, 3):
-            return f"context parallelism splits {name} otherwise than along the tokens of [batch, tokens, channels]"
+            return f"context parallelism splits {name} along another axis than the tokens of [batch, tokens, channels]"
     if any(site.layout is not None and site.layout.text_len for site in sites):
         return (
-            "its tokens are spread over processes with text among them, which mixes the order of the two: "
+            "its tokens are distributed over processes with text among them, which mixes the order of text and video: "
             "run it without context parallelism"
         )
     return None

@@ -77,17 +77,17 @@ class _InTurn:
 
 def _all_asked(config: SvgConfig, total: int) -> str:
     return (
-        f"svg: all {total} steps of the run were dense, so nothing was gained: dense_steps={config.dense_steps} "
-        f"leaves the first {config.dense_until(total)} dense. Set it lower for runs as short as this; 0 leaves none."
+        f"svg: all {total} steps of the run were dense, so it was not faster: dense_steps={config.dense_steps} "
+        f"leaves the first {config.dense_until(total)} dense. Set it lower for short runs; 0 leaves no step dense."
     )
 
 
 def _too_short(config: SvgConfig, steps: int) -> str:
     dense = config.dense_until(config.num_inference_steps)
     return (
-        f"svg: all {steps} steps of the last run stayed dense, so nothing was gained: the first {dense} are, by "
-        f"dense_steps={config.dense_steps} of num_inference_steps={config.num_inference_steps}, as no schedule says "
-        "how long a run is. Call svg_compile.attach(pipe), run the loop in "
+        f"svg: all {steps} steps of the last run stayed dense, so it was not faster. No schedule gives the length of "
+        f"a run, so dense_steps={config.dense_steps} of num_inference_steps={config.num_inference_steps} leaves the "
+        f"first {dense} dense. Call svg_compile.attach(pipe), run the loop in "
         "`with svg_compile.denoising(model, steps=...)`, "
         f"or set options={{'num_inference_steps': {steps}}}."
     )
@@ -95,8 +95,8 @@ def _too_short(config: SvgConfig, steps: int) -> str:
 
 def _no_steps(config: SvgConfig, forwards: int) -> str:
     return (
-        f"svg: {forwards} forwards in a row were dense: their timesteps do not tell the steps of a run (they stay "
-        "equal, alternate or rise), or runs are shorter than the steps left dense "
+        f"svg: {forwards} forwards in a row were dense: their timesteps do not show the steps of a run (they stay "
+        "equal, alternate or rise), or runs are shorter than the number of dense steps "
         f"({config.dense_until(config.num_inference_steps)}). Call svg_compile.attach(pipe), or run the loop in "
         "`with svg_compile.denoising(model, steps=...)`."
     )

@@ -44,7 +44,7 @@ __all__ = [
 ]
 log = logging.getLogger(__name__)
 _UNKNOWN = (
-    "svg: this graph is given no timestep and no schedule is attached, so every step runs sparse, the first ones too "
+    "svg: this graph receives no timestep and no schedule is attached, so every step runs sparse, even the first ones "
     "(at the first density), which costs quality. Call svg_compile.attach(pipe) once, run the loop in "
     "`with svg_compile.denoising(model, steps=...)`, or set options={'dense_steps': 0} if this is meant."
 )

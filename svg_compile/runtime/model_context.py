@@ -18,12 +18,12 @@ from svg_compile.runtime.steps import Position
 from svg_compile.runtime.timestep import Moment
 
 _ELSEWHERE = (
-    "svg: a denoising block of another thread or task holds this model, and this forward is not in it: its steps are "
-    "counted from its timesteps. To run forwards of that block in a thread of your own, start them by "
+    "svg: a denoising block of another thread or task uses this model, and this forward is outside of it: its steps "
+    "are counted from its timesteps. To run forwards of that block in a thread of your own, start them by "
     "contextvars.copy_context().run(...)."
 )
 _RISING = (
-    "svg: the timesteps of this model rise from forward to forward, and each rise is taken for the start of a new run: "
+    "svg: the timesteps of this model rise from forward to forward, and each rise counts as the start of a new run: "
     "all steps stay dense. Call svg_compile.attach(pipe), or run the loop in `with svg_compile.denoising(model, "
     "steps=...)`."
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from svg_compile._compat.modules import uncompiled
 from svg_compile.errors import ScheduleError
 from svg_compile.passes.timestep_names import timestep_among
 from svg_compile.regional.whole_model import leave_regions, watch_regions
@@ -114,7 +115,7 @@ def denoisers(pipe: Any) -> Iterator[nn.Module]:
     """The components of a pipeline that are denoisers: modules whose forward takes `timestep`, or one of a modality."""
     components = getattr(pipe, "components", None)
     for component in (components if isinstance(components, dict) else vars(pipe)).values():
-        model = getattr(component, "_orig_mod", component)
+        model = uncompiled(component)
         if isinstance(model, nn.Module) and timestep_among(inspect.signature(type(model).forward).parameters):
             yield model
 
@@ -228,7 +229,7 @@ def denoising(*models: nn.Module, steps: int, start: int = 0) -> Denoising:
             raise ScheduleError(f"denoising: {name} must be an integer of at least {least}, got {value!r}.")
     if start >= steps:
         raise ScheduleError(f"denoising: start must be below steps, got start={start}, steps={steps}.")
-    plain = tuple(getattr(model, "_orig_mod", model) for model in models)
+    plain = tuple(map(uncompiled, models))
     for model in plain:
         if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
             raise ScheduleError(f"denoising: expected modules with parameters, got {type(model).__name__}.")

@@ -25,7 +25,7 @@ import torch
 from svg_compile._compat.pytree import tree_map_only
 from svg_compile.errors import SvgError
 from svg_compile.targets.example_inputs import inputs_for, size_for
-from svg_compile.targets.recipes import RECIPES, Grid
+from svg_compile.zoo import CLASSES, Grid
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -148,12 +148,12 @@ def _from_diffusers(name: str, request: Request) -> Target:
         raise SvgError(f"{name!r} is a diffusers class: pip install diffusers") from error
     cls = getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
-        near = [known for known in RECIPES if name and name.lower() in known.lower()]
-        near = near or difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(RECIPES)}."
+        near = [known for known in CLASSES if name and name.lower() in known.lower()]
+        near = near or difflib.get_close_matches(name, CLASSES, n=1)
+        hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(CLASSES)}."
         raise SvgError(f"diffusers has no model class {name!r}.{hint}")
-    recipe = RECIPES.get(name)
-    config = {**(recipe.config if recipe else {}), **{k: v for k, v in request.config.items() if not k.startswith("_")}}
+    usual = CLASSES[name].config if name in CLASSES else {}
+    config = {**usual, **{key: value for key, value in request.config.items() if not key.startswith("_")}}
     known = inspect.signature(cls.__init__).parameters
     for key in config:
         if key not in known:

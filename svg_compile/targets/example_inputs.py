@@ -1,7 +1,7 @@
 """Example inputs for video transformers: what a class' pipeline would pass to one forward, at a size of one's choice.
 
 Most arguments follow from their names and the model's configuration (`latents`, `text`, `timestep`, ...). What a class
-wants beyond that stands in its recipe, with the sizes of a usual video.
+wants beyond that is in `special_inputs`, and the size of its usual video in `svg_compile.zoo`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 from svg_compile.errors import SvgError
-from svg_compile.targets.recipes import RECIPES, Grid, Recipe, Size, noise, text_channels
+from svg_compile.targets.special_inputs import SPECIAL_INPUTS, Size, noise, text_channels
+from svg_compile.zoo import CLASSES, Grid, VideoClass
 
 
 def inputs_for(model: torch.nn.Module, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     """Keyword arguments for one forward of `model`, on the CPU; raises SvgError where one cannot be guessed."""
     name = type(model).__name__
-    recipe = RECIPES.get(name, Recipe((0, 0, 0), 0))
     config = _Config(getattr(model, "config", {}))
     parameters = inspect.signature(type(model).forward).parameters
-    more = recipe.more(config, size, dtype)
+    more = SPECIAL_INPUTS[name](config, size, dtype) if name in SPECIAL_INPUTS else {}
     common = [key for key in _COMMON if key in parameters and key not in more]
     made = {key: _COMMON[key](config, size, dtype) for key in common} | more
-    if recipe.float_time:
+    if name in CLASSES and CLASSES[name].float_time:
         made["timestep"] = made["timestep"].to(torch.float32)
     made = {key: value for key, value in made.items() if value is not None}
     wanted = [
@@ -43,8 +43,8 @@ def inputs_for(model: torch.nn.Module, size: Size, dtype: torch.dtype) -> dict[s
 
 def size_for(name: str, batch: int, latents: Grid | None, text: int | None) -> Size:
     """The size asked for, or the usual one of the class."""
-    recipe = RECIPES.get(name, Recipe((21, 60, 104), 512))
-    return Size(batch, latents or recipe.latents, recipe.text if text is None else text)
+    usual = CLASSES.get(name, VideoClass((21, 60, 104), 512))
+    return Size(batch, latents or usual.latents, usual.text if text is None else text)
 
 
 class _Config:

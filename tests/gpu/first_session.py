@@ -107,7 +107,7 @@ STEPS = (
 
 
 def run_session(steps: Sequence[Step], results: Path, seconds: float, conditions: dict[str, Any], dry: bool) -> bool:
-    """Run the steps within so many seconds, and store what they did in `results`; whether all of them succeeded."""
+    """Run the steps within so many seconds and store their results in `results`; True if all of them succeeded."""
     results.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     records: list[dict[str, Any]] = [{"name": step.name, "status": "not begun"} for step in steps]
@@ -129,7 +129,7 @@ def run_session(steps: Sequence[Step], results: Path, seconds: float, conditions
 
 
 def _run(step: Step, record: dict[str, Any], path: Path, limit: float, dry: bool, session: dict[str, Any]) -> None:
-    """Run one step, its output into a file beside its figures."""
+    """Run one step; its output goes into a file next to its figures."""
     figures, log = path.with_suffix(".json"), path.with_suffix(".log")
     figures.unlink(missing_ok=True)
     chosen = step.dry if dry and step.dry else step.arguments

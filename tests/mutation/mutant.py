@@ -1,4 +1,4 @@
-"""A fault that is put into a copy of the sources, and the tests that have to notice it."""
+"""A fault to insert into a copy of the sources, and the tests that must fail with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MASK = "../test_mask.py"
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` becomes `new` in `file`, wherever it stands; `tests` has to notice."""
+    """`old` becomes `new` everywhere in `file`; `tests` must fail."""
 
     name: str
     file: str

@@ -1,4 +1,4 @@
-"""Mutation check of the Triton kernels: each of the faults, put into a copy of the sources, must make a test fail.
+"""Mutation check of the Triton kernels: each fault, inserted into a copy of the sources, must make a test fail.
 
     python tests/mutation/run.py [name ...]
 
@@ -36,7 +36,7 @@ def copy_sources(target: Path) -> None:
 
 
 def is_noticed(mutant: Mutant) -> bool:
-    """Whether the tests fail on a copy with the fault in it."""
+    """True if the tests fail on a copy with the fault."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder)
         copy_sources(target)
@@ -54,7 +54,7 @@ def is_noticed(mutant: Mutant) -> bool:
         tests = target / "tests" / "triton_interpreted" / mutant.tests
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)]
         run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-        # A negative code is a crash: a fault that reads or writes out of bounds may end so.
+        # A negative code is a crash, which a fault that reads or writes out of bounds may cause.
         if run.returncode > 1:
             raise SystemExit(f"{mutant.name}: the tests did not run\n{run.stdout[-3000:]}{run.stderr[-3000:]}")
         return run.returncode != 0

@@ -126,7 +126,7 @@ ROWS = (
         quick=True),
     Row("HunyuanVideo T2V with true guidance", "HunyuanVideoPipeline", pipelines.spec("hunyuan_video").build,
         lambda: _GIVEN | _NEGATIVE | {"true_cfg_scale": 3.0}, text=TEXT),
-    Row("HunyuanVideo I2V (latents beside)", "HunyuanVideoImageToVideoPipeline",
+    Row("HunyuanVideo I2V (latents concatenated)", "HunyuanVideoImageToVideoPipeline",
         lambda: _i2v("latent_concat", in_channels=9), lambda: _GIVEN | {"image": picture()}, text=TEXT),
     Row("HunyuanVideo I2V (first frame replaced)", "HunyuanVideoImageToVideoPipeline",
         lambda: _i2v("token_replace", guidance_embeds=True), lambda: _GIVEN | {"image": picture()}, text=TEXT,

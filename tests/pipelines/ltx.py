@@ -117,8 +117,8 @@ def _reference() -> Any:
     return LTX2ReferenceCondition(frames=clip(33, 224, 96), strength=1.0)
 
 
-_BESIDE = "tokens of the condition beside the video are attended in full; dense where they are over 30% of the sequence"
-_REFERENCE = "a reference as long as the video stands beside it: more than is worth attending in full"
+_BESIDE = "tokens of the condition are attended in full; dense where they are over 30% of the sequence"
+_REFERENCE = "the sequence also holds a reference as long as the video: too many tokens to attend in full"
 _LONG = (
     "the image stands behind the video, too, and in later windows the frames repeated of the window before: all are "
     "attended in full; dense where they are over 30% of the sequence (29% by default)"

@@ -1,4 +1,4 @@
-"""What toy pipelines are made of beside their transformer: embeddings, pictures, and real autoencoders of toy size."""
+"""The parts of toy pipelines other than the transformer: embeddings, pictures, and real autoencoders of toy size."""
 
 from __future__ import annotations
 

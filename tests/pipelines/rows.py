@@ -1,4 +1,4 @@
-"""A row of docs/models.md: a real pipeline, run as it is, compiled whole and by blocks, and what is expected of it."""
+"""A row of docs/models.md: a real pipeline, run unchanged, compiled whole and by blocks, and the expected result."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from svg_compile.runtime.observers import Forward, watch
 # At density 1 sparse attention equals dense attention. The first step is left dense, so that a step that was counted
 # wrongly shows in the number of sparse attentions.
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "block": 8, "dense_steps": 1, "dense_layers": 0, "density": 1.0}
-HISTORY = "the video so far stands beside the video and is attended in full; dense where it is over 30% of the sequence"
+HISTORY = "the sequence also holds the earlier video, attended in full; dense where that is over 30% of the sequence"
 
 
 @dataclass(frozen=True)
 class Row:
     """One pipeline: how it is built and called, the grid of its video, and whether its attention becomes sparse.
 
-    grid: frames, height and width in tokens; text: tokens beside the video, before it where `text_first`.
-    tokens: length of the self-attentions that count, where it is not that of the grid with its text; keys: how many
-    keys they have, where these are more.
-    whole, blocks: "sparse", or "dense"; note: what the reader of the table is told.
-    attached: whether `svg_compile.attach` takes the pipeline. each: `compile_repeated_blocks` misses blocks.
+    grid: frames, height and width in tokens; text: text tokens after the video, or before it where `text_first`.
+    tokens: length of the self-attentions that count, where it is not that of the grid with its text; keys: the number
+    of their keys, where it is larger.
+    whole, blocks: "sparse", or "dense"; note: a remark for the reader of the table.
+    attached: True if `svg_compile.attach` accepts the pipeline. each: True if `compile_repeated_blocks` misses blocks.
     steps: of the scheduler; of these the first `skipped` are not run where a strength says so.
     quick: run by `make test`; the others by `make test-slow`.
     """
@@ -84,7 +84,7 @@ def _flat(made: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Eager:
-    """A run without the backend: what it made, and how often it attended over the video."""
+    """A run without the backend: its output, and the number of its attentions over the video."""
 
     made: list[Tensor]
     attentions: int
@@ -92,7 +92,7 @@ class Eager:
 
 @dataclass(frozen=True)
 class Seen:
-    """A compiled run: what it made, its sparse attentions, those that the first step left dense, and what was said."""
+    """A compiled run: its output, its sparse attentions, the dense ones of the first step, and the warnings."""
 
     made: list[Tensor]
     sparse: int
@@ -146,7 +146,7 @@ def run_compiled(row: Row, how: str, **options: Any) -> Seen:
 
 
 def check(row: Row, how: str, eager: Eager, seen: Seen) -> None:
-    """Raise AssertionError unless a compiled run was what the row says, and made what the eager run made."""
+    """Raise AssertionError unless a compiled run agrees with the row, and its output with that of the eager run."""
     assert len(seen.made) == len(eager.made) > 0
     for got, want in zip(seen.made, eager.made):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

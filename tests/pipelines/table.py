@@ -1,4 +1,4 @@
-"""docs/models.md: what becomes of each diffusers pipeline with 3D attention, made of the rows that the tests check."""
+"""docs/models.md: the result for each diffusers pipeline with 3D attention, from the rows that the tests check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Toy models that move tokens about, each with the verdict that the analysis must reach.
+"""Toy models that move tokens, each with the expected verdict of the analysis.
 
 One file a way of moving them; `test_token_axes.py` traces them all.
 """

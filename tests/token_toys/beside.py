@@ -1,4 +1,4 @@
-"""What stands beside the video in a sequence, or in the place of its batch: text in parts, frames of another video."""
+"""Other tokens in the sequence of a video, or in its batch axis: text in parts, frames of another video."""
 
 from __future__ import annotations
 

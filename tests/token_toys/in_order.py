@@ -1,4 +1,4 @@
-"""Video tokens in raster order: the grid must be found, and nothing else beside it."""
+"""Video tokens in raster order: the grid must be found, and nothing else."""
 
 from __future__ import annotations
 

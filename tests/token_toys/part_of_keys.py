@@ -1,4 +1,4 @@
-"""Queries that are not all of the keys: the video beside text, frames behind others, and what only looks like these."""
+"""Queries that are a part of the keys: video that attends to text too, frames that attend to earlier frames."""
 
 from __future__ import annotations
 

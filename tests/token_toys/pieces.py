@@ -1,4 +1,4 @@
-"""Slices of the tokens that go back to their place, what is put beside them, and what only looks like it."""
+"""Slices of the tokens that return to their place, tokens concatenated with them, and imitations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tokens taken one by one and put together again by arithmetic, in another order: no grid may be named.
 
-Each of these is exactly a shuffle, but for what says otherwise. None is what a model does; they are what a proof must
-not believe.
+Each of these is exactly a shuffle, unless a comment says otherwise. No real model does this, but a proof must not
+accept it.
 """
 
 from __future__ import annotations

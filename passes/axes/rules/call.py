@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from svg_compile._compat.pytree import tensors_in
 from svg_compile.passes.axes.axis import Axis
 
 # The axes of an operand.
@@ -40,7 +41,7 @@ class Call:
     @property
     def tensors(self) -> list[Tensor]:
         """The operands, those in lists too."""
-        return leaves_of(list(self.arguments.values()))
+        return tensors_in(list(self.arguments.values()))
 
     @property
     def source(self) -> Tensor:
@@ -82,12 +83,3 @@ def bound_arguments(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
         elif argument.has_default_value():
             bound[argument.name] = argument.default_value
     return bound
-
-
-def leaves_of(value: Any) -> list[Tensor]:
-    """The tensors in lists of lists, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in leaves_of(item)]
-    return []

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.sizes import expression
 from svg_compile.passes.axes.axis import Atom, Axis, Kind, atoms_of, expand, is_plain, is_table
 from svg_compile.passes.axes.merge import unify_each
 from svg_compile.passes.axes.new_axes import axis_of, free_axis, mixed_in, opaque_axis, other_positions
-from svg_compile.passes.axes.rules.call import AxesOf, Call, leaves_of
+from svg_compile.passes.axes.rules.call import AxesOf, Call
 from svg_compile.passes.axes.rules.registry import aligned, same_size, shown_axes, takes_all
 
 aten = torch.ops.aten
@@ -37,7 +38,7 @@ def _norm(call: Call) -> list[Axis] | None:
     """Elements stay where they are; of the statistics, where they are returned, nothing is said."""
     if call.before:
         return None
-    affine = leaves_of([call.get("weight"), call.get("bias")])
+    affine = tensors_in([call.get("weight"), call.get("bias")])
     tables = all(is_table(axis) for operand in affine for axis in call.of(operand))
     axes = call.of(call["input"])
     return axes if tables else [mixed_in(axis) for axis in axes]
@@ -77,7 +78,7 @@ def _matmul(call: Call) -> list[Axis]:
     columns = y[-1] if is_table(x[-1]) else mixed_in(y[-1])
     product: list[Axis | None] = [*batch, rows, columns]
     added = call["self"] if "mat1" in call or "batch1" in call else call.get("bias")
-    for beside in leaves_of([added, call.get("scale_a"), call.get("scale_b")]):
+    for beside in tensors_in([added, call.get("scale_a"), call.get("scale_b")]):
         if all(map(is_table, call.of(beside))):
             continue
         if beside.dim() > out.dim() or not _broadcasts(beside, out):

@@ -1,19 +1,17 @@
-"""The usual inputs of model classes: sizes, and how each class calls them."""
+"""Inputs of model classes beyond the common ones, as their pipelines make them."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svg_compile.errors import SvgError
-
-# Frames x height x width, of latents.
-Grid = tuple[int, int, int]
+from svg_compile.zoo import Grid
 
 _TEXT_CHANNELS = ("text_embed_dim", "caption_channels", "text_dim", "in_text_dim", "cross_attention_dim")
 
@@ -25,20 +23,6 @@ class Size:
     batch: int
     latents: Grid
     text: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The inputs of one class: its usual size, arguments beyond the common ones, and defaults of its configuration.
-
-    more: (configuration, size, dtype) -> keyword arguments that replace or join the common ones.
-    """
-
-    latents: Grid
-    text: int
-    more: Callable[[Any, Size, torch.dtype], dict[str, Any]] = lambda config, size, dtype: {}
-    float_time: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def noise(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -179,46 +163,17 @@ def _kandinsky(config: Any, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-# The released configuration of these two, as the class' defaults do not make a valid model.
-_EASYANIMATE = {"patch_size": 2, "add_norm_text_encoder": True, "text_embed_dim_t5": None}
-
-
-_LATTE = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "out_channels": 8,
-    "num_layers": 28,
-    "cross_attention_dim": 1152,
-    "caption_channels": 4096,
-    "attention_bias": True,
-    "sample_size": 64,
-    "patch_size": 2,
-    "video_length": 16,
-    "activation_fn": "gelu-approximate",
-    "num_embeds_ada_norm": 1000,
-    "norm_type": "ada_norm_single",
-    "norm_elementwise_affine": False,
-    "norm_eps": 1e-6,
-}
-
-RECIPES: dict[str, Recipe] = {
-    "WanTransformer3DModel": Recipe((21, 60, 104), 512, _wan),
-    "WanVACETransformer3DModel": Recipe((21, 60, 104), 512, _wan_vace),
-    "SkyReelsV2Transformer3DModel": Recipe((25, 68, 120), 512, _wan),
-    "HunyuanVideoTransformer3DModel": Recipe((33, 90, 160), 256),
-    "HunyuanVideo15Transformer3DModel": Recipe((31, 30, 52), 1000, _hunyuan15),
-    "CogVideoXTransformer3DModel": Recipe((13, 60, 90), 226, _cogvideox),
-    "LTXVideoTransformer3DModel": Recipe((21, 16, 22), 128, _ltx, float_time=True),
-    "LTX2VideoTransformer3DModel": Recipe((16, 16, 24), 1024, _ltx2, float_time=True),
-    "AllegroTransformer3DModel": Recipe((22, 90, 160), 512, _allegro),
-    "EasyAnimateTransformer3DModel": Recipe((13, 48, 84), 512, float_time=True, config=_EASYANIMATE),
-    "MochiTransformer3DModel": Recipe((15, 60, 106), 256, float_time=True),
-    # The padding mask is a channel more, resized by torchvision; attention is the same without.
-    "CosmosTransformer3DModel": Recipe(
-        (16, 88, 160), 512, _cosmos, float_time=True, config={"concat_padding_mask": False}
-    ),
-    "SanaVideoTransformer3DModel": Recipe((21, 60, 104), 300),
-    "Kandinsky5Transformer3DModel": Recipe((31, 64, 96), 256, _kandinsky, float_time=True),
-    "LatteTransformer3DModel": Recipe((16, 64, 64), 120, _latte, config=_LATTE),
+# Class -> (configuration, size, dtype) -> keyword arguments that replace or join the common ones.
+SPECIAL_INPUTS: dict[str, Callable[[Any, Size, torch.dtype], dict[str, Any]]] = {
+    "WanTransformer3DModel": _wan,
+    "WanVACETransformer3DModel": _wan_vace,
+    "SkyReelsV2Transformer3DModel": _wan,
+    "HunyuanVideo15Transformer3DModel": _hunyuan15,
+    "CogVideoXTransformer3DModel": _cogvideox,
+    "LTXVideoTransformer3DModel": _ltx,
+    "LTX2VideoTransformer3DModel": _ltx2,
+    "AllegroTransformer3DModel": _allegro,
+    "CosmosTransformer3DModel": _cosmos,
+    "Kandinsky5Transformer3DModel": _kandinsky,
+    "LatteTransformer3DModel": _latte,
 }
