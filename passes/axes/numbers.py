@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from svg_compile._compat.operators import mutates
 from svg_compile._compat.pytree import tree_leaves, tree_map_only
 from svg_compile._compat.real_values import beside_modes
 from svg_compile._compat.sizes import equal, holds, size_hint
@@ -62,8 +63,10 @@ class Numbers:
 class KnownNumbers:
     """The whole numbers that are known in one run of a graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_lost: Callable[[Tensor], bool]) -> None:
         self._known: Any = WeakIdKeyDictionary()
+        # Of tensors that something unknown may have written.
+        self._is_lost = is_lost
 
     def enter(self, tensor: Tensor, source: Any, values: Tensor) -> None:
         """An input holds these values, which were read."""
@@ -72,12 +75,12 @@ class KnownNumbers:
     def of(self, tensor: Tensor) -> Numbers | None:
         """The numbers of a tensor; None where they are not known."""
         known: Numbers | None = self._known.get(tensor)
-        return known
+        return None if known is None or self._is_lost(tensor) else known
 
     def carry(self, operator: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
         """Note what an operator has computed, where it has from numbers that are known."""
         packet = operator.overloadpacket
-        if packet not in _VIEWS and packet not in _COMPUTED:
+        if (packet not in _VIEWS and packet not in _COMPUTED) or mutates(operator):
             return
         if not isinstance(out, Tensor) or out.dtype not in WHOLE:
             return
