@@ -70,16 +70,17 @@ def no_schedule_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
-    """The timesteps that were read on the host, of each reading."""
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The timesteps that were read on the host."""
     from svg_compile.runtime import timestep
 
-    values: list[tuple[float, ...]] = []
+    values: list[float] = []
     real = timestep._read
 
     def read(tensor: torch.Tensor) -> tuple[float, ...]:
-        values.append(real(tensor))
-        return values[-1]
+        found = real(tensor)
+        values.append(found[0])
+        return found
 
     monkeypatch.setattr(timestep, "_read", read)
     return values

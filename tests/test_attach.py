@@ -169,9 +169,7 @@ def test_attach_refuses_what_it_cannot_serve(pipe: Any) -> None:
         svg_compile.attach(pipe)
 
 
-def test_denoising_tells_the_steps_whatever_the_timesteps_are(
-    built: list[fx.GraphModule], reads: list[tuple[float, ...]]
-) -> None:
+def test_denoising_tells_the_steps_whatever_the_timesteps_are(built: list[fx.GraphModule], reads: list[float]) -> None:
     high, low = compiled(TimedDiT(), dense_steps=0.5), compiled(TimedDiT(seed=1), dense_steps=0.5)
     with schedule.observe() as seen:
         for start in (0, 0, 2):
@@ -184,7 +182,7 @@ def test_denoising_tells_the_steps_whatever_the_timesteps_are(
     forwards = [(step, step < 3) for start in (0, 0, 2) for step in range(start, 6) for _ in range(2)]
     assert steps(seen) == [*forwards, (0, True)]
     assert [d.source for d in seen] == ["denoising"] * len(forwards) + ["timestep"]
-    assert reads == [(7.0,)]
+    assert reads == [7.0]
 
 
 def test_denoising_refuses_misuse(built: list[fx.GraphModule]) -> None:

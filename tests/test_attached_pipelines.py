@@ -60,7 +60,7 @@ def stop_after_step_1(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any
 @pytest.mark.parametrize("dense_steps", [3, 0.25])
 @pytest.mark.parametrize("spec", pipelines.SPECS, ids=lambda spec: spec.name)
 def test_pipelines_log_the_steps_exactly_as_asked(
-    spec: Spec, dense_steps: int | float, built: list[fx.GraphModule], reads: list[tuple[float, ...]]
+    spec: Spec, dense_steps: int | float, built: list[fx.GraphModule], reads: list[float]
 ) -> None:
     pipe = spec.build()
     compile_denoisers(pipe, spec, dense_steps=dense_steps, num_inference_steps=10)
