@@ -23,7 +23,7 @@ from lowering import kind, watch
 from svg_compile import NothingRewritten, OptionError, Reason
 from svg_compile.backend import svg
 from svg_compile.kernels import ops
-from toy import ToyVideoDiT, latents
+from toy import ToyVideoDiT, by_hand, latents
 
 OPTIONS: dict[str, Any] = {"min_tokens": 0, "dense_layers": 0, "dense_steps": 0, "block": 8, "on_error": "raise"}
 
@@ -95,9 +95,6 @@ def test_one_warning_when_nothing_was_rewritten_and_an_error_when_strict() -> No
 
 
 def test_another_attention_backend_is_named_in_the_warning() -> None:
-    def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.softmax(q @ k.transpose(-1, -2) / 4, dim=-1) @ v
-
     with pytest.warns(UserWarning, match=r"no known attention.*set_attention_backend"):
         compiled(ToyVideoDiT(attend=by_hand))(latents())
 

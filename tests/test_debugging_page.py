@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor
 
 import golden
 import svg_compile
 from svg_compile import Reason
 from svg_compile.cli import main
-from toy import ToyVideoDiT, latents
+from toy import ToyVideoDiT, by_hand, latents
 
 TEXT = golden.PAGE.read_text()
 BLOCKS = dict(re.findall(r"<!-- golden: (\w+) -->\n```text\n(?:\$ (svg-compile [^\n]*)\n)?", TEXT))
@@ -42,9 +41,6 @@ def test_every_reason_is_listed() -> None:
 
 
 def test_the_warning_of_another_backend() -> None:
-    def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.softmax(q @ k.transpose(-1, -2) / 4, dim=-1) @ v
-
     with torch.no_grad(), pytest.warns(UserWarning, match="svg") as seen:
         torch.compile(ToyVideoDiT(layers=1, attend=by_hand), backend="svg", options={"min_tokens": 0})(latents())
     (message,) = (str(each.message) for each in seen if str(each.message).startswith("svg"))

@@ -7,17 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import svg_compile
-from block_model import Block
-from lowering import kind, watch
 from svg_compile import VideoLayout
 from svg_compile.kernels import reference, reference_repair
-from svg_compile.passes.axes.axis import Atom, Concat, Kind, Origin, length
-from svg_compile.passes.axes.new_axes import axis_of, free_axis
-from svg_compile.passes.axes.part_of_keys import Part, part_of
-from svg_compile.passes.axes.pieces import cut
 from svg_compile.passes.grid_marker import Marker, entries_of, grids_of, marker_of
 from test_models import Planned, recorded_plans
 from traced import Recorder, sites_of, verdict
@@ -190,51 +184,6 @@ def test_the_report_says_what_is_attended_in_full_and_counts_its_rows() -> None:
     assert cost.stages[0].attention == round(min(widths) * 4 * B * H * D * 116 * 116) + 4 * B * H * D * 16 * 116
 
 
-# ---- which part -----------------------------------------------------------------------------------------------------
-
-
-def _atom(name: str, size: int) -> tuple:
-    return axis_of(size, Kind.NAMED, Origin(name, (1,), 3))
-
-
-VIDEO_AXIS, TEXT_AXIS = _atom("video", 105), _atom("text", 11)
-
-
-def joint(*segments: tuple) -> tuple:
-    return (Concat(segments, sum(length(segment) for segment in segments)),)
-
-
-def piece(axis: tuple, start: int, stop: int) -> tuple:
-    return cut(axis, start, stop, stop - start)
-
-
-@pytest.mark.parametrize(
-    ("query", "key", "expected"),
-    [
-        (VIDEO_AXIS, joint(TEXT_AXIS, VIDEO_AXIS), Part(11, 0)),
-        (VIDEO_AXIS, joint(VIDEO_AXIS, TEXT_AXIS), Part(0, 11)),
-        (piece(VIDEO_AXIS, 21, 105), VIDEO_AXIS, Part(21, 0)),
-        (piece(VIDEO_AXIS, 21, 84), piece(VIDEO_AXIS, 10, 90), Part(11, 6)),
-        (piece(VIDEO_AXIS, 21, 105), joint(TEXT_AXIS, VIDEO_AXIS), Part(32, 0)),
-        (joint(piece(VIDEO_AXIS, 21, 105), TEXT_AXIS), joint(VIDEO_AXIS, TEXT_AXIS), Part(21, 0)),
-        (joint(piece(TEXT_AXIS, 4, 11), VIDEO_AXIS), joint(TEXT_AXIS, VIDEO_AXIS), Part(4, 0)),
-        # Not one after the other, twice, cut in the middle, of others.
-        (joint(VIDEO_AXIS, TEXT_AXIS), joint(TEXT_AXIS, VIDEO_AXIS), None),
-        (VIDEO_AXIS, joint(VIDEO_AXIS, VIDEO_AXIS), None),
-        (joint(piece(VIDEO_AXIS, 0, 84), TEXT_AXIS), joint(VIDEO_AXIS, TEXT_AXIS), None),
-        (piece(VIDEO_AXIS, 0, 84), piece(VIDEO_AXIS, 21, 105), None),
-        (_atom("other", 105), joint(TEXT_AXIS, VIDEO_AXIS), None),
-        ((), joint(TEXT_AXIS, VIDEO_AXIS, (Atom(1),)), None),
-        (free_axis(105), joint(TEXT_AXIS, VIDEO_AXIS), None),
-    ],
-)
-def test_which_part_of_the_keys_the_queries_are(query: tuple, key: tuple, expected: Part | None) -> None:
-    assert part_of(query, key) == expected
-
-
-# ---- blocks ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_marker_carries_the_part(name: str) -> None:
     video, text, mask = of_case(name, False)
@@ -245,61 +194,3 @@ def test_a_marker_carries_the_part(name: str) -> None:
         assert not isinstance(grid, svg_compile.Reason)
         assert (grid.unasked, grid.before, grid.text_first) == (site.unasked, site.before, site.layout.text_first)  # type: ignore[union-attr]
         assert (grid.tokens, grid.queries) == (site.key_tokens, site.tokens)
-
-
-class Looking(nn.Module):
-    """Attention of video [B, N, C] over text [B, T, C] and itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.kv = nn.Linear(H * D, H * D), nn.Linear(H * D, 2 * H * D)
-
-    def forward(self, video: Tensor, text: Tensor) -> Tensor:
-        query = 3 * self.q(video)
-        key, value = self.kv(torch.cat([text, video], 1)).chunk(2, -1)
-        q, k, v = (tensor.unflatten(-1, (H, D)).transpose(1, 2) for tensor in (query, key, value))
-        return video + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class LookingBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn = Looking()
-
-    def forward(self, video: Tensor, text: Tensor) -> Tensor:
-        return self.attn(video, text)
-
-
-class LookingModel(nn.Module):
-    """Video that looks at text in each block, and text that looks at itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(LookingBlock() for _ in range(2))
-        self.words = Block(H * D)
-
-    def forward(self, video: Tensor, text: Tensor, timestep: Tensor) -> Tensor:
-        x, words = video.flatten(2).transpose(1, 2) * timestep, self.words(text.transpose(1, 2))
-        for block in self.blocks:
-            x = block(x, words)
-        return x
-
-
-@pytest.mark.parametrize("density", [1.0, 0.3])
-def test_blocks_have_it_from_the_whole_model(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = watch(monkeypatch, kind)
-    torch.manual_seed(0)
-    made, given = LookingModel().eval(), (*inputs(False, TOKENS)[:2], torch.tensor(0.5))
-    keep = {"min_tokens": 0, "dense_steps": 0, "dense_layers": 0, "block": 8, "on_error": "raise", "density": density}
-    with torch.no_grad():
-        eager = made(*given)
-        whole = torch.compile(made, backend="svg", options=keep)(*given)
-        torch._dynamo.reset()
-        built.clear()
-        for block in made.blocks:
-            block.compile(backend="svg", options=keep)
-        with svg_compile.denoising(made, steps=1):
-            torch.testing.assert_close(made(*given), whole)
-    assert built == ["sparse"]
-    difference = float((whole - eager).abs().max())
-    assert difference < 1e-5 if density == 1.0 else difference > 1e-3

@@ -64,7 +64,7 @@ def profile_rows(
         outputs, scores = _outputs(query[batch][:, rows].float() * scale, keys, values, seen)
         errors = (outputs[:, 1:] - outputs[:, :1]).square().mean((-1, -2))
         if adaptive and scores:
-            missing = _missing_mass(scores, layout, density, len(rows), shown)
+            missing = _missing_mass(scores, layout, density, shown)
             given = None if share is None else share[batch : batch + 1]
             plan = plan_by_need(errors[None], missing[None], layout, density, given, spread)[0]
         else:
@@ -136,9 +136,7 @@ def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(shown, dim=-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
-def _missing_mass(
-    scores: list[Tensor], layout: VideoLayout, density: float, count: int, shown: Tensor | None
-) -> Tensor:
+def _missing_mass(scores: list[Tensor], layout: VideoLayout, density: float, shown: Tensor | None) -> Tensor:
     """float32 [H, 2, rungs]: the mean square, over rows, of the weight that each rung of the ladder leaves out.
 
     scores: [H, R, K] in parts; `shown`: the positions of the K visible keys, None for all.

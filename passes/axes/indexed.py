@@ -54,8 +54,7 @@ def as_slices(
         return None
     if not all(holds(equal, size, real) for size, real in zip(index.shape, values.shape)):
         return None
-    with beside_modes():
-        runs = runs_in(_one_row(values, others))
+    runs = beside_modes(lambda: runs_in(_one_row(values, others)))
     if runs is None or not all(holds(at_most, run.start + run.size, target.shape[dim]) for run in runs.runs):
         return None
     if packet in _FOR_EACH and not _reaches(index, dim, target):

@@ -68,6 +68,7 @@ def infer_token_axes(
     inputs of whole numbers that may be used as an index (`passes.index_runs`).
     """
     tracker, unseen = AxisTracker(), set[fx.Node]()
+    known = {node: runs.numbers() for node, runs in (indices or {}).items()}
     with symbolic_run(fake_mode):
         # Tensors that change their own shape are not the graph's examples. Else they are those themselves, for these
         # remember the symbols of sizes and numbers read from them.
@@ -83,9 +84,9 @@ def infer_token_axes(
             _name_positions(values[node], raster, tracker)
         for node in ids:
             tracker.name(values[node], [free_axis(size) for size in values[node].shape])
-        for node, runs in (indices or {}).items():
-            if holds(equal, values[node].shape[0], sum(run.size for run in runs.runs)):
-                tracker.numbers.enter(values[node], node, runs.numbers())
+        for node, numbers in known.items():
+            if holds(equal, values[node].shape[0], len(numbers)):
+                tracker.numbers.enter(values[node], node, numbers)
         with tracker:
             results = _Run(graph_module, tracker, fake_mode, unseen).run(*values.values())
         if call is not None:

@@ -1,9 +1,9 @@
-"""The values of whole numbers, where a graph computes them from inputs whose values were read, or from none.
+"""The values of whole-number tensors that a graph computes from constants, or from inputs whose values were read.
 
     frames       [1, 2, 3, 4], an input, read by its values
     flat         (frames[:, None] * 6 + arange(6)).flatten(): 6, 7, 8, ... 29
 
-Each is computed where something asks for it, on real tensors beside the fake ones that the graph is run on. A tensor
+A value is computed where a rule asks for it, on real tensors, while the graph runs on fake ones. The value of a tensor
 that is written is forgotten.
 """
 
@@ -100,9 +100,5 @@ def _computed(operator: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | N
         return None
     args, kwargs = tree_map_only(Numbers, lambda each: each.values, (args, kwargs))
     args, kwargs = tree_map_only(torch.SymInt, size_hint, (args, kwargs))
-    try:
-        with beside_modes():
-            result: Tensor = operator(*args, **kwargs)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return None
+    result: Tensor | None = beside_modes(partial(operator, *args, **kwargs))
     return result

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from on_gpu import masked_sdpa, plan_of, rand
 from strategies import STRIDES, Problem, problems, strided
 from svg_compile.kernels import ops, reference
 from svg_compile.layout import HeadKind, VideoLayout
@@ -28,28 +29,6 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, plan: Tensor, layout: VideoLayout, key_mask: Tensor | None = None
 ) -> Tensor:
     return torch.ops.svg.attention(query, key, value, plan, key_mask, layout.grid, None, "triton", ops.ABI)
-
-
-def rand(layout: VideoLayout, heads: int = 2, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-    generator = torch.Generator("cuda").manual_seed(0)
-    shape = (1, layout.tokens, heads, head_dim)
-    make = [torch.randn(shape, generator=generator, device="cuda").to(dtype).transpose(1, 2) for _ in range(3)]
-    return make
-
-
-def plan_of(*heads: tuple[int, int]) -> Tensor:
-    return torch.tensor([heads], dtype=torch.int32, device="cuda")
-
-
-def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, plan: Tensor, layout: VideoLayout) -> Tensor:
-    """The same attention in the inputs' dtype, head by head, with the whole mask."""
-    out = torch.empty_like(value)
-    for head in range(query.shape[1]):
-        kind, half_width = plan[0, head].tolist()
-        mask = reference.attention_mask(layout, half_width, kind, "cuda")
-        scores = (query[0, head] @ key[0, head].mT * query.shape[3] ** -0.5).masked_fill(~mask, float("-inf"))
-        out[0, head] = torch.softmax(scores, -1) @ value[0, head]
-    return out
 
 
 @settings(max_examples=80)

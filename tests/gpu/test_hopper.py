@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from on_gpu import masked_sdpa, plan_of, rand
 from strategies import Problem, problems, strided
 from svg_compile.errors import LayoutError
 from svg_compile.kernels import reference
@@ -37,31 +38,10 @@ def attend(
     return hopper_attention.hopper_attention(query, key, value, plan, None, layout.grid, scale)
 
 
-def rand(layout: VideoLayout, heads: int, head_dim: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-    generator = torch.Generator("cuda").manual_seed(0)
-    shape = (1, layout.tokens, heads, head_dim)
-    return [torch.randn(shape, generator=generator, device="cuda").to(dtype).transpose(1, 2) for _ in range(3)]
-
-
-def plan_of(*heads: tuple[int, int]) -> Tensor:
-    return torch.tensor([heads], dtype=torch.int32, device="cuda")
-
-
 def sparse_plan(layout: VideoLayout, density: float = 0.3) -> Tensor:
     """A spatial head, a temporal one, and a dense one."""
     spatial, temporal = (layout.half_width_for(density, kind) for kind in (HeadKind.SPATIAL, HeadKind.TEMPORAL))
     return plan_of((0, spatial), (1, temporal), (2, 0))
-
-
-def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, plan: Tensor, layout: VideoLayout) -> Tensor:
-    """The same attention in the inputs' dtype, head by head, with the whole mask."""
-    out = torch.empty_like(value)
-    for head in range(query.shape[1]):
-        kind, half_width = plan[0, head].tolist()
-        mask = reference.attention_mask(layout, half_width, kind, "cuda")
-        scores = (query[0, head] @ key[0, head].mT * query.shape[3] ** -0.5).masked_fill(~mask, float("-inf"))
-        out[0, head] = torch.softmax(scores, -1) @ value[0, head]
-    return out
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
