@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from svg_compile._compat.graphs import known_value
-from svg_compile._compat.real_values import beside_modes
 
 # One number is a position, and whether it changes from call to call nobody knows.
 _FEWEST_NUMBERS = 2
@@ -47,20 +46,18 @@ class Runs:
 
     def numbers(self) -> Tensor:
         """The index itself, int64 [N] on the CPU."""
-        with beside_modes():
-            return torch.cat([torch.arange(run.start, run.start + run.size) for run in self.runs])
+        return torch.cat([torch.arange(run.start, run.start + run.size) for run in self.runs])
 
 
 def runs_in(numbers: Tensor) -> Runs | None:
     """The runs that a real tensor [N] of whole numbers from 0 on is made of; None where these are not few."""
     if numbers.dim() != 1 or not len(numbers):
         return None
-    with beside_modes():
-        breaks = (numbers.diff() != 1).nonzero()[:, 0] + 1
-        if len(breaks) >= _MOST_RUNS or int(numbers.min()) < 0:
-            return None
-        edges = [0, *breaks.tolist(), len(numbers)]
-        return Runs(tuple(Run(int(numbers[start]), stop - start) for start, stop in pairwise(edges)))
+    breaks = (numbers.diff() != 1).nonzero()[:, 0] + 1
+    if len(breaks) >= _MOST_RUNS or int(numbers.min()) < 0:
+        return None
+    edges = [0, *breaks.tolist(), len(numbers)]
+    return Runs(tuple(Run(int(numbers[start]), stop - start) for start, stop in pairwise(edges)))
 
 
 def runs_of(tensor: Tensor) -> Runs | None:

@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import svg_compile
 from svg_compile._compat import compiled, dynamo, gpu, graphs, sizes, traces, versions
+from svg_compile._compat.real_values import beside_modes
 from toy import ToyVideoDiT, latents
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,19 @@ class Broken(nn.Module):
         x = latents.flip(2).contiguous()
         torch._dynamo.graph_break()
         return self.inner(x)
+
+
+def test_real_values_are_computed_beside_fake_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils import _python_dispatch
+
+    real = torch.arange(5)
+    with FakeTensorMode():
+        assert beside_modes(lambda: (real + 1).tolist()) == [1, 2, 3, 4, 5]
+        assert graphs.is_fake(torch.ones(2))
+        assert beside_modes(lambda: real.view(7)) is None
+        monkeypatch.delattr(_python_dispatch, "_disable_current_modes")
+        assert beside_modes(lambda: real + 1) is None
 
 
 def test_inductor_lowers_the_operator_that_stores_a_tensor_once() -> None:

@@ -99,7 +99,7 @@ def test_a_call_with_other_numbers_runs_dense(monkeypatch: pytest.MonkeyPatch) -
     assert set(built) == {"dense", "5x7x3"}
     assert float((sparse - model()(x, NOW, REFERENCE_LAST)).abs().max()) > 1e-4
     torch.testing.assert_close(compiled(x, NOW, REFERENCE_LAST.clone()), sparse)
-    with pytest.warns(UserWarning, match="not those of the 5 frames"):
+    with pytest.warns(UserWarning, match="compiled for the positions of 5 frames"):
         torch.testing.assert_close(compiled(x, NOW, RISING.clone()), model()(x, NOW, RISING))
 
 

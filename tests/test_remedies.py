@@ -348,5 +348,5 @@ def test_a_model_that_cannot_be_traced_is_sparse_as_the_warning_says(
         model.compile(backend="svg", dynamic=False, options=ALWAYS)
         with schedule.observe() as seen, torch.no_grad():
             model(latents())
-    assert "no graph break stands between its patches and its attention" in message
+    assert "no graph break lies between its patches and its attention" in message
     assert [decision.dense for decision in seen] == ([] if behind else [False])

@@ -72,7 +72,8 @@ def layer(x: Tensor, call: str) -> Tensor:
     width = x.shape[-1]
     if width < 2:
         return x
-    number = x[..., :1]
+    # Padding along the channels is less than any number.
+    number = x.amax(-1, keepdim=True)
     query = F.pad(torch.cat([number, torch.ones_like(number)], -1), (0, width - 2))
     key = F.pad(torch.cat([2 * _SHARP * number, -_SHARP * number * number], -1), (0, width - 2))
     # Of several tokens with one number the mean, which rounding may have moved.

@@ -88,7 +88,7 @@ def prove(atom: Atom, group: Axis) -> Axis | None:
 
 
 def prove_piece(axis: Axis, group: Axis) -> Axis | None:
-    """Coordinates along a piece of an input's packed axis prove that this is a grid, and what stands beside it none."""
+    """Coordinates along a piece of an input's packed axis prove that it is a grid; the rest of the axis is none."""
     atom = axis[0] if len(axis) == 1 else None
     if not isinstance(atom, Atom) or atom.piece is None or atom.parts is not None or not _counts(group):
         return None

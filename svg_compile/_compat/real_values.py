@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils import _python_dispatch
+
+R = TypeVar("R")
 
 
-@contextlib.contextmanager
-def beside_modes() -> Iterator[None]:
-    """Compute with real tensors in the block: no fake tensor mode and no tracker sees it."""
-    with _disable_current_modes():
-        yield
+def beside_modes(function: Callable[[], R]) -> R | None:
+    """What a function returns that computes with real tensors: no fake tensor mode and no tracker sees it.
+
+    None where this torch cannot leave its modes, or an operator fails.
+    """
+    leave = getattr(_python_dispatch, "_disable_current_modes", None)
+    if leave is None:
+        return None
+    try:
+        with leave():
+            return function()
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None

@@ -31,9 +31,9 @@ class PositionGuard:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"svg: the model was compiled for the positions of {_named(broken.found)}; this call passes other "
-                "positions of the same shape, so it runs dense. Call torch.compiler.reset() before "
-                "another grid of equal length, or pad the sequence.",
+                f"svg: the model was compiled for {_named(broken.found)}; this call passes other values of the same "
+                "shape, so it runs dense. Call torch.compiler.reset() before another grid of equal length, or pad the "
+                "sequence.",
                 stacklevel=2,
             )
         return self.dense(*inputs)
@@ -41,9 +41,9 @@ class PositionGuard:
 
 def _named(found: Found) -> str:
     if isinstance(found, Rise):
-        return f"{found.frames} frames"
+        return f"the positions of {found.frames} frames"
     if isinstance(found, Ids):
-        return "ids"
+        return "the ids of its first call"
     if isinstance(found, Runs):
-        return "index"
-    return f"{found.frames}x{found.height}x{found.width} video"
+        return "the index of its first call"
+    return f"the positions of a {found.frames}x{found.height}x{found.width} video"
