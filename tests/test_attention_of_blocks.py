@@ -83,7 +83,7 @@ def broken(parted: Callable[[Callable[..., Tensor]], Callable[..., Tensor]], **o
 
 
 def test_attention_that_a_block_calls_behind_a_break_stays_dense_with_a_reason() -> None:
-    with pytest.warns(UserWarning, match=r"blocks\.0 \(and 2 more\) itself calls stays dense: a graph break parts it"):
+    with pytest.warns(UserWarning, match=r"blocks\.0 \(and 2 more\) itself calls stays dense: a graph break separates"):
         assert sparse_forwards(broken(behind_a_break)) == 0
 
 
