@@ -88,7 +88,10 @@ def _on_sdpa(
     behind = call is not None and not candidates
     hidden = behind or any(one.reason in _HIDDEN for one in candidates)
     rasters = rasters_among(graph_module, examples) if hidden else {}
-    indices = indices_among(graph_module, examples) if hidden else {}
+    indices = indices_among(graph_module, examples) if hidden and axes.asks_index else {}
+    if call is not None:
+        # A trace serves other calls of the model, too, which are compared by their arguments.
+        indices = {node: runs for node, runs in indices.items() if call.is_argument(node)}
     if rasters or indices:
         # The graph does not show the grid, but values of its inputs may.
         ids = ids_among(graph_module, rasters, examples)

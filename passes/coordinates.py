@@ -134,9 +134,9 @@ def _frames_alike(rows: Tensor, start: int, stop: int) -> tuple[int, int]:
     best, first = (0, 0), 0
     for at in range(1, len(edges)):
         here, end = edges[at - 1], edges[at]
-        size, before = end - here, edges[at - 1] - edges[at - 2] if at > 1 else 0
-        if size != before or not bool((others[here:end] == others[here - size : here]).all()):
-            first = here
+        size, before = end - here, here - edges[at - 2] if at > 1 else 0
+        alike = size == before and size > 1 and bool((others[here:end] == others[here - size : here]).all())
+        first = first if alike else here
         if size > 1 and end - first > best[1] - best[0]:
             best = first, end
     return start + best[0], start + best[1]

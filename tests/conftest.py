@@ -77,9 +77,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     values: list[float] = []
     real = timestep._read
 
-    def read(tensor: torch.Tensor) -> float:
-        values.append(real(tensor))
-        return values[-1]
+    def read(tensor: torch.Tensor) -> tuple[float, ...]:
+        found = real(tensor)
+        values.append(found[0])
+        return found
 
     monkeypatch.setattr(timestep, "_read", read)
     return values

@@ -159,6 +159,8 @@ class Machine:
         )  # fmt: skip
         names = {
             "gl": self.gl,
+            # Of functions that Triton kernels call too.
+            "tl": self.gl,
             "hopper": SimpleNamespace(
                 warpgroup_mma=self.product, warpgroup_mma_wait=self.finish, fence_async_shared=lambda: None
             ),

@@ -237,6 +237,7 @@ def test_a_block_is_timed_part_by_part_and_a_run_projected() -> None:
     assert "projected: 50 steps, 5 dense" in table(result).markdown()
 
 
+@pytest.mark.slow
 def test_a_block_of_another_size_is_timed_in_one_forward(tmp_path: Path) -> None:
     file = tmp_path / "block.json"
     arguments = ["bench", "block", "--model", "small", "--latents", "8x32x32", "--once", "--density", "0.5"]

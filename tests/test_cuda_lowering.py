@@ -227,6 +227,7 @@ def test_plans_that_are_kept_stay_on_the_device() -> None:
         assert profile.arguments["when"].device.type == "cuda"
 
 
+@pytest.mark.slow
 def test_sizes_of_another_call_are_those_that_the_kernels_get() -> None:
     with absent_gpu() as machine:
         model = FusedProjections(lambda rows: rows.sin())

@@ -23,6 +23,8 @@ hopper_attention = pytest.importorskip("svg_compile.kernels.hopper.attention", r
 from gluon_in_python import Machine  # noqa: E402
 from svg_compile.kernels.hopper import kernel as hopper_kernel  # noqa: E402
 from svg_compile.kernels.hopper import schedule  # noqa: E402
+from svg_compile.kernels.triton import runs  # noqa: E402
+from svg_compile.kernels.triton.tiles import body_offset  # noqa: E402
 
 
 class Int32(int):
@@ -94,8 +96,8 @@ def check_tile_of_queries(
     frames, area, text_len = number(layout.frames), number(layout.area), number(layout.text_len)
     body = (frames - 1) * area
     temporal, sees_all = kind == 1, is_text or kind == 2
-    width = python(schedule.clamped_width)(number(half_width), area, body, layout.block)
-    run = python(schedule.query_run)(
+    width = python(runs.clamped_width)(number(half_width), area, body, layout.block)
+    run = python(runs.query_run)(
         number(tile), is_text, area, body, text_len, number(layout.text_start), number(layout.video_start), BLOCK
     )
     is_body, begin, length, start = run
@@ -106,7 +108,8 @@ def check_tile_of_queries(
     assert total > 0
     count = min(BLOCK, length - begin)
     indices = [begin + row for row in range(count)]
-    queries = [int(python(schedule.query_token)(index, start, frames, area, is_body, temporal)) for index in indices]
+    offset = python(body_offset)
+    queries = [int(start + offset(index, frames, area, is_body and temporal)) for index in indices]
     ranks = [
         python(schedule.seen_ranks)(index, is_body, temporal, width, frames, area, band_end, layout.block)
         for index in indices
@@ -161,10 +164,9 @@ def test_boxes_waste_little(layout: VideoLayout, most: float) -> None:
     number = Int32
     half_width = layout.half_width_for(0.3, 1)
     begin = number(layout.body // 2 // BLOCK * BLOCK)
-    low, high, *_ = python(schedule.band_ranks)(
-        begin, number(layout.body), True, False, True, number(half_width), number(layout.frames), number(layout.area),
-        number(layout.body), layout.block, BLOCK,
-    )  # fmt: skip
+    frames, area, body = number(layout.frames), number(layout.area), number(layout.body)
+    ranks = python(runs.query_ranks)(begin, body, True, 1, frames, area, BLOCK)
+    low, high, *_ = python(runs.band_ranks)(*ranks, False, number(half_width), area, body, layout.block)
     total, _, tiles = python(schedule.tile_list)(
         begin, number(layout.body), True, False, True, number(half_width), number(layout.frames), number(layout.area),
         number(layout.text_len), layout.text_first, layout.block, schedule.box_frames(layout.frames, BLOCK), BLOCK,

@@ -171,6 +171,37 @@ def test_blocks_are_told_the_grid_of_the_call_s_own_index(monkeypatch: pytest.Mo
     assert len(traces) == 2
 
 
+class Ordered(Joint):
+    """Computes its index from an argument before a graph break, or keeps it as state."""
+
+    def __init__(self, state: bool) -> None:
+        super().__init__()
+        self.register_buffer("kept", VIDEO_AT.clone() if state else None)
+
+    def forward(self, latents: Tensor, words: Tensor, at: Tensor, words_at: Tensor, where: Tensor, t: Tensor) -> Tensor:
+        if self.kept is None:
+            at = at.flatten().argsort() + words.shape[1]
+            torch._dynamo.graph_break()
+        return super().forward(latents, words, at if self.kept is None else self.kept, words_at, where, t)
+
+
+@pytest.mark.parametrize("state", [False, True], ids=["before a break", "state"])
+def test_blocks_build_on_no_index_that_is_not_an_argument(state: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = Ordered(state), Ordered(state)
+    watch(monkeypatch, grids_of)
+    for block in model.blocks:
+        block.compile(backend="svg", options=OPTIONS, dynamic=False)
+    order = torch.arange(TOKENS)[:, None] * 3
+    with svg_compile.denoising(model, steps=2) as run:
+        model(**given(at=order))
+        run.advance()
+        if state:
+            for each in (model, plain):
+                each.kept.copy_(each.kept.flip(0))
+        other = given(at=order if state else order.flip(0))
+        torch.testing.assert_close(model(**other), plain(**other))
+
+
 def test_runs_of_consecutive_numbers() -> None:
     assert runs_of(torch.arange(3, 9)) == Runs((Run(3, 6),))
     assert runs_of(torch.tensor([7, 8, 2, 3, 4])) == Runs((Run(7, 2), Run(2, 3)))

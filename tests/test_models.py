@@ -184,6 +184,7 @@ def test_compiled_model_equals_inductor_when_full_and_the_oracle_when_sparse(
     assert_equals_inductor_when_full_and_the_oracle_when_sparse(case, monkeypatch, OPTIONS, fullgraph=True)
 
 
+@pytest.mark.slow
 def test_a_model_in_many_graphs_does_so_with_its_grid_given(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each block is a graph of its own, and other graphs hold no video attention.
     case = models.case("hunyuan_video_1_5")

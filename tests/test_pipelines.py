@@ -49,7 +49,17 @@ def test_a_pipeline_is_what_its_row_says(row: Row, how: str, monkeypatch: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Wan 2.1 I2V", "HunyuanVideo T2V", "LTX-Video T2V", "Cosmos 2 video to world"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Wan 2.1 I2V",
+        "HunyuanVideo T2V",
+        "LTX-Video T2V",
+        "Cosmos 2 video to world",
+        "Cosmos 3",
+        "MiniMax-H3, first frame given",
+    ],
+)
 def test_a_pipeline_is_so_through_inductor(name: str) -> None:
     row = next(row for row in ROWS if row.name == name)
     needs(row)

@@ -69,7 +69,11 @@ def runs(model: Any, inputs: dict[str, Any]) -> tuple[list[Tensor], list[Forward
 @pytest.mark.parametrize("how", ["whole", "blocks"])
 @pytest.mark.parametrize(
     ("name", "companion"),
-    [("wan", group_offload), ("wan", sequential_offload), ("hunyuan_video", group_offload)],
+    [
+        ("wan", group_offload),
+        pytest.param("wan", sequential_offload, marks=pytest.mark.slow),
+        pytest.param("hunyuan_video", group_offload, marks=pytest.mark.slow),
+    ],
     ids=["wan, group offload", "wan, sequential offload", "hunyuan_video, group offload"],
 )
 def test_it_equals_the_same_attention_in_a_graph(

@@ -167,7 +167,7 @@ def test_a_forward_reads_its_timestep_once_and_nothing_else(form: str, monkeypat
     dispatch = Dispatcher(lambda *a: ("dense",), sparse, config, Timestep("t", 1), (0,))
     ran = [dispatch(key, FORMS[form](time))[0] for time in TIMES]
     assert ran == ["dense", "dense", "sparse", "sparse"]
-    assert reads == ["item"] * 4
+    assert reads == ["tolist"] * 4
 
 
 def test_decisions_are_logged_one_line_a_forward(built: list[str], caplog: pytest.LogCaptureFixture) -> None:

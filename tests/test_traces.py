@@ -86,6 +86,7 @@ def test_tlparse_shows_the_decisions_the_graph_and_where_its_ops_come_from(tmp_p
     assert all(f"[Provenance debug handles] {handle}" in code for handle in lines)
 
 
+@pytest.mark.slow
 def test_compile_debug_writes_its_folder_with_source_lines(tmp_path: Path) -> None:
     result = run(PROGRAM, tmp_path, TORCH_COMPILE_DEBUG="1")
     assert result.returncode == 0, result.stderr

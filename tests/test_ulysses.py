@@ -85,6 +85,7 @@ def test_another_model_whose_tokens_diffusers_spreads(case: str) -> None:
         assert all(dense == (step == 0) for step, dense in zip(each["steps"], each["dense"], strict=True))
 
 
+@pytest.mark.slow
 def test_ring_attention_is_refused_and_ulysses_named() -> None:
     for each in processes("ring"):
         assert any("it runs ring attention" in said and "use Ulysses" in said for said in each["said"]), each

@@ -43,16 +43,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from svg_compile.kernels.hopper.schedule import (
-    clamped_width,
-    key_position,
-    query_run,
-    query_tile,
-    query_token,
-    seen_ranks,
-    tile_at,
-    tile_list,
-)
+from svg_compile.kernels.hopper.schedule import key_position, query_tile, seen_ranks, tile_at, tile_list
+from svg_compile.kernels.triton.runs import clamped_width, query_run
+from svg_compile.kernels.triton.tiles import body_offset
 
 # Renamed after Triton 3.6.
 copy_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
@@ -177,7 +170,7 @@ def computing_warps(
     begin += WHICH * ROWS
 
     index = begin + gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
-    token = query_token(index, start, frames, area, is_body, temporal)
+    token = start + body_offset(index, frames, area, is_body & temporal)
     channel = gl.arange(0, WIDTH, gl.SliceLayout(0, LOAD)).to(gl.int64)
     pointer = query + (token.to(gl.int64) * query_strides[0])[:, None] + (channel * query_strides[1])[None, :]
     rows = gl.load(pointer, mask=(index < length)[:, None], other=0.0)

@@ -28,11 +28,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from svg_compile import mask
-
-# From the mask's one definition.
-band_rank = gluon.jit(mask.band_rank)
-band_block = gluon.jit(mask.band_block)
+from svg_compile.kernels.triton.runs import band_ranks, open_keys, query_ranks
+from svg_compile.kernels.triton.tiles import band_block, band_rank
 
 
 def box_frames(frames: int, keys: int) -> int:
@@ -50,65 +47,6 @@ def query_tile(program, batch_heads, area, body, text_len, BLOCK_M: gl.constexpr
     program = program - gl.where(is_text, 0, text_tiles * batch_heads)
     tiles = gl.where(is_text, text_tiles, video_tiles)
     return is_text, program // tiles, program % tiles
-
-
-@gluon.jit
-def query_run(tile, is_text, area, body, text_len, text_start, video_start, BLOCK_M: gl.constexpr):
-    """(is_body, begin, length, start): the queries are begin, begin + 1, ... of a run; `start` is its first token.
-
-    The three runs are the text, frame 0, and the body, whose queries are in the head's order.
-    """
-    first_tiles = gl.cdiv(area, BLOCK_M)
-    is_body = (tile >= first_tiles) & (is_text == 0)
-    begin = gl.where(is_body, tile - first_tiles, tile) * BLOCK_M
-    length = gl.where(is_text, text_len, gl.where(is_body, body, area))
-    start = gl.where(is_text, text_start, gl.where(is_body, video_start + area, video_start))
-    return is_body, begin, length, start
-
-
-@gluon.jit
-def query_token(index, start, frames, area, is_body, temporal):
-    """Token of the query with this index in its run."""
-    span = gl.maximum(frames - 1, 1)
-    place = index // span
-    return start + gl.where(is_body & temporal, (index - place * span) * area + place, index)
-
-
-@gluon.jit
-def open_keys(sees_all, area, video, text_len, TEXT_FIRST: gl.constexpr):
-    """(x_end, y_begin, y_end): the open keys are tokens [0, x_end) and [y_begin, y_end)."""
-    if TEXT_FIRST:
-        x_end = text_len + gl.where(sees_all, video, area)
-        y_begin = x_end
-        y_end = x_end
-    else:
-        x_end = gl.where(sees_all, video + text_len, area)
-        y_begin = gl.maximum(x_end, video)
-        y_end = video + text_len
-    return x_end, y_begin, y_end
-
-
-@gluon.jit
-def band_ranks(begin, length, is_body, sees_all, temporal, half_width, frames, area, body, BAND, BLOCK_M: gl.constexpr):
-    """(low, high, full_low, full_high): ranks that some query of the tile attends, and that all attend."""
-    last = gl.minimum(begin + BLOCK_M, length) - 1
-    turn = gl.where(temporal, 1, 0)
-    first_rank = gl.where(is_body, begin, band_rank(0, begin, frames, area, turn))
-    last_rank = gl.where(is_body, last, band_rank(0, last, frames, area, turn))
-    first_block = band_block(first_rank, area, BAND)
-    last_block = band_block(last_rank, area, BAND)
-    end = gl.where(sees_all, 0, body)
-    low = gl.minimum(gl.maximum((first_block - half_width) * BAND, 0), end)
-    high = gl.minimum(gl.maximum((last_block + half_width + 1) * BAND, low), end)
-    full_low = gl.minimum(gl.maximum((last_block - half_width) * BAND, low), high)
-    full_high = gl.minimum(gl.maximum((first_block + half_width + 1) * BAND, full_low), high)
-    return low, high, full_low, full_high
-
-
-@gluon.jit
-def clamped_width(half_width, area, body, BAND):
-    """The half-width, at most one that covers the whole body: the products of the band then fit into int32."""
-    return gl.minimum(gl.maximum(half_width, -1), gl.cdiv(body, BAND) + gl.cdiv(area, BAND))
 
 
 @gluon.jit
@@ -140,10 +78,9 @@ def tile_list(
     tiles.
     """
     body = (frames - 1) * area
-    x_end, y_begin, y_end = open_keys(sees_all, area, frames * area, text_len, TEXT_FIRST)
-    low, high, full_low, full_high = band_ranks(
-        begin, length, is_body, sees_all, temporal, half_width, frames, area, body, BAND, BLOCK_M
-    )
+    x_end, y_begin, y_end = open_keys(sees_all, area, frames * area, text_len, TEXT_FIRST, False)
+    first_rank, last_rank = query_ranks(begin, length, is_body, gl.where(temporal, 1, 0), frames, area, BLOCK_M)
+    low, high, full_low, full_high = band_ranks(first_rank, last_rank, sees_all, half_width, area, body, BAND)
     first, boxes, groups, full_first, full_end = band_groups(
         low, high, full_low, full_high, temporal, frames, BOX_FRAMES, BLOCK_N
     )

@@ -44,6 +44,7 @@ from svg_compile.kernels.triton.prepare import (
     head_order_fwd_kernel,
     hidden_range_fwd_kernel,
 )
+from svg_compile.kernels.triton.runs import band_ranks, clamped_width, open_keys, query_ranks, query_run
 from svg_compile.kernels.triton.tiles import (
     attends,
     band_block,
@@ -83,8 +84,7 @@ def sparse_attention_fwd_kernel(
 
     # Text tiles first (they attend every key), then the heads, longest first; tiles of one head are adjacent.
     text_tiles = tl.cdiv(text_len, BLOCK_M)
-    first_tiles = tl.cdiv(area, BLOCK_M)
-    video_tiles = first_tiles + tl.cdiv(body, BLOCK_M)
+    video_tiles = tl.cdiv(area, BLOCK_M) + tl.cdiv(body, BLOCK_M)
     program = tl.program_id(0)
     is_text = program < text_tiles * batch_heads
     tiles = tl.where(is_text, text_tiles, video_tiles)
@@ -96,40 +96,21 @@ def sparse_attention_fwd_kernel(
 
     kind = tl.load(plan + batch_head.to(tl.int64) * stride_ph)
     half_width = tl.load(plan + batch_head.to(tl.int64) * stride_ph + stride_pi)
-    # Clamped to a half-width that covers the whole body, so that the products below fit into int32.
-    blocks = tl.cdiv(body, BAND)
-    half_width = tl.minimum(tl.maximum(half_width, -1), blocks + tl.cdiv(area, BAND))
+    half_width = clamped_width(half_width, area, body, BAND)
     temporal = kind == 1
     sees_all = is_text | ((kind != 0) & (kind != 1))
 
     # The queries: text, frame 0, or body in the head's order, as tokens and as ranks.
-    is_body = (tile >= first_tiles) & (is_text == 0)
-    begin = tl.where(is_body, tile - first_tiles, tile) * BLOCK_M
-    length = tl.where(is_text, text_len, tl.where(is_body, body, area))
-    query_start = tl.where(is_text, text_start, tl.where(is_body, video_start + area, video_start))
+    is_body, begin, length, query_start = query_run(
+        tile, is_text, area, body, text_len, text_start, video_start, BLOCK_M
+    )
     index, query_token, query_ok = query_rows(begin, query_start, length, frames, area, is_body, temporal, BLOCK_M)
-    last = tl.minimum(begin + BLOCK_M, length) - 1
     turn = temporal.to(tl.int32)
-    first_rank = tl.where(is_body, begin, band_rank(0, begin, frames, area, turn))
-    last_rank = tl.where(is_body, last, band_rank(0, last, frames, area, turn))
+    first_rank, last_rank = query_ranks(begin, length, is_body, turn, frames, area, BLOCK_M)
 
     # The keys: X = [0, x_end), Y = [y_begin, y_end), and the band's ranks. With a key mask text and video are separate.
-    video_seen = video_start + tl.where(sees_all, video, area)
-    if TEXT_FIRST:
-        x_end = text_len if HAS_KEY_MASK else video_seen
-        y_begin = x_end
-        y_end = video_seen
-    else:
-        x_end = video_seen if HAS_KEY_MASK else tl.where(sees_all, video + text_len, area)
-        y_begin = tl.maximum(x_end, video)
-        y_end = video + text_len
-    first_block = band_block(first_rank, area, BAND)
-    last_block = band_block(last_rank, area, BAND)
-    band_end = tl.where(sees_all, 0, body)
-    low = tl.minimum(tl.maximum((first_block - half_width) * BAND, 0), band_end)
-    high = tl.minimum(tl.maximum((last_block + half_width + 1) * BAND, low), band_end)
-    full_low = tl.minimum(tl.maximum((last_block - half_width) * BAND, low), high)
-    full_high = tl.minimum(tl.maximum((first_block + half_width + 1) * BAND, full_low), high)
+    x_end, y_begin, y_end = open_keys(sees_all, area, video, text_len, TEXT_FIRST, HAS_KEY_MASK)
+    low, high, full_low, full_high = band_ranks(first_rank, last_rank, sees_all, half_width, area, body, BAND)
     x_clean = x_end
     y_clean = y_end
     band_clean = full_high

@@ -22,7 +22,9 @@ from svg_compile._compat.operators import mutates
 from svg_compile._compat.real_values import beside_modes
 from svg_compile._compat.sizes import at_most, equal, holds
 from svg_compile._compat.storages import storage_of
-from svg_compile.passes.axes.numbers import Numbers
+from svg_compile.passes.axes.axis import is_table
+from svg_compile.passes.axes.numbers import KnownNumbers, Numbers
+from svg_compile.passes.axes.rules.call import AxesOf
 from svg_compile.passes.index_runs import Runs, runs_in
 
 aten = torch.ops.aten
@@ -35,19 +37,45 @@ _ALL = {*_READS, *_COPIES, *_ADDS, *_PUTS}
 _FOR_EACH = {aten.gather, aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_}
 
 
-def as_slices(
-    operator: Any, bound: Mapping[str, Any], known: Callable[[Tensor], Numbers | None]
+class Indices:
+    """The indices that one run of a graph meets.
+
+    used: the inputs whose values have proven where an index reads or writes. asked: an index was met whose values are
+    not known, or no slices.
+    """
+
+    def __init__(self, of: AxesOf, is_lost: Callable[[Tensor], bool]) -> None:
+        self._of = of
+        self.numbers = KnownNumbers(is_lost)
+        self.used: set[Any] = set()
+        self.asked = False
+
+    def as_slices(self, operator: Any, arguments: Callable[[], Mapping[str, Any]]) -> Callable[[], Tensor] | None:
+        """What gives the result of an operator by slices; None where it has no index, or one that is no slices."""
+        if operator.overloadpacket not in _ALL:
+            return None
+        bound = arguments()
+        place = _place(bound, bound["self"], operator.overloadpacket)
+        if place is None:
+            return None
+        found = _as_slices(operator, bound, *place, self.numbers.of(place[1]))
+        if found is None:
+            moved = (bound.get(name) for name in ("self", "source", "src", "values"))
+            tensors = [tensor for tensor in moved if isinstance(tensor, Tensor)]
+            self.asked |= not all(is_table(axis) for tensor in tensors for axis in self._of(tensor))
+            return None
+        self.used |= found[1]
+        return found[0]
+
+
+def _as_slices(
+    operator: Any, bound: Mapping[str, Any], dim: int, index: Tensor, numbers: Numbers | None
 ) -> tuple[Callable[[], Tensor], Any] | None:
     """(what gives the operator's result by slices, the inputs whose values prove it); None where nothing does."""
-    packet = operator.overloadpacket
-    if packet not in _ALL:
+    packet, target = operator.overloadpacket, bound["self"]
+    if numbers is None or numbers.of_sizes_alone or numbers.values is None:
         return None
-    target = bound["self"]
-    place = _place(bound, target, packet)
-    numbers = None if place is None else known(place[1])
-    if place is None or numbers is None or numbers.values is None:
-        return None
-    (dim, index), values = place, numbers.values
+    values = numbers.values
     # Which number stands where must not depend on any other dimension.
     others = [each for each in range(values.dim()) if values.dim() > 1 and each != dim]
     if any(values.shape[each] != 1 and values.stride(each) != 0 for each in others) or not values.numel():

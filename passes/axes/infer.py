@@ -46,8 +46,9 @@ class TokenAxes:
 
     visits: Mapping[fx.Node, tuple[AttentionAxes, ...]]
     without_rule: Mapping[str, int]
-    # The inputs whose values have proven where an index reads or writes.
+    # The inputs whose values have proven where an index reads or writes; and if any other index was met.
     indexed: frozenset[fx.Node] = frozenset()
+    asks_index: bool = False
 
 
 def infer_token_axes(
@@ -86,7 +87,7 @@ def infer_token_axes(
             tracker.name(values[node], [free_axis(size) for size in values[node].shape])
         for node, numbers in known.items():
             if holds(equal, values[node].shape[0], len(numbers)):
-                tracker.numbers.enter(values[node], node, numbers)
+                tracker.indices.numbers.enter(values[node], node, numbers)
         with tracker:
             results = _Run(graph_module, tracker, fake_mode, unseen).run(*values.values())
         if call is not None:
@@ -94,7 +95,7 @@ def infer_token_axes(
     if tracker.without_rule:
         log.debug("operators without an axis rule: %s", dict(tracker.without_rule))
     visits = {node: tuple(seen) for node, seen in tracker.visits.items() if node not in unseen}
-    return TokenAxes(visits, dict(tracker.without_rule), frozenset(tracker.indexed))
+    return TokenAxes(visits, dict(tracker.without_rule), frozenset(tracker.indices.used), tracker.indices.asked)
 
 
 def _name_inputs(values: Mapping[fx.Node, Any], tracker: AxisTracker, facts: InputFacts) -> None:

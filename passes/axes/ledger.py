@@ -169,6 +169,10 @@ class GraphCall:
         # The last run of the graph: its tracker, its inputs and its results.
         self._run: tuple[AxisTracker, Mapping[fx.Node, Tensor], Any] | None = None
 
+    def is_argument(self, node: fx.Node) -> bool:
+        """True if an input is an argument of the model: no state of it, and not computed between graphs."""
+        return node not in self.facts.tables and node not in self.facts.unseen
+
     def begin(self, tracker: AxisTracker, values: Mapping[fx.Node, Any]) -> None:
         """Tell a graph's tracker what its inputs are."""
         tracker.rises = self.ledger.rises

@@ -38,7 +38,7 @@ from svg_compile.passes.axes.naming import (
     swapped,
 )
 from svg_compile.passes.axes.new_axes import axis_of, free_axis, opaque_axis
-from svg_compile.passes.axes.pieces import piece_of
+from svg_compile.passes.axes.pieces import of_another_input, piece_of
 
 
 def unify_each(
@@ -74,7 +74,7 @@ def unify(left: Axis, right: Axis, size: Any, meaning: Meaning | None = None, pa
         opaque, other = (a, b) if is_opaque(a) else (b, a)
         if is_table(other) and (grid := prove_piece(opaque, other)) is not None:
             return grid
-        kept = is_table(other) or _of_another_input(opaque, other)
+        kept = is_table(other) or of_another_input(opaque, other)
         return opaque if kept else _same_piece(a, b, meaning, pairs) or opaque_axis(size, opaque, other)
     common = _matched(a, b, {} if meaning is None else meaning, [] if pairs is None else pairs)
     if common is not None:
@@ -89,24 +89,6 @@ def _one_position(left: Axis, right: Axis) -> Axis:
     """Two axes of size 1: a piece of one position stays that piece, where the other is none of another position."""
     pieces = {part for part in (*left, *right) if isinstance(part, Atom) and part.piece is not None}
     return (pieces.pop(),) if len(pieces) == 1 else ()
-
-
-def _of_another_input(opaque: Axis, other: Axis) -> bool:
-    """True if `opaque` is a piece of one input's axis and `other` a named axis of another input."""
-    x, y = (axis[0] if len(axis) == 1 else None for axis in (opaque, other))
-    if not (isinstance(x, Atom) and isinstance(y, Atom)) or y.kind is not Kind.NAMED or y.inner:
-        return False
-    if x.piece is None or x.made_of is None or y.places is None:
-        return False
-    if len(x.piece.whole) != 1 and not _may_be_refined(y, x.piece.whole):
-        return False
-    return not {source for source, _ in x.made_of} & {source for source, _ in y.places}
-
-
-def _may_be_refined(atom: Atom, whole: Axis) -> bool:
-    """True if a named axis may be aligned with tokens that were cut out of several axes, as with all of these."""
-    given = atom.origin is not None and atom.origin.given
-    return given and all(isinstance(part, Atom) and part.kind is Kind.NAMED and not part.inner for part in whole)
 
 
 def _same_piece(a: Axis, b: Axis, meaning: Meaning | None, pairs: list[Pair] | None) -> Axis | None:

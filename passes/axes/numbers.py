@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from svg_compile._compat.operators import mutates
 from svg_compile._compat.pytree import tree_leaves, tree_map_only
 from svg_compile._compat.real_values import beside_modes
 from svg_compile._compat.sizes import equal, holds, size_hint
@@ -42,10 +43,16 @@ _PLACE = ("device", "layout", "pin_memory", "memory_format")
 
 @dataclass(frozen=True)
 class Numbers:
-    """The values of one tensor. sources: the inputs that they were computed from."""
+    """The values of one tensor. sources: the inputs that they were computed from; symbolic: sizes took part in it."""
 
     compute: Callable[[], Tensor | None]
     sources: frozenset[Any] = frozenset()
+    symbolic: bool = False
+
+    @property
+    def of_sizes_alone(self) -> bool:
+        """True if they follow from sizes that are symbolic, and from no input that was read: asking would fix these."""
+        return self.symbolic and not self.sources
 
     @cached_property
     def values(self) -> Tensor | None:
@@ -56,8 +63,10 @@ class Numbers:
 class KnownNumbers:
     """The whole numbers that are known in one run of a graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_lost: Callable[[Tensor], bool]) -> None:
         self._known: Any = WeakIdKeyDictionary()
+        # Of tensors that something unknown may have written.
+        self._is_lost = is_lost
 
     def enter(self, tensor: Tensor, source: Any, values: Tensor) -> None:
         """An input holds these values, which were read."""
@@ -66,23 +75,26 @@ class KnownNumbers:
     def of(self, tensor: Tensor) -> Numbers | None:
         """The numbers of a tensor; None where they are not known."""
         known: Numbers | None = self._known.get(tensor)
-        return known
+        return None if known is None or self._is_lost(tensor) else known
 
     def carry(self, operator: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> None:
         """Note what an operator has computed, where it has from numbers that are known."""
         packet = operator.overloadpacket
-        if packet not in _VIEWS and packet not in _COMPUTED:
+        if (packet not in _VIEWS and packet not in _COMPUTED) or mutates(operator):
             return
         if not isinstance(out, Tensor) or out.dtype not in WHOLE:
             return
         if packet not in _VIEWS and size_hint(out.numel()) > _MOST_NUMBERS:
             return
-        operands = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-        known = [self.of(operand) for operand in operands]
-        if None not in known:
-            sources = frozenset().union(*(numbers.sources for numbers in known if numbers is not None))
+        leaves = tree_leaves((args, dict(kwargs)))
+        known = [self.of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+        found = [numbers for numbers in known if numbers is not None]
+        if len(found) == len(known):
+            sources = frozenset().union(*(numbers.sources for numbers in found))
+            sized = any(isinstance(leaf, torch.SymInt) for leaf in leaves)
             given = tree_map_only(Tensor, self.of, (args, dict(kwargs)))
-            self._known[out] = Numbers(partial(_computed, operator, *given), sources)
+            symbolic = sized or any(numbers.symbolic for numbers in found)
+            self._known[out] = Numbers(partial(_computed, operator, *given), sources, symbolic)
 
     def forget(self, written: Tensor) -> None:
         """A tensor was written: of it, and of all that share its storage, nothing is known any more."""

@@ -133,6 +133,24 @@ def _filled(segments: Sequence[Axis], size: Any) -> Axis | None:
     return expand(whole)
 
 
+def of_another_input(opaque: Axis, other: Axis) -> bool:
+    """True if `opaque` is a piece of one input's axis and `other` a named axis of another input."""
+    x, y = (axis[0] if len(axis) == 1 else None for axis in (opaque, other))
+    if not (isinstance(x, Atom) and isinstance(y, Atom)) or y.kind is not Kind.NAMED or y.inner:
+        return False
+    if x.piece is None or x.made_of is None or y.places is None:
+        return False
+    if len(x.piece.whole) != 1 and not _may_be_refined(y, x.piece.whole):
+        return False
+    return not {source for source, _ in x.made_of} & {source for source, _ in y.places}
+
+
+def _may_be_refined(atom: Atom, whole: Axis) -> bool:
+    """True if a named axis may be aligned with tokens that were cut out of several axes, as with all of these."""
+    given = atom.origin is not None and atom.origin.given
+    return given and all(isinstance(part, Atom) and part.kind is Kind.NAMED and not part.inner for part in whole)
+
+
 def padded(axis: Axis, before: Any, after: Any, size: Any) -> Axis:
     """The axis with positions that are nobody's put in front of it and behind it."""
     if _is_zero(before) and _is_zero(after):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from svg_compile._compat.operators import definition_of, mutates
+from svg_compile._compat.operators import definition_of
 from svg_compile._compat.pytree import tensors_in
 from svg_compile._compat.sizes import size_hint
 from svg_compile._compat.storages import storage_of
@@ -20,9 +21,8 @@ from svg_compile.passes.attention_operators import AttentionCall, axes_of_result
 from svg_compile.passes.axes import selections
 from svg_compile.passes.axes.alias_update import Write, kind_of_write, same_place, written_axes
 from svg_compile.passes.axes.axis import Axis, atoms_of
-from svg_compile.passes.axes.indexed import as_slices
+from svg_compile.passes.axes.indexed import Indices
 from svg_compile.passes.axes.new_axes import free_axis, lost_axis, mixed_in, opaque_axis
-from svg_compile.passes.axes.numbers import KnownNumbers, Numbers
 from svg_compile.passes.axes.rules.by_node import NodeRule
 from svg_compile.passes.axes.rules.call import Call, bound_arguments
 from svg_compile.passes.axes.rules.compute import FACTORIES, attended
@@ -57,15 +57,13 @@ class AxisTracker(TorchDispatchMode):
         self.node: fx.Node | None = None
         self.without_rule: Counter[str] = Counter()
         self.values = KnownValues()
-        self.numbers = KnownNumbers()
-        # The inputs whose values have proven where an index reads or writes.
-        self.indexed: set[Any] = set()
         self.rises: dict[str, int] = {}
         self._axes: Any = WeakIdKeyDictionary()
         self._selected: Any = WeakIdKeyDictionary()
         # Parameters, buffers and constants, by storage: they have no axes of their own until they are written.
         self._weights: dict[int, list[Tensor]] = {}
         self.storages = Storages()
+        self.indices = Indices(self.of, self.storages.is_lost)
         # Axes of tensors at their `svg::mark`, by its text (`svg_compile.passes.axes.seen`).
         self.marked: dict[str, list[Any]] = {}
 
@@ -130,7 +128,7 @@ class AxisTracker(TorchDispatchMode):
         if rule_of(func) is None and (definition := definition_of(func)) is not None:
             with self:
                 return definition(*args, **kwargs)
-        sliced = self._as_slices(func, args, kwargs)
+        sliced = self.indices.as_slices(func, partial(bound_arguments, func._schema, args, kwargs))
         out = func(*args, **kwargs)
         with analysing(Why(func, self.node)):
             if sliced is None:
@@ -140,21 +138,8 @@ class AxisTracker(TorchDispatchMode):
                     twin = sliced()
                 if isinstance(out, Tensor) and out is not twin:
                     self.adopt(out, self.of(twin), self, twin)
-        if not mutates(func):
-            self.numbers.carry(func, args, kwargs, out)
+        self.indices.numbers.carry(func, args, kwargs, out)
         return out
-
-    def _as_slices(self, func: Any, args: Any, kwargs: Any) -> Callable[[], Tensor] | None:
-        """What an operator with an index comes to in slices, where the values of the index are known."""
-        found = as_slices(func, bound_arguments(func._schema, args, kwargs), self.known_numbers)
-        if found is None:
-            return None
-        self.indexed |= found[1]
-        return found[0]
-
-    def known_numbers(self, tensor: Tensor) -> Numbers | None:
-        """The values of a tensor of whole numbers, where they are known."""
-        return None if self.storages.is_lost(tensor) else self.numbers.of(tensor)
 
     def _carry(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         schema = func._schema
@@ -242,7 +227,7 @@ class AxisTracker(TorchDispatchMode):
         self._write_values(func.overloadpacket if written == ["self"] else None, bound, leaves)
         self.storages.written.update(map(storage_of, leaves))
         for leaf in leaves:
-            self.numbers.forget(leaf)
+            self.indices.numbers.forget(leaf)
         how = kind_of_write(func) if written == ["self"] else None
         if how is None:
             self.without_rule[str(func)] += 1

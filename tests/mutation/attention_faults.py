@@ -13,13 +13,13 @@ MUTANTS = (
     ),
     Mutant(
         "kernel drops the sink",
-        "kernels/triton/attention.py",
+        "kernels/triton/runs.py",
         "tl.where(sees_all, video, area)",
         "tl.where(sees_all, video, 0)",
     ),
     Mutant(
         "kernel drops text after the video",
-        "kernels/triton/attention.py",
+        "kernels/triton/runs.py",
         "y_end = video + text_len",
         "y_end = y_begin",
     ),
@@ -88,7 +88,7 @@ MUTANTS = (
     ),
     Mutant(
         "band one block too wide",
-        "kernels/triton/attention.py",
+        "kernels/triton/runs.py",
         "(last_block - half_width) * BAND, low), high)",
         "(first_block - half_width) * BAND, low), high)",
     ),

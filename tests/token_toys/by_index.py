@@ -204,6 +204,13 @@ def _an_index_written_through_a_view(x: Tensor, at: Tensor) -> Tensor:
 
 
 @model(_UNKNOWN, video(), torch.arange(N))
+def _an_index_computed_into_itself(x: Tensor, at: Tensor) -> Tensor:
+    at = at.clone()
+    torch.sub(torch.full((N,), N - 1), at, out=at)
+    return attend(tokens(x)[:, at])
+
+
+@model(_UNKNOWN, video(), torch.arange(N))
 def _an_index_rolled(x: Tensor, at: Tensor) -> Tensor:
     return attend(tokens(x).index_select(1, at.roll(7)))
 

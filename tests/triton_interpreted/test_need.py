@@ -53,7 +53,7 @@ def planned(
     return plan
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     heads=st.integers(1, 6), seed=st.integers(0, 999), density=st.sampled_from((0.1, 0.3, 0.6, 1.0)),
     wrong=st.sampled_from((None, float("nan"), float("inf"))), shared=st.booleans(),
