@@ -126,6 +126,8 @@ def test_a_claimed_grid_is_the_order_of_the_tokens(program: Any) -> None:
 
 @settings(max_examples=int(os.environ.get("SVG_TEST_PROGRAMS", "600")))
 @example(((4, 4, 4), [("pad", 1, 0, 1), ("pieces", 1, 1, "overlapping")], *PLAIN, "none"))
+@example(((4, 4, 4), [("by_index", 1, "straight", "added to it")], *PLAIN, "none"))
+@example(((4, 4, 4), [("by_index", 1, "swapped", "added to it")], *PLAIN, "none"))
 @given(programs())
 def test_a_claimed_grid_is_the_order_of_the_tokens_of_many(program: Any) -> None:
     """The same without torch.compile, which takes most of the time: the rules alone, on fake tensors."""

@@ -40,7 +40,8 @@ def by_index(x: torch.Tensor, dim: int, order: str, use: str) -> torch.Tensor:
     if use == "gathered":
         return x.gather(dim, each)
     if use == "added to it":
-        return x.index_add(dim, index, part)
+        # The mean of both: in order a token and itself, whose number it keeps.
+        return x.index_add(dim, index, part) * 0.5
     if use == "copied over it":
         return x.clone().index_copy_(dim, index, part)
     out = torch.zeros_like(x)
