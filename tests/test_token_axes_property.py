@@ -125,6 +125,7 @@ def test_a_claimed_grid_is_the_order_of_the_tokens(program: Any) -> None:
 
 
 @settings(max_examples=int(os.environ.get("SVG_TEST_PROGRAMS", "600")))
+@example(((4, 4, 4), [("repeat", 0), ("crop", 0, 0), ("by_index", 0, "less", "copied")], *PLAIN, "none"))
 @example(((4, 4, 4), [("pad", 1, 0, 1), ("pieces", 1, 1, "overlapping")], *PLAIN, "none"))
 @example(((4, 4, 4), [("by_index", 1, "straight", "added to it")], *PLAIN, "none"))
 @example(((4, 4, 4), [("by_index", 1, "swapped", "added to it")], *PLAIN, "none"))

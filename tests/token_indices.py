@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from token_pieces import NOBODY
 from token_steps import step
 
 # The order of the numbers.
@@ -44,10 +45,11 @@ def by_index(x: torch.Tensor, dim: int, order: str, use: str) -> torch.Tensor:
         return x.index_add(dim, index, part) * 0.5
     if use == "copied over it":
         return x.clone().index_copy_(dim, index, part)
-    out = torch.zeros_like(x)
+    # Where nothing is written stands no token's number; whole samples may be left so.
+    out = torch.full_like(x, NOBODY)
     if use == "put":
         out[(*(slice(None),) * dim, index)] = part
         return out
     if use == "scattered":
         return out.scatter(dim, each, part)
-    return out.index_copy(dim, index, part) if use == "copied" else out.index_add_(dim, index, part)
+    return out.index_copy(dim, index, part) if use == "copied" else out.index_add_(dim, index, part - NOBODY)
